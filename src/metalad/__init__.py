@@ -1,0 +1,1 @@
+"""Image anomaly localization that trains on good images only."""
