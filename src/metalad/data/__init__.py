@@ -1,0 +1,18 @@
+"""Folders of images: which are good, which are abnormal, where their masks lie, and their pixels."""
+
+from metalad.data.content import data_hash
+from metalad.data.layouts import read_category
+from metalad.data.loading import Images, Skipped, load_images
+from metalad.data.sample import Category, Sample
+from metalad.data.splitting import split_validation
+
+__all__ = [
+    "Category",
+    "Images",
+    "Sample",
+    "Skipped",
+    "data_hash",
+    "load_images",
+    "read_category",
+    "split_validation",
+]

@@ -1,0 +1,85 @@
+"""How much memory may be used, and room on disk for what does not fit."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from metalad.files import explained
+
+_UNKNOWN = 4 * 2**30
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping, within the limit of a container; 4 GiB where nobody says."""
+    known = [amount for amount in (_system_memory(), _container_memory()) if amount is not None]
+    return min(known, default=_UNKNOWN)
+
+
+def _system_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return None
+    except OSError:  # not Linux
+        return _physical_memory()
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _container_memory() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        return None if limit == "max" else max(int(limit) - used, 0)
+    except (OSError, ValueError):
+        return None
+
+
+def allocate(
+    shape: tuple[int, int, int, int], memory_limit: int, cache: Path | None
+) -> UInt8[np.ndarray, "n height width channels"]:
+    """Make room for pixels: in memory up to `memory_limit` bytes, else in a scratch file mapped into memory.
+
+    The scratch file lies in `cache` (a temporary folder by default) and ends with the program, even killed.
+
+    Raises:
+        RunError: the scratch file cannot be written or the disk is full.
+    """
+    size = int(np.prod(shape, dtype=np.int64))
+    if size <= memory_limit:
+        return np.empty(shape, np.uint8)
+    parent = cache if cache is not None else Path(tempfile.gettempdir())
+    with explained(parent / "metalad-pixels"):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="metalad-", dir=parent))
+        try:
+            return _map_file(folder / "pixels", shape, size)
+        finally:
+            _remove(folder)
+
+
+def _map_file(path: Path, shape: tuple[int, int, int, int], size: int) -> UInt8[np.ndarray, "n h w c"]:
+    with path.open("w+b") as file:
+        # Writing to a mapped file on a full disk kills the process, so the space is claimed first.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def _remove(folder: Path) -> None:
+    """Remove at once where the system lets a removed file stay mapped (all but Windows), else at the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)

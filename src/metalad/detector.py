@@ -1,0 +1,146 @@
+"""What every method is: a module that turns images into a `Prediction`, learnt from good images alone.
+
+A method says what it holds against each pixel (`evidence`) and how its paper turns that into a map (`raw_map`).
+Calibration, smoothing, the image score and the threshold are the same for all. A method that learns by gradient
+descent derives from `GradientDetector`, one with a closed form from `FittedDetector`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from metalad.calibration import Calibration, Evidence
+from metalad.errors import ConfigError
+from metalad.gradient import Learner, Training
+from metalad.layers import Smoothing
+from metalad.settings import setting
+from metalad.threshold import threshold
+
+Scoring = Literal["calibrated", "raw"]
+SCORINGS: tuple[Scoring, ...] = ("calibrated", "raw")
+Protocol = Literal["default", "paper"]
+
+TOP_FRACTION = 0.01
+"""The part of a map's pixels whose mean is the "top-k" image score."""
+
+
+class Prediction(NamedTuple):
+    """What a detector says of a batch.
+
+    score: one number an image; higher = more abnormal.
+    anomaly_map: one number a pixel at the model's resolution; higher = more abnormal, never negative.
+    """
+
+    score: Float[Tensor, " batch"]
+    anomaly_map: Float[Tensor, "batch height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """What is chosen for every method; a method's own config derives from this.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    image_size: tuple[int, int] = setting(
+        (128, 128), "height and width that images are resized to, in pixels"
+    )
+    smoothing_sigma: float = setting(
+        4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none"
+    )
+    image_score: Literal["max", "mean", "top-k"] = setting(
+        "max", "image score: the map's maximum, its mean, or the mean of its highest 1 %"
+    )
+    scoring: Scoring = setting(
+        "calibrated", "map to judge by: calibrated on good images, or raw as the paper has it"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.image_size) < 16:
+            raise ConfigError(f"image_size is {self.image_size}; height and width must be at least 16 pixels")
+        if self.smoothing_sigma < 0 or 4 * self.smoothing_sigma >= min(self.image_size):
+            raise ConfigError(
+                f"smoothing_sigma is {self.smoothing_sigma}; it must lie between 0 and a quarter of image_size"
+            )
+
+
+class Detector(nn.Module, ABC):
+    """A method: its learnt tensors, its frozen config, and once calibrated, its units and its threshold.
+
+    normal_scores: image scores of held-out good images, one buffer a scoring; the threshold for any false-alarm
+        rate follows from them (`threshold`).
+    """
+
+    name: ClassVar[str]
+    config: DetectorConfig
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.calibration: Calibration | None = None
+        self.smoothing = Smoothing(*config.image_size, config.smoothing_sigma)
+        for scoring in SCORINGS:
+            self.register_buffer(f"normal_scores_{scoring}", torch.zeros(0))
+
+    @abstractmethod
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return the residuals of RGB images in [0, 1] of the config's size."""
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the method's own map before smoothing; by default the squared residual summed over channels."""
+        return evidence.residual.square().sum(1)
+
+    def judge(self, evidence: Evidence, scoring: Scoring) -> Prediction:
+        """Smooth the map of the wanted scoring and reduce it to an image score."""
+        if scoring == "calibrated" and self.calibration is not None:
+            maps = self.calibration(evidence)
+        else:
+            maps = self.raw_map(evidence)
+        maps = self.smoothing(maps)
+        return Prediction(self._image_score(maps.flatten(1)), maps)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
+        """Return the score and the anomaly map of RGB images in [0, 1] of the config's size."""
+        return self.judge(self.evidence(images), self.config.scoring)
+
+    def threshold(self, false_alarms: float, scoring: Scoring) -> float:
+        """Return the image score that good images exceed with probability `false_alarms`."""
+        return threshold(self.get_buffer(f"normal_scores_{scoring}").numpy(force=True), false_alarms)
+
+    def _image_score(self, pixels: Tensor) -> Tensor:
+        if self.config.image_score == "max":
+            return pixels.amax(1)
+        if self.config.image_score == "mean":
+            return pixels.mean(1)
+        return pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[1])), 1).values.mean(1)
+
+
+class GradientDetector(Detector, Learner):
+    """A method that learns by gradient descent on a loss."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, protocol: Protocol) -> Training:
+        """Return how to descend: as the paper did, or the default that is as good much sooner."""
+
+
+class FittedDetector(Detector):
+    """A method with a closed form: statistics of the normal images, no loss."""
+
+    @abstractmethod
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
+        """Learn from normal images of the config's size."""
+
+
+def to_batch(
+    pixels: UInt8[np.ndarray, "images height width 3"], device: torch.device | str = "cpu"
+) -> Float[Tensor, "images 3 height width"]:
+    """Turn decoded images into what a detector takes: planes of RGB in [0, 1]."""
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+    return torch.from_numpy(planes).to(device).float().div_(255)

@@ -1,0 +1,142 @@
+"""Layers that methods share: perceptrons, masked attention, Gaussian smoothing.
+
+Letters in shapes: batch, tokens, width (features of a token), heads, height, width (pixels, for images).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Mask = Literal["blind", "zero-logit", "none"]
+"""Which part of itself a token may see; see `MaskedEncoder`."""
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a GELU between."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+class MaskedBlock(nn.Module):
+    """One post-norm transformer block whose attention may be masked (Vaswani 2017; De Nardin 2022, 2.1 and 3.2.1).
+
+    The residual path carries `stream`; keys and values come from `content`. In a plain encoder both are the same
+    tensor; a blind encoder keeps them apart.
+    """
+
+    def __init__(self, width: int, heads: int, feed_forward_ratio: int, mask: Mask) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mask = mask
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feed_forward = perceptron(width, feed_forward_ratio * width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        stream: Float[Tensor, "#batch tokens width"],
+        content: Float[Tensor, "batch tokens width"],
+        hidden: Bool[Tensor, "tokens tokens"],
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Attend from `stream` to `content`; `hidden[i, j]` says that token i must not see token j."""
+        query, key, value = (
+            self._split(layer(source))
+            for layer, source in ((self.query, stream), (self.key, content), (self.value, content))
+        )
+        attended = self._attend(query.expand_as(key), key, value, hidden)
+        stream = self.attention_norm(stream + self.output(attended.transpose(1, 2).flatten(2)))
+        return self.feed_forward_norm(stream + self.feed_forward(stream))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
+        if self.mask == "none":
+            return F.scaled_dot_product_attention(query, key, value)
+        if self.mask == "blind":
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=~hidden)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return logits.masked_fill(hidden, 0.0).softmax(-1) @ value
+
+
+class MaskedEncoder(nn.Module):
+    """Embed the tokens of one shape and let each gather what the others know of its place.
+
+    - `blind`: the stream starts from the positions alone, keys and values from each token's own content, never
+      mixed across tokens, and the diagonal is at minus infinity. No depth can carry a token's pixels to its
+      own output: the gradient is exactly 0.
+    - `zero-logit`: the diagonal of the scaled dot products is set to 0, as De Nardin 2022, 3.2.1 words it. It
+      leaks: exp(0) is not 0, and the residual path carries the token's own content around the attention.
+    - `none`: a plain encoder.
+    """
+
+    hidden: Tensor
+
+    def __init__(
+        self,
+        *,
+        values: int,
+        tokens: int,
+        width: int,
+        embedding_width: int,
+        heads: int,
+        feed_forward_ratio: int,
+        depth: int,
+        mask: Mask,
+    ) -> None:
+        super().__init__()
+        self.mask = mask
+        self.embedding = perceptron(values, embedding_width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask) for _ in range(depth))
+        self.register_buffer("hidden", torch.eye(tokens, dtype=torch.bool), persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
+        """Return one embedding a token; under `blind` it knows nothing of the token's own values."""
+        content = self.embedding(tokens) + self.position
+        stream = self.position if self.mask == "blind" else content
+        for block in self.blocks:
+            stream = block(stream, content if self.mask == "blind" else stream, self.hidden)
+        return stream
+
+
+def gaussian_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:
+    """Return the matrix that filters a line of `size` pixels with a Gaussian of `sigma` pixels.
+
+    The ends are mirrored and the kernel is cut at 4 sigma, as `scipy.ndimage.gaussian_filter` does; each row
+    sums to 1. Two products with such matrices smooth an image exactly, and export as plain matrix products.
+    """
+    if sigma <= 0:
+        return torch.eye(size)
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel /= kernel.sum()
+    columns = (torch.arange(size)[:, None] + offsets) % (2 * size)
+    columns = torch.where(columns < size, columns, 2 * size - 1 - columns)
+    return (
+        torch.zeros(size, size, dtype=torch.double).scatter_add_(1, columns, kernel.expand(size, -1)).float()
+    )
+
+
+class Smoothing(nn.Module):
+    """A Gaussian filter over maps, as two banded matrix products."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, height: int, width: int, sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("rows", gaussian_matrix(height, sigma), persistent=False)
+        self.register_buffer("columns", gaussian_matrix(width, sigma), persistent=False)
+
+    def forward(self, maps: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:
+        """Return the smoothed maps."""
+        return self.rows @ maps @ self.columns.T

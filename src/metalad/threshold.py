@@ -1,0 +1,37 @@
+"""Thresholds from normal images alone: the score that a good image exceeds with a wanted probability."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+MIN_IMAGES = 2
+ENOUGH_ALARMS = 10
+"""An empirical quantile is used where this many held-out images are expected above it."""
+
+
+def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) -> float:
+    """Return the score that a further good image exceeds with probability `false_alarms`.
+
+    normal_scores: positive image scores of good images that took no part in what they are scored by.
+
+    With at least 10 / `false_alarms` images this is their order statistic, which needs no assumption (split
+    conformal prediction, Vovk 2005). With fewer the logarithms of the scores are taken as normal, and the
+    threshold is the upper end of the *prediction* interval: mean + t · deviation · √(1 + 1/n), with Student's
+    t of n − 1 degrees of freedom. It widens as images get fewer: few images cost sensitivity, not false alarms.
+
+    Raises:
+        ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
+    """
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"false_alarms must lie between 0 and 1, not {false_alarms}")
+    count = len(normal_scores)
+    if count < MIN_IMAGES:
+        raise ValueError(f"a threshold needs the scores of at least {MIN_IMAGES} good images, not {count}")
+    if count * false_alarms >= ENOUGH_ALARMS:
+        rank = min(count, math.ceil((count + 1) * (1 - false_alarms)))
+        return float(np.sort(normal_scores)[rank - 1])
+    logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
+    width = stats.t.ppf(1 - false_alarms, count - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / count)
+    return float(np.exp(logs.mean() + width))

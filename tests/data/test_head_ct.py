@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+
+from metalad.data import read_category
+from metalad.errors import DataError
+from tests.data.folders import put_image, put_text
+
+
+def put_labelled(root: Path, good: int = 10, abnormal: int = 3) -> None:
+    """Images 000.png and on, the abnormal ones first, all different."""
+    for number in range(good + abnormal):
+        put_image(root / "images" / f"{number:03}.png", number)
+    rows = [f"{number},{int(number < abnormal)}" for number in range(good + abnormal)]
+    put_text(root / "labels.csv", "\n".join(["id, bleeding", *rows, "", " "]))
+
+
+def test_a_fifth_of_the_good_and_all_abnormal_are_tested(tmp_path: Path) -> None:
+    put_labelled(tmp_path)
+    category = read_category(tmp_path)
+    assert category.layout == "head-ct"
+    assert len(category.train) == 8
+    assert [sample.path.stem for sample in category.test if sample.abnormal] == ["000", "001", "002"]
+    assert {sample.defect for sample in category.test} == {"good", "bleeding"}
+    assert not {sample.path for sample in category.train} & {sample.path for sample in category.test}
+
+
+@pytest.mark.parametrize("name", ["7", "007", "007.png", "images/007.png", "images/007"])
+def test_an_image_may_be_named_in_many_ways(tmp_path: Path, name: str) -> None:
+    put_labelled(tmp_path)
+    put_text(tmp_path / "labels.csv", f"id,label\n{name},1\n8,0\n9,0\n")
+    abnormal = [sample for sample in read_category(tmp_path).test if sample.abnormal]
+    assert [(sample.path, sample.defect) for sample in abnormal] == [
+        (tmp_path / "images/007.png", "abnormal")
+    ]
+
+
+def test_images_may_lie_beside_the_list(tmp_path: Path) -> None:
+    for number in range(4):
+        put_image(tmp_path / f"x{number}.png", number)
+    put_text(tmp_path / "labels.csv", "\ufefffile,bad\nx0,0\nx1,0\nx2.png,1\n")
+    category = read_category(tmp_path)
+    assert len(category.train) + len(category.test) == 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_copies_stay_on_one_side(tmp_path: Path, seed: int) -> None:
+    put_labelled(tmp_path)
+    for copy, original in (("005", "004"), ("012", "004"), ("009", "000")):
+        content = (tmp_path / f"images/{original}.png").read_bytes()
+        (tmp_path / f"images/{copy}.png").write_bytes(content)
+    category = read_category(tmp_path, seed=seed)
+    train = {sample.path.read_bytes() for sample in category.train}
+    test = {sample.path.read_bytes() for sample in category.test}
+    assert not train & test
+    assert len(category.train) == 8
+
+
+HEADING = "needs a heading of two columns split by a comma"
+MALFORMED = {
+    "": "lists no images; it needs a heading",
+    "id,abnormal\n": "lists no images; it needs a heading",
+    "0,1\n1,0\n": f"line 1: {HEADING}, such as id,abnormal; found 0,1",
+    "id;abnormal\n0;1\n": f"line 1: {HEADING}",
+    "id,abnormal\n0,1\n\n1,yes\n": r"line 4: needs an image and 0 \(good\) or 1 \(abnormal\); found 1,yes",
+    "id,abnormal\n0\n": r"line 2: needs an image and 0 \(good\) or 1 \(abnormal\); found 0$",
+    "id,abnormal\n0,1\n99,0\n": "line 3: no image named '99', neither in the folder images nor beside",
+    "id,abnormal\n0,1\n000,0\n": r"line 3: 000\.png was listed before; remove one of the two",
+    "id,abnormal\n0,1\n3,0\n": r"labels 1 images good \(0\), but at least 2 are needed",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_list_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+    put_labelled(tmp_path)
+    put_text(tmp_path / "labels.csv", text)
+    with pytest.raises(DataError, match=r"labels\.csv.*" + MALFORMED[text]):
+        read_category(tmp_path)
+
+
+def test_binary_lists_and_unclear_names_are_refused(tmp_path: Path) -> None:
+    put_labelled(tmp_path)
+    put_image(tmp_path / "images/deep/007.png")
+    put_text(tmp_path / "labels.csv", "id,abnormal\n7,1\n")
+    with pytest.raises(DataError, match=r"line 2: '7' may mean .*; list the images by path"):
+        read_category(tmp_path)
+    (tmp_path / "labels.csv").write_bytes(b"id,\xff\xfe\n0,1\n")
+    with pytest.raises(DataError, match=r"cannot read .*labels\.csv: .*CSV file in UTF-8"):
+        read_category(tmp_path)
+
+
+def test_nothing_but_copies_cannot_be_split(tmp_path: Path) -> None:
+    for number in range(4):
+        put_image(tmp_path / f"{number}.png")
+    put_text(tmp_path / "labels.csv", "id,abnormal\n0,0\n1,0\n2,0\n3,0\n")
+    with pytest.raises(DataError, match="copies of one another or of abnormal ones"):
+        read_category(tmp_path)
+
+
+def test_head_ct_splits_by_seed_but_never_its_duplicates(shared_data: Path) -> None:
+    splits = set()
+    for seed in range(12):
+        category = read_category(shared_data / "headct", seed=seed)
+        good = [sample for sample in category.test if not sample.abnormal]
+        assert (len(category.train), len(good), len(category.test)) == (80, 20, 120)
+        assert {sample.defect for sample in category.test} == {"good", "hemorrhage"}
+        train = frozenset(sample.path.stem for sample in category.train)
+        assert ("188" in train) == ("189" in train)
+        splits.add(train)
+    assert len(splits) == 12
+    assert read_category(shared_data / "headct", seed=3) == read_category(shared_data / "headct", seed=3)

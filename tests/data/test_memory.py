@@ -1,0 +1,32 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from metalad.data.memory import available_memory
+
+
+def test_available_memory_is_part_of_what_is_there() -> None:
+    assert 2**20 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 7000 kB\n",
+        "/sys/fs/cgroup/memory.max": "5000000\n",
+        "/sys/fs/cgroup/memory.current": "1000000\n",
+    }
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: texts[path.as_posix()])
+    assert available_memory() == 4_000_000
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert available_memory() == 7_000 * 1024
+
+
+def test_without_any_system_file_there_is_still_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path, encoding: str) -> str:
+        raise FileNotFoundError(path, encoding)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert available_memory() > 2**20
+    monkeypatch.delattr(os, "sysconf")
+    assert available_memory() == 4 * 2**30
