@@ -90,9 +90,7 @@ def test_json_never_holds_nan_or_infinity(metric: float | None, threshold: float
         threshold=threshold,
         curves=(Curve("pixel_roc", (0.0, threshold), (0.0, 1.0), metric),),
     )
-    whole = report(
-        scorings=(changed,), settings={"seed": np.int64(3), "rate": np.float32("nan"), "nested": [metric]}
-    )
+    whole = report(scorings=(changed,), settings={"seed": np.int64(3), "rate": np.float32("nan"), "nested": [metric]})
     for value in (whole.to_json(), whole.flat()):
         json.dumps(value, allow_nan=False)
     kept = whole.flat()["pixel_ap"]

@@ -8,6 +8,7 @@ The moments may depend on the place (aligned objects), on the content (objects t
 likelihood of held-out normal residuals chooses.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -49,7 +50,7 @@ class CalibrationSummary:
     """Which kind was chosen, and each kind's mean log-likelihood of a held-out normal pixel, in nats."""
 
     kind: Kind
-    log_likelihood: dict[str, float]
+    log_likelihood: Mapping[str, float]
 
 
 class Content(nn.Module):
@@ -118,10 +119,11 @@ class Calibration(nn.Module):
         residual = evidence.residual
         if self.content is not None:
             cells = self.content(_expected(evidence))
-            return torch.einsum("nhwij,njhw->nihw", self.whitening[cells], residual)
+            whitened: Tensor = torch.einsum("nhwij,njhw->nihw", self.whitening[cells], residual)
+            return whitened
         height, width = residual.shape[-2:]
         shape = (height, width) if self.kind == "position" else (1, 1)
-        whitening = self.whitening.unflatten(0, shape).permute(2, 3, 0, 1)
+        whitening = self.whitening.reshape(*shape, *self.whitening.shape[1:]).permute(2, 3, 0, 1)
         return (whitening * residual[:, None]).sum(2)
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
@@ -144,13 +146,11 @@ def choose(training: Evidence, held_out: Evidence) -> CalibrationSummary:
     A network rebuilds what it was trained on better than what it was not; the training residuals are first
     brought to the held-out ones' overall size, so that all kinds start even.
     """
-    scale = float(
-        (held_out.residual.square().mean() / training.residual.square().mean().clamp_min(1e-12)).sqrt()
-    )
+    scale = float((held_out.residual.square().mean() / training.residual.square().mean().clamp_min(1e-12)).sqrt())
     training = training._replace(residual=training.residual * scale)
     kinds = KINDS if training.expected is not None else tuple(kind for kind in KINDS if kind != "content")
-    scores = {kind: Calibration.learn(kind, training).log_likelihood(held_out) for kind in kinds}
-    return CalibrationSummary(kind=max(kinds, key=lambda kind: scores[kind]), log_likelihood=dict(scores))
+    scores: dict[str, float] = {kind: Calibration.learn(kind, training).log_likelihood(held_out) for kind in kinds}
+    return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
 
 
 def _expected(evidence: Evidence) -> Tensor:
@@ -164,16 +164,14 @@ def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
     return torch.quantile(flat, torch.linspace(0, 1, bins + 1)[1:-1])
 
 
-def _moments(
-    kind: Kind, content: Content | None, evidence: Evidence
-) -> Float[Tensor, "cells channels channels"]:
+def _moments(kind: Kind, content: Content | None, evidence: Evidence) -> Float[Tensor, "cells channels channels"]:
     residual = evidence.residual
     images, _, height, width = residual.shape
-    overall = torch.einsum("nihw,njhw->ij", residual, residual)[None] / (images * height * width)
+    overall: Tensor = torch.einsum("nihw,njhw->ij", residual, residual)[None] / (images * height * width)
     if kind == "none":
         return overall
     if content is None:
-        sums = torch.einsum("nihw,njhw->ijhw", residual, residual)
+        sums: Tensor = torch.einsum("nihw,njhw->ijhw", residual, residual)
         sums = Smoothing(height, width, POOLING_SIGMA)(sums).flatten(2).permute(2, 0, 1)
         return (sums + PRIOR_IMAGES * overall) / (images + PRIOR_IMAGES)
     cells = content(_expected(evidence)).flatten()
@@ -187,4 +185,5 @@ def _moments(
 def _whitening(moments: Float[Tensor, "cells channels channels"]) -> Float[Tensor, "cells channels channels"]:
     identity = torch.eye(moments.shape[-1], dtype=torch.double)
     factor = torch.linalg.cholesky(moments.double() + FLOOR * identity)
-    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).float()
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    return inverse.float()

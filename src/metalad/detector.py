@@ -48,18 +48,12 @@ class DetectorConfig:
         ConfigError: a value that cannot be.
     """
 
-    image_size: tuple[int, int] = setting(
-        (128, 128), "height and width that images are resized to, in pixels"
-    )
-    smoothing_sigma: float = setting(
-        4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none"
-    )
+    image_size: tuple[int, int] = setting((128, 128), "height and width that images are resized to, in pixels")
+    smoothing_sigma: float = setting(4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     image_score: Literal["max", "mean", "top-k"] = setting(
         "max", "image score: the map's maximum, its mean, or the mean of its highest 1 %"
     )
-    scoring: Scoring = setting(
-        "calibrated", "map to judge by: calibrated on good images, or raw as the paper has it"
-    )
+    scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
 
     def __post_init__(self) -> None:
         if min(self.image_size) < 16:
@@ -87,6 +81,11 @@ class Detector(nn.Module, ABC):
         self.smoothing = Smoothing(*config.image_size, config.smoothing_sigma)
         for scoring in SCORINGS:
             self.register_buffer(f"normal_scores_{scoring}", torch.zeros(0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector's tensors lie."""
+        return self.smoothing.rows.device
 
     @abstractmethod
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:

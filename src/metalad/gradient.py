@@ -11,7 +11,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,9 +51,7 @@ class Training:
         """Return the same plan with its length in epochs, for a training set of `images`."""
         if self.steps is None:
             return self
-        return dataclasses.replace(
-            self, max_epochs=math.ceil(self.steps / self.steps_per_epoch(images)), steps=None
-        )
+        return dataclasses.replace(self, max_epochs=math.ceil(self.steps / self.steps_per_epoch(images)), steps=None)
 
     def steps_per_epoch(self, images: int) -> int:
         """Return the number of steps that see every image once."""
@@ -64,10 +62,7 @@ class Training:
         if self.schedule == "constant":
             return self.learning_rate
         return (
-            self.learning_rate
-            * min(1.0, (step + 1) / (WARM_UP * total))
-            * (1 + math.cos(math.pi * step / total))
-            / 2
+            self.learning_rate * min(1.0, (step + 1) / (WARM_UP * total)) * (1 + math.cos(math.pi * step / total)) / 2
         )
 
 
@@ -120,9 +115,7 @@ class Descent:
         self.state = _Progress()
         self.rows: list[Epoch] = []
 
-    def run(
-        self, training: Pixels, validation: Pixels, *, progress: bool, note: Callable[[str], None]
-    ) -> Epoch:
+    def run(self, training: Pixels, validation: Pixels, *, progress: bool) -> Epoch:
         """Descend to the end of the plan, put the best weights into the module, and return their epoch's losses.
 
         Raises:
@@ -143,9 +136,6 @@ class Descent:
                         saved = time.monotonic()
         self.module.load_state_dict(self.best)
         self.module.eval()
-        note(
-            f"best validation loss {self.state.best_loss:.5f} at epoch {self.state.best_epoch} of {self.state.epoch}"
-        )
         return self.rows[self.state.best_epoch - 1]
 
     def _finished(self) -> bool:
@@ -257,7 +247,5 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _bar(plan: Training, images: int, done: int, shown: bool) -> Iterator[Any]:
     steps = plan.steps_per_epoch(images)
-    with tqdm(
-        total=plan.max_epochs * steps, initial=done * steps, disable=not shown, desc="train", unit="step"
-    ) as bar:
+    with tqdm(total=plan.max_epochs * steps, initial=done * steps, disable=not shown, desc="train", unit="step") as bar:
         yield bar

@@ -153,15 +153,11 @@ def resize_mask(
 ) -> Bool[np.ndarray, "new_height new_width"]:
     """Resize a mask to `size` (height, width): each pixel takes the value at its centre."""
     # In whole numbers, as rounding would decide for a centre that lies between two pixels.
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, size, strict=True)
-    )
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, size, strict=True))
     return mask[np.ix_(rows, columns)]
 
 
-def write_image(
-    path: Path, image: UInt8[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width"]
-) -> None:
+def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width"]) -> None:
     """Write RGB or grey bytes in the format of the path's suffix, atomically; lossless but for JPEG and WebP.
 
     Raises:
@@ -377,9 +373,7 @@ def _refusal(path: Path, reason: str) -> ImageError:
 
 
 def _folder_refusal(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read the folder {folder}: {error.strerror or error}; check its permissions and links"
-    )
+    return DataError(f"cannot read the folder {folder}: {error.strerror or error}; check its permissions and links")
 
 
 def _measures(height: int, width: int) -> str:

@@ -52,10 +52,11 @@ class MaskedBlock(nn.Module):
         )
         attended = self._attend(query.expand_as(key), key, value, hidden)
         stream = self.attention_norm(stream + self.output(attended.transpose(1, 2).flatten(2)))
-        return self.feed_forward_norm(stream + self.feed_forward(stream))
+        fed_forward: Tensor = self.feed_forward_norm(stream + self.feed_forward(stream))
+        return fed_forward
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
         if self.mask == "none":
@@ -121,9 +122,7 @@ def gaussian_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:
     kernel /= kernel.sum()
     columns = (torch.arange(size)[:, None] + offsets) % (2 * size)
     columns = torch.where(columns < size, columns, 2 * size - 1 - columns)
-    return (
-        torch.zeros(size, size, dtype=torch.double).scatter_add_(1, columns, kernel.expand(size, -1)).float()
-    )
+    return torch.zeros(size, size, dtype=torch.double).scatter_add_(1, columns, kernel.expand(size, -1)).float()
 
 
 class Smoothing(nn.Module):

@@ -185,7 +185,7 @@ def verdict_line(report: Report) -> str:
 
 
 def threshold_line(report: Report) -> str:
-    """How the verdicts came about, such as 'threshold 3.2 on the raw score, set to reject 1 % of good images'."""
+    """How the verdicts came about: 'threshold 3.2 on the raw score, set to reject 1 % of good images'."""
     scoring = report.chosen
     line = f"threshold {scoring.threshold:.4g} on the {scoring.name} score"
     if scoring.false_alarm_rate is not None:

@@ -18,8 +18,7 @@ def setting(default: Any, help_text: str) -> Any:
 def describe(config: type) -> list[tuple[str, str, str]]:
     """Return (name, default, help) for each setting of a config class."""
     return [
-        (field.name, _shown(field.default), str(field.metadata.get("help", "")))
-        for field in dataclasses.fields(config)
+        (field.name, _shown(field.default), str(field.metadata.get("help", ""))) for field in dataclasses.fields(config)
     ]
 
 
@@ -45,9 +44,7 @@ def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
     hints = get_type_hints(config)
     for name in values:
         _check_name(config, name, hints)
-    return config(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
@@ -69,11 +66,7 @@ def _value(text: str, hint: Any) -> Any:
             raise ValueError(text)
         return text
     if origin is tuple:
-        parts = (
-            [part for part in text.replace("x", ",").split(",") if part]
-            if arguments[0] is int
-            else text.split(",")
-        )
+        parts = [part for part in text.replace("x", ",").split(",") if part] if arguments[0] is int else text.split(",")
         if arguments[-1] is not Ellipsis:
             parts = parts * len(arguments) if len(parts) == 1 else parts
             if len(parts) != len(arguments):
@@ -82,9 +75,7 @@ def _value(text: str, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if text.lower() == "none" else _value(text, arguments[0])
     if hint is bool:
-        return (
-            {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _bad(text)
-        )
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _bad(text)
     return hint(text)
 
 
@@ -102,9 +93,7 @@ def _wanted(hint: Any) -> str:
         return f"{len(arguments)} values of {_wanted(arguments[0])}, or one for all"
     if origin in (Union, types.UnionType):
         return f"{_wanted(arguments[0])}, or none"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
-        hint, str(hint)
-    )
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
 
 
 def _shown(value: Any) -> str:

@@ -77,9 +77,7 @@ def report() -> Report:
     raw = dataclasses.replace(calibrated, name="raw", threshold=0.25)
     skipped = (("test/good/<b>.png", "truncated <JPEG>"),)
     settings = {"seed": 7, "note": "</script><script>"}
-    return Report(
-        "cookie", "gradient", "run-1", (64, 48), 4.0, (calibrated, raw), VERDICTS, skipped, settings
-    )
+    return Report("cookie", "gradient", "run-1", (64, 48), 4.0, (calibrated, raw), VERDICTS, skipped, settings)
 
 
 def pictures(index: int) -> Pictures:
@@ -163,18 +161,14 @@ def test_a_verdict_is_told_by_words_and_not_by_colour_alone(page: Page) -> None:
     shown = [text for tag, text in page.texts if tag == "span" and text in ("NG", "OK")]
     assert shown == ["NG", "OK", "NG", "NG", "OK"]
     outcomes = [
-        text
-        for tag, text in page.texts
-        if tag == "small" and text in ("correct", "missed defect", "false alarm")
+        text for tag, text in page.texts if tag == "small" and text in ("correct", "missed defect", "false alarm")
     ]
     assert outcomes == ["false alarm", "missed defect", "correct", "correct", "correct"]
 
 
 def test_an_undefined_metric_is_a_dash(page: Page) -> None:
     cells = [text for tag, text in page.texts if tag == "td"]
-    start = next(
-        index for index, (tag, text) in enumerate(page.texts) if (tag, text) == ("th", "Pixel AUROC")
-    )
+    start = next(index for index, (tag, text) in enumerate(page.texts) if (tag, text) == ("th", "Pixel AUROC"))
     assert [text for _, text in page.texts[start + 1 : start + 5]] == ["–"] * 4
     assert "98.63" in cells
     assert not any(text.lower() in ("nan", "none") for text in cells)

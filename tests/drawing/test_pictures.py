@@ -39,9 +39,7 @@ def test_a_photo_becomes_a_light_jpeg_that_looks_the_same() -> None:
     assert len(uri) < 40_000
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"), [((900, 450), (128, 256)), ((60, 100), (100, 60)), ((8, 5000), (256, 1))]
-)
+@pytest.mark.parametrize(("shape", "size"), [((900, 450), (128, 256)), ((60, 100), (100, 60)), ((8, 5000), (256, 1))])
 def test_a_thumbnail_fits_and_keeps_its_proportions(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert thumbnail(photo(*shape)).size == size
 

@@ -32,9 +32,7 @@ def test_a_curve_plot_is_svg_with_its_labels_and_areas() -> None:
 
 
 def test_the_limit_is_drawn_when_there_is_one() -> None:
-    assert curve_plot([STEPS], "t", "x", "y", 0.3).count("<path") > curve_plot([STEPS], "t", "x", "y").count(
-        "<path"
-    )
+    assert curve_plot([STEPS], "t", "x", "y", 0.3).count("<path") > curve_plot([STEPS], "t", "x", "y").count("<path")
 
 
 def test_the_histogram_draws_the_threshold_where_it_lies() -> None:

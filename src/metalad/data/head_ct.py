@@ -70,9 +70,7 @@ def _read_rows(listing: Path) -> list[tuple[int, list[str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {listing}: {error}; it must be a CSV file in UTF-8") from error
     if len(rows) < 2:
-        raise DataError(
-            f"{listing} lists no images; it needs a heading such as id,abnormal and a line for each"
-        )
+        raise DataError(f"{listing} lists no images; it needs a heading such as id,abnormal and a line for each")
     return rows
 
 
@@ -103,9 +101,7 @@ def _find_image(images: dict[str, list[Path]], name: str, where: str) -> Path:
     if not found:
         raise DataError(f"{where}: no image named {name!r}, neither in the folder images nor beside the list")
     if len(found) > 1:
-        raise DataError(
-            f"{where}: {name!r} may mean {found[0].name} or {found[1].name}; list the images by path"
-        )
+        raise DataError(f"{where}: {name!r} may mean {found[0].name} or {found[1].name}; list the images by path")
     return found[0]
 
 

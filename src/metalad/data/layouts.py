@@ -50,9 +50,7 @@ def _read_train(root: Path) -> tuple[Sample, ...]:
     if folder.is_dir():
         return _good(_some_images(folder))
     if (root / "train").is_dir():
-        raise DataError(
-            f"no folder {folder}, which should hold the good images; found {_contents(folder.parent)}"
-        )
+        raise DataError(f"no folder {folder}, which should hold the good images; found {_contents(folder.parent)}")
     return ()
 
 

@@ -95,9 +95,7 @@ def load_images(
 _Decoded = tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]
 
 
-def _decode_all(
-    samples: Sequence[Sample], size: tuple[int, int]
-) -> Generator[_Decoded | ImageError, None, None]:
+def _decode_all(samples: Sequence[Sample], size: tuple[int, int]) -> Generator[_Decoded | ImageError, None, None]:
     """Decode in threads, as Pillow works without the interpreter's lock; yield in order."""
 
     def decode(sample: Sample) -> _Decoded | ImageError:

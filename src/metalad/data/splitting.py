@@ -24,9 +24,7 @@ def split_validation(
         DataError: fewer than two samples.
     """
     if len(samples) < 2:
-        raise DataError(
-            f"found {len(samples)} good images, but at least 2 are needed: to train on and to validate on"
-        )
+        raise DataError(f"found {len(samples)} good images, but at least 2 are needed: to train on and to validate on")
     count = min(max(round(fraction * len(samples)), 1), len(samples) - 1)
     chosen = choose(content_keys([sample.path for sample in samples]), count, seed)
     if not 0 < len(chosen) < len(samples):  # nothing but copies of one another

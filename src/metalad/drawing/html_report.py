@@ -36,9 +36,7 @@ class CurveKind:
 
 CURVE_KINDS = {
     "pixel_roc": CurveKind("Pixel ROC", "false-alarm rate of pixels", "defect pixels found", 0.3),
-    "pixel_pro": CurveKind(
-        "Region overlap (PRO)", "false-alarm rate of pixels", "mean overlap of regions", 0.3
-    ),
+    "pixel_pro": CurveKind("Region overlap (PRO)", "false-alarm rate of pixels", "mean overlap of regions", 0.3),
     "pixel_pr": CurveKind("Pixel precision and recall", "recall", "precision"),
     "image_roc": CurveKind("Image ROC", "false-alarm rate of images", "defective images found"),
     "image_pr": CurveKind("Image precision and recall", "recall", "precision"),

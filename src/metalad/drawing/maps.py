@@ -18,9 +18,7 @@ def _colours() -> UInt8[np.ndarray, "256 3"]:
     # Lazily: matplotlib costs a third of a second, which most commands need not pay.
     from matplotlib import colormaps
 
-    table: UInt8[np.ndarray, "256 3"] = np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3]).astype(
-        np.uint8
-    )
+    table: UInt8[np.ndarray, "256 3"] = np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
     table.flags.writeable = False
     return table
 

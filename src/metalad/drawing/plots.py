@@ -57,9 +57,7 @@ _STYLE: dict[Any, Any] = {
 _LOG_SPAN = 30.0
 
 
-def curve_plot(
-    curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, limit: float | None = None
-) -> str:
+def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, limit: float | None = None) -> str:
     """Curves over the unit square, with their areas in the legend; the part up to x = `limit` is shaded."""
 
     def draw(axes: "Axes") -> None:

@@ -29,9 +29,7 @@ class MetalConfig(DetectorConfig):
 
     patch_size: int = setting(16, "side of a square patch in pixels; it must divide height and width")
     tokens: tuple[Token, ...] = setting(("squares", "rows"), "shapes to attend over: squares, rows, columns")
-    mask: Mask = setting(
-        "blind", "blind: cannot see its own patch; zero-logit: the paper's words, leaks; none"
-    )
+    mask: Mask = setting("blind", "blind: cannot see its own patch; zero-logit: the paper's words, leaks; none")
     depth: int = setting(1, "encoder blocks; the paper takes 1 for products, 2 for textures")
     width: int = setting(128, "features a square patch gets from each shape of token")
     hidden_width: int = setting(1024, "hidden units of the embedding and decoding perceptrons")
@@ -46,17 +44,13 @@ class MetalConfig(DetectorConfig):
             raise ConfigError(f"patch_size {self.patch_size} does not divide image_size {height}x{width}")
         known = get_args(Token)
         if not self.tokens or len(set(self.tokens)) < len(self.tokens) or not set(self.tokens) <= set(known):
-            raise ConfigError(
-                f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once"
-            )
+            raise ConfigError(f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once")
         if min(self.depth, self.width, self.hidden_width, self.heads, self.feed_forward_ratio) < 1:
             raise ConfigError("depth, width, hidden_width, heads and feed_forward_ratio must be at least 1")
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if min(self.count(token) for token in self.tokens) < 2:
-            raise ConfigError(
-                f"image_size {height}x{width} holds one patch; a patch needs others to be rebuilt from"
-            )
+            raise ConfigError(f"image_size {height}x{width} holds one patch; a patch needs others to be rebuilt from")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -103,23 +97,17 @@ class Metal(GradientDetector):
     def plan(cls, protocol: Protocol) -> Training:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
         if protocol == "paper":
-            return Training(
-                learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500
-            )
+            return Training(learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500)
         return Training(learning_rate=5e-4, batch_size=16, steps=900, schedule="cosine")
 
-    def reconstruct(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Rebuild every patch from the others; values are near [0, 1] but not clipped to it."""
         (down, across), size = self.config.grid, self.config.patch_size
         # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
         patches = images.reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
         joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
         rebuilt: Tensor = self.decoder(joined).float()
-        return (
-            rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
-        )
+        return rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""

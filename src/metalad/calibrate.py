@@ -1,0 +1,117 @@
+"""Give a trained detector its units and its threshold, from good images alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metalad.calibration import Calibration, CalibrationSummary, Evidence, choose
+from metalad.detector import SCORINGS, Detector, Scoring, to_batch
+from metalad.gradient import Pixels
+
+MAX_IMAGES = 512
+"""Evidence is held in memory at once: at most of this many training and as many held-out images."""
+FOLDS = 5
+MEMORISED = 0.5
+"""A method whose training residuals carry less than this part of the held-out ones' energy knows its training
+images by heart; only the held-out images then say anything of good images to come."""
+
+
+def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_size: int = 32) -> CalibrationSummary:
+    """Choose and learn the calibration, and store the scores that normal images would get.
+
+    held_out: good images that the detector did not learn from (the validation images). The detector is left on
+        the CPU.
+
+    The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
+    image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
+    scale, until their mean is that of the held-out images, and both are kept. Where the method knows its training
+    images by heart, the held-out images are used alone.
+    """
+    detector.eval()
+    seen = _evidence(detector, _thinned(training), batch_size)
+    unseen = _evidence(detector, _thinned(held_out), batch_size)
+    if _energy(seen) < MEMORISED * _energy(unseen):
+        summary, known = _choose_among(unseen), unseen
+        fresh = np.ones(len(unseen.residual), dtype=bool)
+    else:
+        summary, known = choose(seen, unseen), _joined(seen, unseen)
+        fresh = np.arange(len(known.residual)) >= len(seen.residual)
+    detector.cpu()  # the evidence was brought there to be held at once
+    for scoring in SCORINGS:
+        scores = _held_out_scores(detector, summary, known, scoring)
+        detector.register_buffer(f"normal_scores_{scoring}", _raised(scores, fresh))
+    detector.calibration = Calibration.learn(summary.kind, known)
+    return summary
+
+
+def _evidence(detector: Detector, pixels: Pixels, batch_size: int) -> Evidence:
+    with torch.no_grad():
+        parts = [
+            detector.evidence(to_batch(pixels[start : start + batch_size], detector.device))
+            for start in range(0, len(pixels), batch_size)
+        ]
+    expected = [part.expected.cpu() for part in parts if part.expected is not None]
+    return Evidence(torch.cat([part.residual.cpu() for part in parts]), torch.cat(expected) if expected else None)
+
+
+def _thinned(pixels: Pixels) -> Pixels:
+    if len(pixels) <= MAX_IMAGES:
+        return pixels
+    chosen = np.linspace(0, len(pixels) - 1, MAX_IMAGES).round().astype(int)
+    return np.take(pixels, chosen, axis=0)
+
+
+def _energy(evidence: Evidence) -> float:
+    return float(evidence.residual.double().square().mean())
+
+
+def _joined(first: Evidence, second: Evidence) -> Evidence:
+    if first.expected is None or second.expected is None:
+        return Evidence(torch.cat([first.residual, second.residual]))
+    return Evidence(torch.cat([first.residual, second.residual]), torch.cat([first.expected, second.expected]))
+
+
+def _taken(evidence: Evidence, chosen: Tensor) -> Evidence:
+    expected = None if evidence.expected is None else evidence.expected[chosen]
+    return Evidence(evidence.residual[chosen], expected)
+
+
+def _choose_among(evidence: Evidence) -> CalibrationSummary:
+    index = torch.arange(len(evidence.residual))
+    if len(index) < 2:
+        return CalibrationSummary("none", {})
+    return choose(_taken(evidence, index % 2 == 0), _taken(evidence, index % 2 == 1))
+
+
+def _held_out_scores(
+    detector: Detector, summary: CalibrationSummary, evidence: Evidence, scoring: Scoring
+) -> Float[np.ndarray, " images"]:
+    scores = np.zeros(len(evidence.residual))
+    for fold in _folds(len(scores)):
+        if scoring == "calibrated":
+            detector.calibration = Calibration.learn(summary.kind, _taken(evidence, ~fold))
+        part = _taken(evidence, fold)
+        with torch.no_grad():
+            scores[fold.numpy()] = detector.judge(part, scoring).score.numpy()
+    return scores
+
+
+def _folds(count: int) -> Iterator[Tensor]:
+    index = torch.arange(count)
+    folds = min(FOLDS, count)
+    if folds < 2:
+        yield torch.zeros(count, dtype=torch.bool)
+        return
+    for fold in range(folds):
+        yield index % folds == fold
+
+
+def _raised(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Tensor, " images"]:
+    """Return the scores, those of training images raised to the level of the fresh ones'."""
+    logs = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    if not fresh.all():
+        logs[~fresh] += max(0.0, logs[fresh].mean() - logs[~fresh].mean())
+    return torch.from_numpy(np.exp(logs)).float()

@@ -1,0 +1,77 @@
+"""The register of methods: one line each, importable without torch.
+
+Another package adds its own through the entry-point group `metalad.methods`: the entry's name is the method's, its
+value names the detector class (`package.module:MyDetector`), and the module's `<Class>Config` lies beside it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from metalad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metalad.detector import Detector, DetectorConfig
+
+GROUP = "metalad.methods"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's name, one line on it, and where its detector class lies (`module:Class`)."""
+
+    name: str
+    summary: str
+    detector: str
+
+    def load(self) -> "type[Detector]":
+        """Import the detector class."""
+        module, _, name = self.detector.partition(":")
+        detector: type[Detector] = getattr(import_module(module), name)
+        return detector
+
+    def load_config(self) -> "type[DetectorConfig]":
+        """Import the config class, which lies beside the detector class and is named after it."""
+        module, _, name = self.detector.partition(":")
+        config: type[DetectorConfig] = getattr(import_module(module), f"{name}Config")
+        return config
+
+
+OWN = (
+    Method(
+        "metal",
+        "masked transformer that rebuilds each patch from the others (De Nardin 2022)",
+        "metalad.methods.metal:Metal",
+    ),
+)
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Return every method by its name: ours, then those of installed packages.
+
+    Raises:
+        ConfigError: two methods of one name.
+    """
+    found = {method.name: method for method in OWN}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        if entry.name in found:
+            raise ConfigError(
+                f"two methods are named {entry.name!r}; uninstall one of {entry.value}, {found[entry.name].detector}"
+            )
+        package = entry.dist.name if entry.dist else entry.value
+        found[entry.name] = Method(entry.name, f"from the package {package}", entry.value)
+    return found
+
+
+def method_named(name: str) -> Method:
+    """Return a method by its name.
+
+    Raises:
+        ConfigError: no such method; the text lists those there are.
+    """
+    if name not in methods():
+        raise ConfigError(f"there is no method {name!r}; there are: {', '.join(methods())}")
+    return methods()[name]

@@ -1,0 +1,97 @@
+"""The run folder: what a training run was started with, its log, and whether it may be gone on with."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from metalad.errors import RunError
+from metalad.files import explained, replacing, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run was started with; a resumed one must agree, or its end would not be the uninterrupted one's.
+
+    plan: the training plan with its length in epochs; empty for a method with a closed form.
+    """
+
+    method: str
+    config: Mapping[str, Any]
+    protocol: str
+    plan: Mapping[str, Any]
+    seed: int
+    false_alarms: float
+    training_hash: str
+    device: str
+    precision: str
+    threads: int
+
+
+class RunFolder:
+    """A folder that one training run owns."""
+
+    def __init__(self, path: Path, *, verbose: bool) -> None:
+        self.path, self.verbose = path, verbose
+        self.model = path / "model.safetensors"
+        self.settings = path / "run.json"
+        self.checkpoint = path / "checkpoint.safetensors"
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder, see that it can be written, and that no other run would be overwritten.
+
+        Raises:
+            RunError: it cannot be written, or holds a run and `resume` is not set.
+        """
+        if not resume and (self.settings.exists() or self.model.exists()):
+            raise RunError(f"{self.path} already holds a run; go on with it by --resume, or choose another folder")
+        with replacing(self.path / ".writable") as temporary:
+            temporary.touch()
+        (self.path / ".writable").unlink(missing_ok=True)
+
+    def stored(self) -> RunSettings | None:
+        """Return what the run in this folder was started with, if there is one.
+
+        Raises:
+            RunError: the record is damaged.
+        """
+        if not self.settings.exists():
+            return None
+        try:
+            return RunSettings(**json.loads(self.settings.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise RunError(f"{self.settings} is damaged; train anew in another folder") from None
+
+    def record(self, settings: RunSettings) -> None:
+        """Write down what the run is started with, or compare it with what it was started with.
+
+        Raises:
+            RunError: a resumed run differs from the one that was started.
+        """
+        old = self.stored()
+        if old is None:
+            write_json(self.settings, asdict(settings))
+            return
+        new = json.loads(json.dumps(asdict(settings)))
+        for name, value in asdict(old).items():
+            if value != new[name]:
+                raise RunError(
+                    f"{self.path} was started with {name} {_short(value)}, now it is {_short(new[name])}; "
+                    "resume it as it was, or choose another folder"
+                )
+
+    def note(self, line: str) -> None:
+        """Append a line to the log, and show it where asked."""
+        log = self.path / "train.log"
+        with explained(log), log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        if self.verbose:
+            print(line, file=sys.stderr)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

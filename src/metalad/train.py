@@ -1,0 +1,210 @@
+"""Train a method on a folder of good images, and leave a run: the model file, its history and its log."""
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from metalad.calibrate import calibrate
+from metalad.data import Images, Sample, data_hash, load_images, read_category, split_validation
+from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
+from metalad.device import choose_device
+from metalad.errors import ConfigError, RunError
+from metalad.gradient import Descent, Training, epoch_seconds
+from metalad.methods import Method, method_named, methods
+from metalad.model_file import Header, Model, read_model, write_model
+from metalad.precision import Precision, fastest_precision
+from metalad.run_folder import RunFolder, RunSettings
+
+VALIDATION_FRACTION = 0.1
+
+
+def train(
+    data: Path,
+    out: Path,
+    *,
+    method: str | DetectorConfig = "metal",
+    protocol: Protocol = "default",
+    seed: int = 0,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    false_alarms: float = 0.01,
+    resume: bool = False,
+    strict: bool = False,
+    device: str = "auto",
+    progress: bool = False,
+) -> Model:
+    """Learn from the good images of `data`, calibrate, and write the run folder `out`.
+
+    Args:
+        data: a category in a known layout, or any folder of good images, nested ones too.
+        out: the run folder; gets `model.safetensors`, `history.jsonl`, `run.json` and `train.log`.
+        method: a method's name, or its config.
+        protocol: `paper`: trained as published, however long; `default`: as good, much sooner.
+        seed: of the split, the initial weights and the order of images.
+        epochs: train so many instead of the protocol's number.
+        minutes: shorten the schedule so that training fits into so many minutes.
+        false_alarms: wanted fraction of good images above the threshold, in (0, 1).
+        resume: go on with a run that was stopped; it ends in the same bits as an uninterrupted one.
+        strict: let the first unreadable image be an error instead of skipping it.
+        device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+        progress: show a progress bar on the terminal.
+
+    Raises:
+        DataError: no usable images. ConfigError: a setting that cannot be. RunError: `out` cannot be used.
+    """
+    _check(epochs, minutes, false_alarms, seed)
+    chosen, config = _method_and_config(method)
+    folder = RunFolder(out, verbose=progress)
+    if resume and folder.model.exists():
+        return _finished(folder, chosen)
+    category = read_category(data, seed=seed)
+    split = split_validation(category.train, VALIDATION_FRACTION, seed)
+    folder.claim(resume=resume)
+    training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
+    folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
+    torch.manual_seed(seed)
+    detector = chosen.load()(config).to(choose_device(device))
+    stored = folder.stored()
+    plan = _plan(detector, protocol, epochs, minutes, training, stored)
+    settings = RunSettings(
+        method=chosen.name,
+        config=dataclasses.asdict(config),
+        protocol=protocol,
+        plan=dataclasses.asdict(plan) if plan else {},
+        seed=seed,
+        false_alarms=false_alarms,
+        training_hash=data_hash((*training.samples, *validation.samples)),
+        device=detector.device.type,
+        precision=stored.precision if stored else _precision(detector),
+        threads=torch.get_num_threads(),
+    )
+    folder.record(settings)
+    _learn(detector, plan, settings, training, validation, folder)
+    return _conclude(detector, settings, category.name, training, validation, folder)
+
+
+def _check(epochs: int | None, minutes: float | None, false_alarms: float, seed: int) -> None:
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"epochs is {epochs}; it must be at least 1")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes is {minutes}; it must be more than 0")
+    if not 0 < false_alarms < 1:
+        raise ConfigError(f"false_alarms is {false_alarms}; it is a probability between 0 and 1, such as 0.01")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must not be negative")
+
+
+def _method_and_config(wanted: str | DetectorConfig) -> tuple[Method, DetectorConfig]:
+    if isinstance(wanted, str):
+        chosen = method_named(wanted)
+        return chosen, chosen.load_config()()
+    for chosen in methods().values():
+        if chosen.load_config() is type(wanted):
+            return chosen, wanted
+    raise ConfigError(f"{type(wanted).__name__} belongs to no registered method; there are: {', '.join(methods())}")
+
+
+def _finished(folder: RunFolder, chosen: Method) -> Model:
+    model = read_model(folder.path)
+    if model.header.method != chosen.name:
+        raise RunError(f"{folder.path} holds a run of {model.header.method}, not {chosen.name}; choose another folder")
+    folder.note(f"{folder.path} is finished; nothing to resume")
+    return model
+
+
+def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool, progress: bool) -> Images:
+    images = load_images(samples, config.image_size, strict=strict, progress=progress)
+    for skipped in images.skipped:
+        folder.note(f"skipped {skipped.path}: {skipped.reason}")
+    return images
+
+
+def _precision(detector: Detector) -> Precision:
+    return fastest_precision(detector.device.type) if isinstance(detector, GradientDetector) else "fp32"
+
+
+def _plan(
+    detector: Detector,
+    protocol: Protocol,
+    epochs: int | None,
+    minutes: float | None,
+    training: Images,
+    stored: RunSettings | None,
+) -> Training | None:
+    if not isinstance(detector, GradientDetector):
+        return None
+    plan = detector.plan(protocol).resolved(len(training))
+    if epochs is not None:
+        plan = dataclasses.replace(plan, max_epochs=epochs)
+    if minutes is None:
+        return plan
+    if stored is not None:
+        return Training(**stored.plan)  # the time was measured once; measured again it would differ
+    seconds = epoch_seconds(detector, plan, _precision(detector), training.pixels)
+    return dataclasses.replace(plan, max_epochs=max(1, min(plan.max_epochs, int(60 * minutes / seconds))))
+
+
+def _learn(
+    detector: Detector,
+    plan: Training | None,
+    settings: RunSettings,
+    training: Images,
+    validation: Images,
+    folder: RunFolder,
+) -> None:
+    if isinstance(detector, FittedDetector):
+        detector.fit(training.pixels, settings.seed)
+    if isinstance(detector, GradientDetector) and plan is not None:
+        precision: Precision = "bf16" if settings.precision == "bf16" else "fp32"
+        descent = Descent(detector, plan, seed=settings.seed, precision=precision, folder=folder.path)
+        folder.note(f"{plan.max_epochs} epochs in {precision} on {settings.device}, {settings.threads} threads")
+        best = descent.run(training.pixels, validation.pixels, progress=folder.verbose)
+        folder.note(f"kept epoch {best.epoch} of {descent.state.epoch}: validation loss {best.validation_loss:.5f}")
+
+
+def _conclude(
+    detector: Detector,
+    settings: RunSettings,
+    category: str,
+    training: Images,
+    validation: Images,
+    folder: RunFolder,
+) -> Model:
+    summary = calibrate(detector, training.pixels, validation.pixels)
+    folder.note(f"calibrated by {summary.kind}; log-likelihood of a held-out pixel: {_rounded(summary.log_likelihood)}")
+    header = Header(
+        method=settings.method,
+        config=settings.config,
+        calibration=dataclasses.asdict(summary),
+        category=category,
+        seed=settings.seed,
+        protocol=settings.protocol,
+        training={**settings.plan, "precision": settings.precision, "device": settings.device},
+        images={
+            "training": len(training),
+            "validation": len(validation),
+            "skipped": len(training.skipped) + len(validation.skipped),
+        },
+        training_hash=settings.training_hash,
+        versions=_versions(),
+        false_alarms=settings.false_alarms,
+        thresholds={scoring: detector.threshold(settings.false_alarms, scoring) for scoring in SCORINGS},
+    )
+    write_model(folder.model, detector, header)
+    folder.checkpoint.unlink(missing_ok=True)
+    folder.note(f"wrote {folder.model}; thresholds: {_rounded(header.thresholds)}")
+    return Model(detector, header, folder.model)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("metalad", "torch", "numpy")}
+
+
+def _rounded(values: Mapping[str, float]) -> str:
+    return json.dumps({name: round(value, 4) for name, value in values.items()})
