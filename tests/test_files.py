@@ -30,9 +30,7 @@ def test_new_content_stands_in_a_new_folder_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_keeps_the_old_content(
-    tmp_path: Path, interruption: type[BaseException]
-) -> None:
+def test_an_interrupted_write_keeps_the_old_content(tmp_path: Path, interruption: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(interruption):

@@ -178,9 +178,7 @@ def test_every_mode_shows_the_same_two_colours(tmp_path: Path, mode: str) -> Non
     picture[4:] = 255
     suffix = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
     Image.fromarray(picture).convert(mode).save(tmp_path / f"a.{suffix}", quality=100)
-    np.testing.assert_allclose(
-        read_image(tmp_path / f"a.{suffix}"), picture, atol=8 if suffix == "jpg" else 0
-    )
+    np.testing.assert_allclose(read_image(tmp_path / f"a.{suffix}"), picture, atol=8 if suffix == "jpg" else 0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -237,9 +235,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("read", [read_image, read_mask])
-def test_a_bad_file_is_named_with_the_reason(
-    tmp_path: Path, name: str, read: Callable[[Path], Array]
-) -> None:
+def test_a_bad_file_is_named_with_the_reason(tmp_path: Path, name: str, read: Callable[[Path], Array]) -> None:
     content, reason = BAD[name]
     path = put(tmp_path / name, content)
     with pytest.raises(ImageError, match=reason) as caught:
@@ -269,9 +265,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path, monkeypatch: pytest
         read_image(tmp_path / "none.png")
 
 
-def test_the_limit_is_ours_and_not_the_warning_of_pillow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_is_ours_and_not_the_warning_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert image_size(put(tmp_path / "fits.png", one_bit_png(12_247, 12_247))) == (12_247, 12_247)
     with pytest.raises(ImageError, match="decompression bomb"):
         image_size(put(tmp_path / "not.png", one_bit_png(12_248, 12_248)))
@@ -337,9 +331,7 @@ def test_a_transparent_pixel_of_a_mask_is_normal(tmp_path: Path) -> None:
 
 def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
     write_image(tmp_path / "m.png", np.zeros((9, 11), np.uint8))
-    with pytest.raises(
-        DataError, match=r"m\.png is 9 × 11 \(height × width\), but its image is 11 × 9; make"
-    ):
+    with pytest.raises(DataError, match=r"m\.png is 9 × 11 \(height × width\), but its image is 11 × 9; make"):
         read_mask(tmp_path / "m.png", (11, 9))
 
 

@@ -7,7 +7,7 @@ nothing half-written under the final name.
 import contextlib
 import errno
 import json
-import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left of files that it was writing into `folder`."""
+    with explained(folder):
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metalad.files import explained, replacing
+from metalad.files import explained, write_bytes
 from metalad.precision import Precision
 from metalad.settings import setting
 
@@ -203,8 +203,7 @@ class Descent:
             "progress": json.dumps(dataclasses.asdict(self.state)),
             "history": json.dumps(self.rows, default=vars),
         }
-        with replacing(self.checkpoint) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_bytes(self.checkpoint, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def _resume(self) -> None:
         with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:

@@ -33,13 +33,15 @@ def ssim_map(
     Values in [0, 1] are expected (data range 1); the result lies in [-1, 1], 1 where the two agree. The window
     is applied as two banded matrix products, several times faster on a CPU than a depth-wise convolution.
     """
-    rows = window_matrix(images.shape[-2], images.device)
-    columns = window_matrix(images.shape[-1], images.device).T
-    mean = rows @ images @ columns
-    other_mean = rows @ others @ columns
-    variance = rows @ (images * images) @ columns - mean * mean
-    other_variance = rows @ (others * others) @ columns - other_mean * other_mean
-    covariance = rows @ (images * others) @ columns - mean * other_mean
+    # In half precision the variances, small differences of means, would drown; autocast must not touch them.
+    with torch.autocast(images.device.type, enabled=False):
+        rows = window_matrix(images.shape[-2], images.device)
+        columns = window_matrix(images.shape[-1], images.device).T
+        mean = rows @ images @ columns
+        other_mean = rows @ others @ columns
+        variance = rows @ (images * images) @ columns - mean * mean
+        other_variance = rows @ (others * others) @ columns - other_mean * other_mean
+        covariance = rows @ (images * others) @ columns - mean * other_mean
     numerator = (2 * mean * other_mean + C1) * (2 * covariance + C2)
     return numerator / ((mean**2 + other_mean**2 + C1) * (variance + other_variance + C2))
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from metalad.calibration import Calibration, CalibrationSummary, Content
 from metalad.detector import Detector, Scoring
 from metalad.errors import ConfigError, ModelFileError
-from metalad.files import replacing
+from metalad.files import write_bytes
 from metalad.methods import method_named
 from metalad.settings import from_json
 
@@ -80,8 +80,7 @@ def write_model(path: Path, detector: Detector, header: Header) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     text = json.dumps(dataclasses.asdict(header), sort_keys=True, allow_nan=False)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"metalad": text, "sha256": _digest(text, tensors)})
+    write_bytes(path, save(tensors, {"metalad": text, "sha256": _digest(text, tensors)}))
 
 
 def find_model(path: Path) -> Path:

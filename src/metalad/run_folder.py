@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.errors import RunError
-from metalad.files import explained, replacing, write_json
+from metalad.files import explained, replacing, sweep, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class RunFolder:
         """
         if not resume and (self.settings.exists() or self.model.exists()):
             raise RunError(f"{self.path} already holds a run; go on with it by --resume, or choose another folder")
+        sweep(self.path)
         with replacing(self.path / ".writable") as temporary:
             temporary.touch()
         (self.path / ".writable").unlink(missing_ok=True)

@@ -30,9 +30,7 @@ def test_an_image_may_be_named_in_many_ways(tmp_path: Path, name: str) -> None:
     put_labelled(tmp_path)
     put_text(tmp_path / "labels.csv", f"id,label\n{name},1\n8,0\n9,0\n")
     abnormal = [sample for sample in read_category(tmp_path).test if sample.abnormal]
-    assert [(sample.path, sample.defect) for sample in abnormal] == [
-        (tmp_path / "images/007.png", "abnormal")
-    ]
+    assert [(sample.path, sample.defect) for sample in abnormal] == [(tmp_path / "images/007.png", "abnormal")]
 
 
 def test_images_may_lie_beside_the_list(tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ def test_each_abnormal_image_finds_its_mask(tmp_path: Path) -> None:
     category = read_category(tmp_path / "tile")
     assert (category.name, category.layout) == ("tile", "mvtec")
     assert [sample.name for sample in category.train] == ["good/1.png"]
-    masks = {
-        sample.path.name: sample.mask and sample.mask.name for sample in category.test if sample.abnormal
-    }
+    masks = {sample.path.name: sample.mask and sample.mask.name for sample in category.test if sample.abnormal}
     assert masks == {"1.png": "1_mask.png", "2.jpg": "2.bmp", "3.png": "3_mask.png", "4.png": None}
     assert {(sample.defect, sample.abnormal) for sample in category.test} == {
         ("good", False),

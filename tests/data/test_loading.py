@@ -41,9 +41,7 @@ def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
 
 def test_none_readable_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
     samples = [Sample(put_text(tmp_path / f"{name}.png", ""), False, "good") for name in "ab"]
-    with pytest.raises(
-        DataError, match=r"none of 2 images can be read; the first, .*a\.png: the file is empty"
-    ):
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first, .*a\.png: the file is empty"):
         load_images(samples, (16, 16))
     with pytest.raises(DataError, match="no images to load"):
         load_images([], (16, 16))
@@ -60,12 +58,13 @@ def test_strict_raises_at_once_and_stops_decoding(tmp_path: Path, monkeypatch: p
         return read_image(path)
 
     monkeypatch.setattr(loading, "read_image", slow)
-    with pytest.raises(ImageError, match=r"001\.png: not a PNG"):
-        load_images(samples, (16, 16), strict=True)
+    with pytest.raises(ImageError, match=r"001\.png: not a PNG") as caught:
+        load_images(samples, (16, 16), strict=True, progress=True)
     count = len(decoded)
     assert count < 100
     time.sleep(0.05)
     assert len(decoded) == count
+    assert caught.value  # its traceback holds what was decoding
 
 
 def test_what_does_not_fit_in_memory_goes_to_a_file_that_vanishes(tmp_path: Path) -> None:
@@ -79,9 +78,7 @@ def test_what_does_not_fit_in_memory_goes_to_a_file_that_vanishes(tmp_path: Path
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "posix_fallocate"), reason="this system cannot claim space on disk beforehand"
-)
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot claim space on disk beforehand")
 def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -96,9 +93,7 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytes
         load_images(samples, (16, 16), memory_limit=0, cache=tmp_path / "file")
 
 
-def test_progress_goes_to_the_terminal_only_when_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_goes_to_the_terminal_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = put_samples(tmp_path, range(2))
     load_images(samples, (16, 16))
     assert capsys.readouterr() == ("", "")

@@ -37,9 +37,7 @@ def test_the_split_of_a_seed_never_changes() -> None:
 def test_copies_stay_on_one_side(tmp_path: Path, seed: int) -> None:
     samples = put_samples(tmp_path, [0, 1, 1, 2, 3, 3, 3, 4, 5, 6])
     train, validation = split_validation(samples, 0.3, seed)
-    assert not {sample.path.read_bytes() for sample in train} & {
-        sample.path.read_bytes() for sample in validation
-    }
+    assert not {sample.path.read_bytes() for sample in train} & {sample.path.read_bytes() for sample in validation}
     assert len(validation) == 3
 
 

@@ -74,7 +74,7 @@ def load_images(
     kept: list[Sample] = []
     sizes: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
-    # Closed, as an exception's traceback would keep the threads decoding.
+    # Closing cancels what waits; else a kept traceback would keep the threads decoding behind a progress bar.
     with contextlib.closing(_decode_all(samples, size)) as results:
         bar = tqdm(results, "reading images", len(samples), disable=not progress, leave=False)
         for sample, result in zip(samples, bar, strict=True):
@@ -106,11 +106,8 @@ def _decode_all(samples: Sequence[Sample], size: tuple[int, int]) -> Generator[_
         return resize_image(image, size), (image.shape[0], image.shape[1])
 
     # Few threads, as each may hold a large image at full resolution.
-    pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8))
-    try:
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
         yield from pool.map(decode, samples)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _reason(path: Path, error: ImageError) -> str:

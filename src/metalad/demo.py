@@ -1,0 +1,35 @@
+"""See the whole on real photographs: train on 31 good cookies, judge 46 others, write the report.
+
+The images ship with the package; `demo_data/cookie/LICENSE.txt` names their authors and their licence.
+"""
+
+from pathlib import Path
+
+from metalad.evaluate import evaluate
+from metalad.report import Report
+from metalad.train import train
+
+DATA = Path(__file__).parent / "demo_data" / "cookie"
+
+
+def demo(
+    out: Path = Path("demo-run"),
+    *,
+    minutes: float | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> Report:
+    """Train MeTAL on the cookies that ship with the package, evaluate it, and return what was found.
+
+    Args:
+        out: the run folder; the report lies in `evaluation/report.html` inside it. A demo that was stopped there
+            goes on, a finished one is only evaluated again.
+        minutes: shorten training so that it fits into so many minutes.
+        device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+        progress: show a progress bar on the terminal.
+
+    Raises:
+        RunError: `out` cannot be used. ConfigError: a setting that cannot be.
+    """
+    train(DATA, out, minutes=minutes, resume=True, device=device, progress=progress)
+    return evaluate(out, DATA, device=device, progress=progress)
