@@ -10,6 +10,7 @@ from torch import Tensor
 from metalad.calibration import Calibration, CalibrationSummary, Evidence, choose
 from metalad.detector import SCORINGS, Detector, Scoring, to_batch
 from metalad.gradient import Pixels
+from metalad.threshold import MIN_IMAGES
 
 MAX_IMAGES = 512
 """Evidence is held in memory at once: at most of this many training and as many held-out images."""
@@ -28,12 +29,12 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
     The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
     image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
     scale, until their mean is that of the held-out images, and both are kept. Where the method knows its training
-    images by heart, the held-out images are used alone.
+    images by heart, the held-out images are used alone, if there are two or more.
     """
     detector.eval()
     seen = _evidence(detector, _thinned(training), batch_size)
     unseen = _evidence(detector, _thinned(held_out), batch_size)
-    if _energy(seen) < MEMORISED * _energy(unseen):
+    if len(unseen.residual) >= MIN_IMAGES and _energy(seen) < MEMORISED * _energy(unseen):
         summary, known = _choose_among(unseen), unseen
         fresh = np.ones(len(unseen.residual), dtype=bool)
     else:
@@ -81,8 +82,6 @@ def _taken(evidence: Evidence, chosen: Tensor) -> Evidence:
 
 def _choose_among(evidence: Evidence) -> CalibrationSummary:
     index = torch.arange(len(evidence.residual))
-    if len(index) < 2:
-        return CalibrationSummary("none", {})
     return choose(_taken(evidence, index % 2 == 0), _taken(evidence, index % 2 == 1))
 
 
@@ -102,9 +101,6 @@ def _held_out_scores(
 def _folds(count: int) -> Iterator[Tensor]:
     index = torch.arange(count)
     folds = min(FOLDS, count)
-    if folds < 2:
-        yield torch.zeros(count, dtype=torch.bool)
-        return
     for fold in range(folds):
         yield index % folds == fold
 

@@ -23,7 +23,10 @@ Kind = Literal["none", "content", "position"]
 KINDS: tuple[Kind, ...] = ("none", "content", "position")
 
 PRIOR_IMAGES = 20
-"""A cell's moments are drawn to the global ones as if this many further images had shown those."""
+"""A cell's moments are drawn to the global ones as if this many further images had shown those: a variance taken
+too small costs more, in false alarms, than one too large."""
+CHOICE_PRIOR_IMAGES = 2
+"""The same while the kind is chosen: a strong prior would blur what the likelihood is asked about."""
 FLOOR = 1e-5
 """Added to every variance: (0.8 of 255 grey levels)². No residual is known better than the pixel's own rounding."""
 POOLING_SIGMA = 1.0
@@ -109,10 +112,10 @@ class Calibration(nn.Module):
         self.register_buffer("whitening", whitening)
 
     @classmethod
-    def learn(cls, kind: Kind, evidence: Evidence) -> "Calibration":
+    def learn(cls, kind: Kind, evidence: Evidence, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Learn the moments of the residuals of normal images."""
         content = Content.learn(_expected(evidence)) if kind == "content" else None
-        return cls(kind, _whitening(_moments(kind, content, evidence)), content)
+        return cls(kind, _whitening(_moments(kind, content, evidence, prior_images)), content)
 
     def whiten(self, evidence: Evidence) -> Float[Tensor, "batch channels height width"]:
         """Return residuals whose second moments on normal images are the identity."""
@@ -149,7 +152,9 @@ def choose(training: Evidence, held_out: Evidence) -> CalibrationSummary:
     scale = float((held_out.residual.square().mean() / training.residual.square().mean().clamp_min(1e-12)).sqrt())
     training = training._replace(residual=training.residual * scale)
     kinds = KINDS if training.expected is not None else tuple(kind for kind in KINDS if kind != "content")
-    scores: dict[str, float] = {kind: Calibration.learn(kind, training).log_likelihood(held_out) for kind in kinds}
+    scores: dict[str, float] = {
+        kind: Calibration.learn(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
+    }
     return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
 
 
@@ -164,7 +169,9 @@ def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
     return torch.quantile(flat, torch.linspace(0, 1, bins + 1)[1:-1])
 
 
-def _moments(kind: Kind, content: Content | None, evidence: Evidence) -> Float[Tensor, "cells channels channels"]:
+def _moments(
+    kind: Kind, content: Content | None, evidence: Evidence, prior_images: float
+) -> Float[Tensor, "cells channels channels"]:
     residual = evidence.residual
     images, _, height, width = residual.shape
     overall: Tensor = torch.einsum("nihw,njhw->ij", residual, residual)[None] / (images * height * width)
@@ -173,12 +180,12 @@ def _moments(kind: Kind, content: Content | None, evidence: Evidence) -> Float[T
     if content is None:
         sums: Tensor = torch.einsum("nihw,njhw->ijhw", residual, residual)
         sums = Smoothing(height, width, POOLING_SIGMA)(sums).flatten(2).permute(2, 0, 1)
-        return (sums + PRIOR_IMAGES * overall) / (images + PRIOR_IMAGES)
+        return (sums + prior_images * overall) / (images + prior_images)
     cells = content(_expected(evidence)).flatten()
     count = EDGE_BINS * BRIGHTNESS_BINS
     products = torch.einsum("nihw,njhw->nhwij", residual, residual).flatten(0, 2)
     sums = torch.zeros(count, *products.shape[1:]).index_add_(0, cells, products)
-    prior = PRIOR_IMAGES * height * width / count
+    prior = prior_images * height * width / count
     return (sums + prior * overall) / (torch.bincount(cells, minlength=count)[:, None, None] + prior)
 
 

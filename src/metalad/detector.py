@@ -18,7 +18,7 @@ from metalad.calibration import Calibration, Evidence
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Training
 from metalad.layers import Smoothing
-from metalad.settings import setting
+from metalad.settings import check_choices, setting
 from metalad.threshold import threshold
 
 Scoring = Literal["calibrated", "raw"]
@@ -56,9 +56,10 @@ class DetectorConfig:
     scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if min(self.image_size) < 16:
             raise ConfigError(f"image_size is {self.image_size}; height and width must be at least 16 pixels")
-        if self.smoothing_sigma < 0 or 4 * self.smoothing_sigma >= min(self.image_size):
+        if not 0 <= 4 * self.smoothing_sigma < min(self.image_size):  # NaN, too
             raise ConfigError(
                 f"smoothing_sigma is {self.smoothing_sigma}; it must lie between 0 and a quarter of image_size"
             )

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metalad.errors import RunError
 from metalad.files import explained, write_bytes
 from metalad.precision import Precision
 from metalad.settings import setting
@@ -45,7 +46,7 @@ class Training:
     steps: int | None = setting(None, "steps instead of max_epochs: as many epochs as hold them")
     schedule: Literal["constant", "cosine"] = setting("constant", "constant, or warm-up and cosine to 0")
     patience: int | None = setting(None, "stop when the validation loss has not improved for so many epochs")
-    patience_from: int = setting(0, "epoch from which on patience counts")
+    patience_from: int = setting(0, "first epoch at whose end patience may stop the descent")
 
     def resolved(self, images: int) -> "Training":
         """Return the same plan with its length in epochs, for a training set of `images`."""
@@ -119,7 +120,7 @@ class Descent:
         """Descend to the end of the plan, put the best weights into the module, and return their epoch's losses.
 
         Raises:
-            RunError: the folder cannot be written.
+            RunError: the folder cannot be written, its checkpoint is damaged, or no epoch had a finite loss.
         """
         if self.checkpoint.exists():
             self._resume()
@@ -134,6 +135,8 @@ class Descent:
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
                         saved = time.monotonic()
+        if not self.state.best_epoch:
+            raise RunError("the validation loss was never a finite number; check the images and the settings")
         self.module.load_state_dict(self.best)
         self.module.eval()
         return self.rows[self.state.best_epoch - 1]
@@ -144,7 +147,7 @@ class Descent:
             return True
         if plan.patience is None or state.epoch < plan.patience_from:
             return False
-        return state.epoch - max(state.best_epoch, plan.patience_from) >= plan.patience
+        return state.epoch - state.best_epoch >= plan.patience
 
     def _epoch(self, training: Pixels, validation: Pixels, bar: Any) -> Epoch:
         start, plan, number = time.perf_counter(), self.plan, self.state.epoch + 1
@@ -156,7 +159,7 @@ class Descent:
         for index in range(per_epoch):
             rate = plan.rate(self.state.epoch * per_epoch + index, total)
             chosen = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
-            loss = self._step(training[chosen], rate)
+            loss = self.step(training[chosen], rate)
             losses += loss * len(chosen)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
@@ -168,7 +171,8 @@ class Descent:
         self.state.seconds += time.perf_counter() - start
         return Epoch(number, losses / len(training), validation_loss, rate, round(self.state.seconds, 3))
 
-    def _step(self, pixels: Pixels, rate: float) -> float:
+    def step(self, pixels: Pixels, rate: float) -> float:
+        """Take one step on a batch at a learning rate, and return the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,10 +210,13 @@ class Descent:
         write_bytes(self.checkpoint, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
     def _resume(self) -> None:
-        with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
-            self.state = _Progress(**json.loads(file.metadata()["progress"]))
-            self.rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+        try:
+            with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
+                self.state = _Progress(**json.loads(file.metadata()["progress"]))
+                self.rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{self.checkpoint} is damaged ({error}); delete it to train from the start") from error
         self.module.load_state_dict(_under(tensors, "module/"))
         self.best = _under(tensors, "best/")
         moments: dict[int, dict[str, Tensor]] = {}
@@ -224,10 +231,10 @@ def epoch_seconds(module: Learner, plan: Training, precision: Precision, trainin
     """Return the time that an epoch will take, measured by three steps of a copy of the module."""
     descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path())
     batch = training[: plan.batch_size]
-    descent._step(batch, plan.learning_rate)
+    descent.step(batch, plan.learning_rate)
     start = time.perf_counter()
     for _ in range(2):
-        descent._step(batch, plan.learning_rate)
+        descent.step(batch, plan.learning_rate)
     return (time.perf_counter() - start) / 2 * len(training) / len(batch)
 
 

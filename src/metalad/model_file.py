@@ -80,7 +80,17 @@ def write_model(path: Path, detector: Detector, header: Header) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     text = json.dumps(dataclasses.asdict(header), sort_keys=True, allow_nan=False)
-    write_bytes(path, save(tensors, {"metalad": text, "sha256": _digest(text, tensors)}))
+    write_bytes(path, _in_order(save(tensors, {"metalad": text, "sha256": _digest(text, tensors)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata at the head of a safetensors file; `save` writes them in an order that chance decides."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:end])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def find_model(path: Path) -> Path:
@@ -124,8 +134,11 @@ def summary(header: Header) -> CalibrationSummary:
 
 
 def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
-    with file.open("rb") as stream:
-        start = stream.read(4)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(4)
+    except OSError as error:
+        raise ModelFileError(f"{file}: cannot be read ({error.strerror}); see to its permissions") from error
     if start.startswith(PICKLE_STARTS):
         raise ModelFileError(
             f"{file}: this is a pickle or a zip archive, which can run code when opened, and is never read; "
@@ -150,7 +163,7 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
 def _check_format(file: Path, text: str) -> None:
     try:
         number = json.loads(text)["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelFileError(f"{file}: its header is damaged; copy it again or train anew") from None
     if number != FORMAT:
         raise ModelFileError(f"{file}: has format {number}, this metalad reads {FORMAT}; install a newer metalad")

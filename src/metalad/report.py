@@ -66,12 +66,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class DefectRow:
-    """One defect type against all good test images; `found` of its `images` were judged abnormal."""
+    """One defect type against all good test images; `found` of its `images` were judged abnormal.
+
+    `metrics` is at the model's resolution, `metrics_original` at the images' own.
+    """
 
     defect: str
     images: int
     found: int
     metrics: Metrics
+    metrics_original: Metrics = Metrics()
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Report:
             "threshold": self.chosen.threshold,
             "resolution": self.resolution,
             "per_defect": {row.defect: row.metrics for row in self.chosen.per_defect},
+            "per_defect_original": {row.defect: row.metrics_original for row in self.chosen.per_defect},
             "original": self.chosen.metrics_original,
             "raw": raw,
             "images": len(self.verdicts),

@@ -46,7 +46,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written, or holds a run and `resume` is not set.
         """
-        if not resume and (self.settings.exists() or self.model.exists()):
+        if not resume and any(file.exists() for file in (self.settings, self.model, self.checkpoint)):
             raise RunError(f"{self.path} already holds a run; go on with it by --resume, or choose another folder")
         sweep(self.path)
         with replacing(self.path / ".writable") as temporary:
@@ -76,8 +76,17 @@ class RunFolder:
         if old is None:
             write_json(self.settings, asdict(settings))
             return
-        new = json.loads(json.dumps(asdict(settings)))
-        for name, value in asdict(old).items():
+        self.compare(asdict(old), asdict(settings))
+
+    def compare(self, started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """See that what the run is to be resumed with is what it was started with.
+
+        Raises:
+            RunError: something differs; the text names it.
+        """
+        new = json.loads(json.dumps(dict(now)))
+        for name in new:
+            value = started[name]
             if value != new[name]:
                 raise RunError(
                     f"{self.path} was started with {name} {_short(value)}, now it is {_short(new[name])}; "

@@ -47,6 +47,18 @@ def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+def check_choices(config: Any) -> None:
+    """See that each field with a fixed set of values holds one of them.
+
+    Raises:
+        ConfigError: one does not; a misspelt value would otherwise act like some other one.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"setting {name}={value!r}: expected {_wanted(hint)}")
+
+
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
     if name not in hints:
         raise ConfigError(f"{config.__name__} has no setting {name!r}; it has: {', '.join(sorted(hints))}")

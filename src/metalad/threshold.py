@@ -9,6 +9,7 @@ from scipy import stats
 MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
 """An empirical quantile is used where this many held-out images are expected above it."""
+LARGEST_LOG = math.log(np.finfo(np.float64).max)
 
 
 def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) -> float:
@@ -20,6 +21,8 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     conformal prediction, Vovk 2005). With fewer the logarithms of the scores are taken as normal, and the
     threshold is the upper end of the *prediction* interval: mean + t · deviation · √(1 + 1/n), with Student's
     t of n − 1 degrees of freedom. It widens as images get fewer: few images cost sensitivity, not false alarms.
+    It is never below the order statistic of the smallest rate that has one, so that fewer wanted false alarms never
+    lower the threshold.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -30,8 +33,14 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     if count < MIN_IMAGES:
         raise ValueError(f"a threshold needs the scores of at least {MIN_IMAGES} good images, not {count}")
     if count * false_alarms >= ENOUGH_ALARMS:
-        rank = min(count, math.ceil((count + 1) * (1 - false_alarms)))
-        return float(np.sort(normal_scores)[rank - 1])
+        return _order_statistic(normal_scores, false_alarms)
+    least = _order_statistic(normal_scores, ENOUGH_ALARMS / count) if count > ENOUGH_ALARMS else 0.0
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
-    width = stats.t.ppf(1 - false_alarms, count - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / count)
-    return float(np.exp(logs.mean() + width))
+    width = stats.t.isf(false_alarms, count - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / count)
+    # Two or three images can ask for more than a float holds; the model file's JSON has no infinity.
+    return max(least, float(np.exp(min(logs.mean() + width, LARGEST_LOG))))
+
+
+def _order_statistic(scores: Float[np.ndarray, " images"], false_alarms: float) -> float:
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - false_alarms)))
+    return float(np.sort(scores)[rank - 1])

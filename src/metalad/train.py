@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from metalad.calibrate import calibrate
 from metalad.data import Images, Sample, data_hash, load_images, read_category, split_validation
 from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.device import choose_device
-from metalad.errors import ConfigError, RunError
+from metalad.errors import ConfigError
 from metalad.gradient import Descent, Training, epoch_seconds
 from metalad.methods import Method, method_named, methods
 from metalad.model_file import Header, Model, read_model, write_model
@@ -62,7 +63,8 @@ def train(
     chosen, config = _method_and_config(method)
     folder = RunFolder(out, verbose=progress)
     if resume and folder.model.exists():
-        return _finished(folder, chosen)
+        asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
+        return _finished(folder, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
     category = read_category(data, seed=seed)
     split = split_validation(category.train, VALIDATION_FRACTION, seed)
     folder.claim(resume=resume)
@@ -96,8 +98,8 @@ def _check(epochs: int | None, minutes: float | None, false_alarms: float, seed:
         raise ConfigError(f"minutes is {minutes}; it must be more than 0")
     if not 0 < false_alarms < 1:
         raise ConfigError(f"false_alarms is {false_alarms}; it is a probability between 0 and 1, such as 0.01")
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must not be negative")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; it must not be negative, nor 2^63 or more")
 
 
 def _method_and_config(wanted: str | DetectorConfig) -> tuple[Method, DetectorConfig]:
@@ -110,10 +112,11 @@ def _method_and_config(wanted: str | DetectorConfig) -> tuple[Method, DetectorCo
     raise ConfigError(f"{type(wanted).__name__} belongs to no registered method; there are: {', '.join(methods())}")
 
 
-def _finished(folder: RunFolder, chosen: Method) -> Model:
+def _finished(folder: RunFolder, asked: Mapping[str, Any], epochs: int | None) -> Model:
     model = read_model(folder.path)
-    if model.header.method != chosen.name:
-        raise RunError(f"{folder.path} holds a run of {model.header.method}, not {chosen.name}; choose another folder")
+    folder.compare(dataclasses.asdict(model.header), asked)
+    if epochs is not None and "max_epochs" in model.header.training:
+        folder.compare({"epochs": model.header.training["max_epochs"]}, {"epochs": epochs})
     folder.note(f"{folder.path} is finished; nothing to resume")
     return model
 

@@ -1,0 +1,190 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from metalad.errors import ConfigError
+from metalad.layers import Mask
+from metalad.methods.metal import Metal, MetalConfig, Token
+from metalad.settings import from_texts
+
+CONFIGURATIONS: tuple[tuple[Token, ...], ...] = (
+    ("squares",),
+    ("squares", "rows"),
+    ("squares", "columns"),
+    ("rows", "columns"),
+    ("squares", "rows", "columns"),
+)
+"""Of Table 3, which counts squares twice: without the mask, and with it."""
+
+
+def small(tokens: tuple[Token, ...] = ("squares", "rows"), mask: Mask = "blind", depth: int = 1) -> Metal:
+    """A model of 4 x 6 patches of 8 pixels."""
+    torch.manual_seed(0)
+    return Metal(
+        MetalConfig(
+            image_size=(32, 48),
+            patch_size=8,
+            width=8,
+            hidden_width=16,
+            smoothing_sigma=1.0,
+            tokens=tokens,
+            mask=mask,
+            depth=depth,
+        )
+    )
+
+
+def own_gradients(model: Metal, batch: int = 1) -> dict[tuple[int, int], Tensor]:
+    """The gradient of each patch's output to its own pixels, by the patch's place."""
+    size, (down, across) = model.config.patch_size, model.config.grid
+    images = torch.rand(batch, 3, *model.config.image_size, requires_grad=True)
+    rebuilt = model.reconstruct(images)
+    weights = torch.randn(3, size, size)
+    found = {}
+    for row, column in itertools.product(range(down), range(across)):
+        own = (..., slice(row * size, (row + 1) * size), slice(column * size, (column + 1) * size))
+        (gradient,) = torch.autograd.grad((rebuilt[own] * weights).sum(), images, retain_graph=True)
+        found[row, column] = gradient[own]
+    return found
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("tokens", CONFIGURATIONS, ids="+".join)
+def test_no_patch_is_rebuilt_from_its_own_pixels(tokens: tuple[Token, ...], depth: int) -> None:
+    for place, gradient in own_gradients(small(tokens, depth=depth), batch=2).items():
+        assert torch.count_nonzero(gradient) == 0, place
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("mask", ["zero-logit", "none"])
+@pytest.mark.parametrize("tokens", CONFIGURATIONS, ids="+".join)
+def test_the_other_masks_leak(tokens: tuple[Token, ...], mask: Mask, depth: int) -> None:
+    """`none` with squares alone is the first of the six configurations."""
+    for place, gradient in own_gradients(small(tokens, mask, depth)).items():
+        assert gradient.abs().max() > 0, place
+
+
+def test_no_patch_of_the_papers_model_is_rebuilt_from_its_own_pixels() -> None:
+    torch.manual_seed(0)
+    for place, gradient in own_gradients(Metal(MetalConfig())).items():
+        assert torch.count_nonzero(gradient) == 0, place
+
+
+@pytest.mark.parametrize("tokens", CONFIGURATIONS, ids="+".join)
+def test_a_patch_is_rebuilt_from_every_patch_that_its_tokens_may_see(tokens: tuple[Token, ...]) -> None:
+    model = small(tokens)
+    images = torch.rand(1, 3, 32, 48, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model.reconstruct(images)[..., 8:16, 24:32].square().sum(), images)
+    seen = gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)) > 0
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    other = {"squares": (rows != 1) | (columns != 3), "rows": rows != 1, "columns": columns != 3}
+    assert torch.equal(seen, torch.stack([other[token] for token in tokens]).any(0))
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(1, 17_859_840), (2, 26_392_192)])
+def test_the_size_is_table_6s(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = Metal(MetalConfig(depth=depth))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+class Known(nn.Module):
+    """Stands for an encoder: gives each token what it was given, cut to the width wanted."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+@pytest.mark.parametrize("token", ["squares", "rows", "columns"])
+def test_patches_come_back_to_their_places(token: Token) -> None:
+    """With an encoder and a decoder that change nothing, every pixel must return to where it was."""
+    config = MetalConfig(image_size=(32, 48), patch_size=8, width=3 * 8 * 8, tokens=(token,), smoothing_sigma=1.0)
+    model = Metal(config)
+    model.encoders[token], model.decoder = Known(), nn.Identity()  # type: ignore[assignment]
+    images = torch.rand(2, 3, 32, 48)
+    assert torch.equal(model.reconstruct(images), images)
+
+
+@pytest.mark.parametrize("token", ["rows", "columns"])
+def test_a_stripe_is_a_whole_row_or_column_of_pixels(token: Token) -> None:
+    model = small((token,))
+    seen: list[Tensor] = []
+    model.encoders[token].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.zeros(1, 3, 32, 48)
+    images[:, :, 8:16] = 1  # the second row of patches
+    model.reconstruct(images)
+    per_token = seen[0][0].mean(1)
+    assert per_token.tolist() == ([0, 1, 0, 0] if token == "rows" else pytest.approx([0.25] * 6))
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    model, images = small(("squares", "rows", "columns")), torch.rand(3, 3, 32, 48)
+    torch.testing.assert_close(model.reconstruct(images)[1:2], model.reconstruct(images[1:2]))
+
+
+def test_the_raw_map_is_the_papers_squared_error() -> None:
+    model, images = small(), torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        evidence = model.evidence(images)
+        expected = ((model.reconstruct(images) - images) ** 2).sum(1)
+    torch.testing.assert_close(model.raw_map(evidence), expected)
+    assert evidence.expected is not None
+    assert 0 <= evidence.expected.min() <= evidence.expected.max() <= 1
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 4), st.integers(2, 4), st.sampled_from(CONFIGURATIONS))
+def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token, ...]) -> None:
+    config = MetalConfig(
+        image_size=(down * 12, across * 12), patch_size=12, width=8, hidden_width=8, smoothing_sigma=1.0, tokens=tokens
+    )
+    with torch.no_grad():
+        score, maps = Metal(config)(torch.rand(2, 3, *config.image_size))
+    assert maps.shape == (2, *config.image_size)
+    torch.testing.assert_close(score, maps.amax((1, 2)))
+
+
+def test_the_papers_protocol_is_section_4_2() -> None:
+    plan = Metal.plan("paper")
+    assert (plan.learning_rate, plan.batch_size, plan.max_epochs) == (1e-4, 64, 3000)
+    assert (plan.schedule, plan.patience, plan.patience_from) == ("constant", 50, 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("patch_size=15", "patch_size 15 does not divide image_size 128x128"),
+        ("patch_size=0", "patch_size 0"),
+        ("patch_size=-16", "patch_size -16"),
+        ("patch_size=128", "holds one patch"),
+        ("tokens=squares,squares", "at most once"),
+        ("tokens=circles", "expected a comma-separated list"),
+        ("tokens=", "expected a comma-separated list"),
+        ("depth=0", "at least 1"),
+        ("width=0", "at least 1"),
+        ("heads=3", "heads 3 does not divide width 128"),
+        ("mask=blnd", "one of blind, zero-logit, none"),
+        ("image_size=8", "at least 16 pixels"),
+        ("smoothing_sigma=-1", "between 0 and a quarter"),
+        ("smoothing_sigma=32", "between 0 and a quarter"),
+        ("smoothing_sigma=nan", "between 0 and a quarter"),
+        ("image_score=median", "one of max, mean, top-k"),
+    ],
+)
+def test_what_does_not_fit_is_said(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        from_texts(MetalConfig, [text])
+
+
+def test_rows_of_one_line_of_patches_are_refused() -> None:
+    with pytest.raises(ConfigError, match="holds one patch"):
+        MetalConfig(image_size=(16, 64), patch_size=16, smoothing_sigma=1.0)
+
+
+def test_no_token_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="take each of squares, rows, columns"):
+        MetalConfig(tokens=())

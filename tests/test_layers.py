@@ -1,0 +1,117 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from torch import Tensor
+
+from metalad.layers import Mask, MaskedBlock, MaskedEncoder, Smoothing, gaussian_matrix
+
+SIDES = st.integers(1, 40)
+SIGMAS = st.sampled_from([0.3, 1.0, 1.5, 4.0, 9.0])
+
+
+def encoder(mask: Mask, depth: int) -> MaskedEncoder:
+    torch.manual_seed(0)
+    return MaskedEncoder(
+        values=5, tokens=6, width=8, embedding_width=7, heads=2, feed_forward_ratio=2, depth=depth, mask=mask
+    )
+
+
+def own_gradients(module: MaskedEncoder, tokens: Tensor) -> list[Tensor]:
+    """The gradient of each token's output to its own values."""
+    tokens = tokens.clone().requires_grad_()
+    weights = torch.randn(8)
+    return [
+        torch.autograd.grad((module(tokens)[:, index] @ weights).sum(), tokens)[0][:, index]
+        for index in range(tokens.shape[1])
+    ]
+
+
+@given(SIDES, SIDES, SIGMAS, st.integers(0, 2**32 - 1))
+def test_smoothing_is_scipys_gaussian_filter(height: int, width: int, sigma: float, seed: int) -> None:
+    maps = np.random.default_rng(seed).random((2, height, width), dtype=np.float32)
+    expected = ndimage.gaussian_filter(maps.astype(float), sigma, mode="reflect", axes=(1, 2))
+    np.testing.assert_allclose(Smoothing(height, width, sigma)(torch.from_numpy(maps)).numpy(), expected, atol=1e-6)
+
+
+@given(SIDES, SIGMAS)
+def test_smoothing_keeps_a_constant_map(size: int, sigma: float) -> None:
+    matrix = gaussian_matrix(size, sigma)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(size), atol=1e-6, rtol=0)
+
+
+def test_smoothing_by_nothing_changes_nothing() -> None:
+    maps = torch.rand(2, 5, 7)
+    assert torch.equal(Smoothing(5, 7, 0.0)(maps), maps)
+
+
+def test_smoothing_is_not_stored_with_the_model() -> None:
+    assert not Smoothing(8, 8, 1.0).state_dict()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_blind_token_never_sees_itself(depth: int) -> None:
+    for gradient in own_gradients(encoder("blind", depth), torch.randn(2, 6, 5)):
+        assert torch.count_nonzero(gradient) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("mask", ["zero-logit", "none"])
+def test_the_other_masks_let_a_token_see_itself(mask: Mask, depth: int) -> None:
+    for gradient in own_gradients(encoder(mask, depth), torch.randn(2, 6, 5)):
+        assert gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_blind_token_sees_every_other(depth: int) -> None:
+    tokens = torch.randn(1, 6, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(encoder("blind", depth)(tokens)[0, 2].square().sum(), tokens)
+    assert gradient[0].abs().amax(1).gt(0).tolist() == [True, True, False, True, True, True]
+
+
+def test_a_blind_token_never_sees_itself_in_bfloat16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients = own_gradients(encoder("blind", 2), torch.randn(2, 6, 5))
+    assert all(torch.count_nonzero(gradient) == 0 for gradient in gradients)
+
+
+def attention_weights(block: MaskedBlock, stream: Tensor, content: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled dot products and values of one head of the block, written out."""
+    del hidden
+    logits = block.query(stream) @ block.key(content).transpose(1, 2) / math.sqrt(stream.shape[-1])
+    return logits, block.value(content)
+
+
+@pytest.mark.parametrize(("mask", "diagonal"), [("blind", -math.inf), ("zero-logit", 0.0), ("none", None)])
+def test_attention_is_a_softmax_with_another_diagonal(mask: Mask, diagonal: float | None) -> None:
+    torch.manual_seed(1)
+    block, hidden = MaskedBlock(8, 1, 2, mask), torch.eye(6, dtype=torch.bool)
+    stream, content = torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    logits, values = attention_weights(block, stream, content, hidden)
+    if diagonal is not None:
+        logits[:, range(6), range(6)] = diagonal
+    attended = torch.softmax(logits, -1) @ values
+    after = block.attention_norm(stream + block.output(attended))
+    expected = block.feed_forward_norm(after + block.feed_forward(after))
+    torch.testing.assert_close(block(stream, content, hidden), expected)
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(8)))
+def test_heads_are_independent(order: list[int]) -> None:
+    """Permuting whole heads in every projection changes nothing."""
+    torch.manual_seed(2)
+    block, hidden, tokens = MaskedBlock(16, 8, 2, "blind"), torch.eye(5, dtype=torch.bool), torch.randn(2, 5, 16)
+    before = block(tokens, tokens, hidden)
+    features = torch.tensor([2 * head + half for head in order for half in range(2)])
+    with torch.no_grad():
+        for layer in (block.query, block.key, block.value):
+            layer.weight.copy_(layer.weight[features])
+            layer.bias.copy_(layer.bias[features])
+        block.output.weight.copy_(block.output.weight[:, features])
+    torch.testing.assert_close(block(tokens, tokens, hidden), before)
