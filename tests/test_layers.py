@@ -31,6 +31,7 @@ def own_gradients(module: MaskedEncoder, tokens: Tensor) -> list[Tensor]:
     ]
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIGMAS, st.integers(0, 2**32 - 1))
 def test_smoothing_is_scipys_gaussian_filter(height: int, width: int, sigma: float, seed: int) -> None:
     maps = np.random.default_rng(seed).random((2, height, width), dtype=np.float32)
@@ -38,6 +39,7 @@ def test_smoothing_is_scipys_gaussian_filter(height: int, width: int, sigma: flo
     np.testing.assert_allclose(Smoothing(height, width, sigma)(torch.from_numpy(maps)).numpy(), expected, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(SIDES, SIGMAS)
 def test_smoothing_keeps_a_constant_map(size: int, sigma: float) -> None:
     matrix = gaussian_matrix(size, sigma)
@@ -101,7 +103,7 @@ def test_attention_is_a_softmax_with_another_diagonal(mask: Mask, diagonal: floa
     torch.testing.assert_close(block(stream, content, hidden), expected)
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.permutations(range(8)))
 def test_heads_are_independent(order: list[int]) -> None:
     """Permuting whole heads in every projection changes nothing."""

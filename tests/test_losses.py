@@ -78,6 +78,7 @@ def test_ssim_in_single_precision_is_near_enough(shared_data: Path, names: tuple
     assert found.mean().item() == pytest.approx(oracle(one, other).mean(), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(11, 30), st.integers(11, 30))
 def test_an_image_is_wholly_similar_to_itself(seed: int, height: int, width: int) -> None:
     image = noise(seed, 2, 3, height, width)
@@ -85,6 +86,7 @@ def test_an_image_is_wholly_similar_to_itself(seed: int, height: int, width: int
     assert l1_ssim_loss(image, image).item() == pytest.approx(-1, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_similarity_is_symmetric_and_bounded(seed: int) -> None:
     one, other = noise(seed, 1, 3, 16, 20), noise(seed + 1, 1, 3, 16, 20)
@@ -93,6 +95,7 @@ def test_similarity_is_symmetric_and_bounded(seed: int) -> None:
     assert similarity.abs().max() <= 1 + 1e-6
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_similarity_turns_and_mirrors_with_the_images(seed: int) -> None:
     one, other = noise(seed, 1, 3, 16, 20), noise(seed + 1, 1, 3, 16, 20)
@@ -107,7 +110,7 @@ def test_the_gradient_of_the_map_is_its_slope() -> None:
     torch.autograd.gradcheck(ssim_map, (one, other))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS, st.sampled_from([1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]), st.floats(0, 1))
 def test_the_mean_and_its_gradient_are_the_maps(seed: int, batch: int, likeness: float) -> None:
     other = noise(seed, batch, 3, 13, 16)
@@ -122,7 +125,7 @@ def test_the_mean_and_its_gradient_are_the_maps(seed: int, batch: int, likeness:
     torch.testing.assert_close(found.grad, expected.grad, atol=1e-3 * float(expected.grad.abs().max()) + 1e-6, rtol=0)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS, st.floats(0.05, 0.5))
 def test_the_loss_is_the_mean_error_minus_the_mean_similarity(seed: int, shift: float) -> None:
     """Both parts are means: neither the number of images nor their size changes their weights."""

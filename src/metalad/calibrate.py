@@ -1,5 +1,6 @@
 """Give a trained detector its units and its threshold, from good images alone."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,8 +107,16 @@ def _folds(count: int) -> Iterator[Tensor]:
 
 
 def _raised(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Tensor, " images"]:
-    """Return the scores, those of training images raised to the level of the fresh ones'."""
+    """Return the scores, those of training images raised to the level of the fresh ones'.
+
+    Only the fresh ones then say where the level is, and the threshold's prediction interval, which takes all n to
+    say so, would be too narrow: the spread is widened by what m fresh ones leave unknown.
+    """
     logs = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
-    if not fresh.all():
-        logs[~fresh] += max(0.0, logs[fresh].mean() - logs[~fresh].mean())
+    known, count = int(fresh.sum()), len(logs)
+    lift = logs[fresh].mean() - logs[~fresh].mean() if known < count else 0.0
+    if lift > 0 and count > 2:  # of two, raised, nothing would be left to tell a spread by
+        logs[~fresh] += lift
+        wider = math.sqrt((count - 1) / (count - 2) * (1 + 1 / known) / (1 + 1 / count))
+        logs = logs.mean() + wider * (logs - logs.mean())
     return torch.from_numpy(np.exp(logs)).float()

@@ -22,10 +22,10 @@ from metalad.layers import Smoothing
 Kind = Literal["none", "content", "position"]
 KINDS: tuple[Kind, ...] = ("none", "content", "position")
 
-PRIOR_IMAGES = 20
+PRIOR_IMAGES = 20.0
 """A cell's moments are drawn to the global ones as if this many further images had shown those: a variance taken
 too small costs more, in false alarms, than one too large."""
-CHOICE_PRIOR_IMAGES = 2
+CHOICE_PRIOR_IMAGES = 2.0
 """The same while the kind is chosen: a strong prior would blur what the likelihood is asked about."""
 FLOOR = 1e-5
 """Added to every variance: (0.8 of 255 grey levels)². No residual is known better than the pixel's own rounding."""

@@ -15,11 +15,11 @@ from metalad.data import Images, Sample, load_images, read_category
 from metalad.detector import SCORINGS, Detector, Scoring, to_batch
 from metalad.device import choose_device
 from metalad.drawing.html_report import write_html_report
-from metalad.drawing.maps import overlay
+from metalad.drawing.maps import verdict_overlay
 from metalad.drawing.pictures import Pictures
 from metalad.errors import DataError
 from metalad.files import write_json
-from metalad.images import read_image, read_mask, resize_map, resize_mask
+from metalad.images import read_image, read_mask, resize_image, resize_map, resize_mask
 from metalad.metrics import PixelMetrics, UndefinedMetric, auroc, average_precision, f1_max, roc_curve
 from metalad.model_file import Model, read_model
 from metalad.report import Confusion, Curve, DefectRow, Metrics, Report, Verdict
@@ -263,13 +263,14 @@ def _painter(model: Model, images: Images, scoring: Scoring, threshold: float) -
             anomaly_map = detector.judge(evidence, scoring).anomaly_map[0].numpy(force=True)
         rebuilt = None
         if evidence.expected is not None:
-            rebuilt = np.moveaxis((255 * evidence.expected[0]).round().byte().numpy(force=True), 0, -1)
+            planes = (255 * evidence.expected[0]).round().byte().numpy(force=True)
+            rebuilt = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
         full = resize_map(anomaly_map, image.shape[:2])
         truth = _mask(sample, image.shape[:2])
         return Pictures(
             image=image,
-            reconstruction=rebuilt,
-            anomaly_map=overlay(image, full, threshold / 2, 2 * threshold),
+            reconstruction=None if rebuilt is None else resize_image(rebuilt, image.shape[:2]),
+            anomaly_map=verdict_overlay(image, full, threshold),
             ground_truth=None if truth is None else truth.astype(np.uint8) * 255,
         )
 

@@ -29,7 +29,7 @@ from metalad.files import explained, write_bytes
 from metalad.precision import Precision
 from metalad.settings import setting
 
-Pixels = UInt8[np.ndarray, "images height width 3"]
+Pixels = UInt8[np.ndarray, "_images height width 3"]
 
 WARM_UP = 0.05
 """The part of a cosine schedule in which the learning rate rises from 0."""

@@ -55,8 +55,10 @@ def check_choices(config: Any) -> None:
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ConfigError(f"setting {name}={value!r}: expected {_wanted(hint)}")
+        several = get_origin(hint) is tuple
+        choices = get_args(hint)[0] if several else hint
+        if get_origin(choices) is Literal and not set(value if several else (value,)) <= set(get_args(choices)):
+            raise ConfigError(f"setting {name}={_shown(value)!r}: expected {_wanted(hint)}")
 
 
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ def test_the_raw_map_is_the_papers_squared_error() -> None:
     assert 0 <= evidence.expected.min() <= evidence.expected.max() <= 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 4), st.integers(2, 4), st.sampled_from(CONFIGURATIONS))
 def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token, ...]) -> None:
     config = MetalConfig(

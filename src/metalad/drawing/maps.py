@@ -13,6 +13,9 @@ OVERLAY_STRENGTH = 0.72
 OUTLINE_COLOUR = (0, 229, 204)  # turquoise: absent from the heat map's colours, so never mistaken for heat
 
 
+RATIO_OCTAVES = 3
+
+
 @functools.cache
 def _colours() -> UInt8[np.ndarray, "256 3"]:
     # Lazily: matplotlib costs a third of a second, which most commands need not pay.
@@ -63,6 +66,20 @@ def overlay(
     if mask_outline is not None:
         drawn[contour(mask_outline, width=outline_width(image.shape[0], image.shape[1]))] = OUTLINE_COLOUR
     return drawn
+
+
+def verdict_overlay(
+    image: UInt8[np.ndarray, "height width 3"],
+    anomaly_map: Float32[np.ndarray, "height width"],
+    threshold: Number,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay a map over its picture as the threshold sees it, and outline where the map exceeds it.
+
+    Colours span 1/8 of the threshold to 8 times it, in equal ratios: what nearly was an alarm shows, and an
+    enormous one does not drown the rest. The threshold itself is the middle of the colours.
+    """
+    ratio = np.log2(np.maximum(anomaly_map, np.finfo(np.float32).tiny) / np.float32(threshold))
+    return overlay(image, ratio.astype(np.float32), -RATIO_OCTAVES, RATIO_OCTAVES, anomaly_map > threshold)
 
 
 def outline_width(height: int, width: int) -> int:

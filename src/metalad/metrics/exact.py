@@ -81,7 +81,8 @@ def overlap_weights(mask: Mask) -> Float[np.ndarray, "height width"]:
     sizes = np.bincount(regions.ravel())
     weights = 1.0 / np.maximum(sizes, 1)
     weights[0] = 0.0
-    return weights.take(regions)
+    spread: Float[np.ndarray, "height width"] = weights[regions]
+    return spread
 
 
 def _count(scores: np.ndarray, labels: np.ndarray, overlaps: np.ndarray | None = None) -> Counts:

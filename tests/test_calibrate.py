@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from metalad import calibrate as room
+from metalad.calibrate import _raised, calibrate
+from metalad.calibration import Calibration, Evidence
+from metalad.detector import SCORINGS, Detector, DetectorConfig, to_batch
+from metalad.threshold import threshold
+
+SIZE = 16
+KNOWN, NEW = 0, 255
+"""The red of an image's first pixel says whether the stub learnt from it."""
+
+
+class Stub(Detector):
+    """Expects grey; what it learnt from is rebuilt with an error `gain` times as large."""
+
+    name = "stub"
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(DetectorConfig(image_size=(SIZE, SIZE), smoothing_sigma=1.0))
+        self.gain = gain
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        known = images[:, :1, :1, :1] == 0
+        return Evidence((images - 0.5) * torch.where(known, self.gain, 1.0), torch.full_like(images, 0.5))
+
+
+def pixels(seed: int, images: int, mark: int) -> np.ndarray:
+    """Noise of a strength that differs from image to image."""
+    rng = np.random.default_rng(seed)
+    strength = rng.lognormal(3, 0.3, (images, 1, 1, 1))
+    noise = 127.5 + strength * rng.standard_normal((images, SIZE, SIZE, 3))
+    found = noise.clip(0, 255).astype(np.uint8)
+    found[:, 0, 0, 0] = mark
+    return found
+
+
+def scores(detector: Detector) -> list[np.ndarray]:
+    return [detector.get_buffer(f"normal_scores_{scoring}").numpy() for scoring in SCORINGS]
+
+
+def test_what_is_known_by_heart_says_nothing() -> None:
+    held_out, first, second = pixels(0, 6, NEW), Stub(0.01), Stub(0.0)
+    calibrate(first, pixels(1, 20, KNOWN), held_out)
+    calibrate(second, pixels(2, 3, KNOWN), held_out)
+    for one, other in zip(scores(first), scores(second), strict=True):
+        assert len(one) == 6
+        np.testing.assert_array_equal(one, other)
+    assert first.calibration is not None
+    assert second.calibration is not None
+    assert torch.equal(first.calibration.whitening, second.calibration.whitening)
+
+
+def test_training_images_are_raised_to_the_level_of_new_ones() -> None:
+    detector = Stub(0.8)
+    calibrate(detector, pixels(1, 20, KNOWN), pixels(0, 6, NEW))
+    for found in scores(detector):
+        logs = np.log(found)
+        assert len(logs) == 26
+        assert logs[:20].mean() == pytest.approx(logs[20:].mean(), abs=1e-4)
+
+
+def test_training_images_are_never_lowered() -> None:
+    """Some methods rebuild new images better; a threshold should not fall for it."""
+    detector, training = Stub(1.5), pixels(1, 20, KNOWN)
+    calibrate(detector, training, pixels(0, 6, NEW))
+    with torch.no_grad():
+        own = detector.judge(detector.evidence(to_batch(training)), "raw").score
+    np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")][:20], own, rtol=1e-5)
+
+
+def test_no_image_is_scored_by_moments_it_took_part_in() -> None:
+    """Five held-out images in five folds: each is scored by what the other four gave."""
+    detector, held_out = Stub(0.0), pixels(0, 5, NEW)
+    summary = calibrate(detector, pixels(1, 9, KNOWN), held_out)
+    evidence = detector.evidence(to_batch(held_out))
+    expected = []
+    for left_out in range(5):
+        others = torch.arange(5) != left_out
+        detector.calibration = Calibration.learn(
+            summary.kind, Evidence(*(part[others] for part in evidence if part is not None))
+        )
+        expected.append(float(detector(to_batch(held_out[left_out : left_out + 1])).score))
+    np.testing.assert_allclose(scores(detector)[SCORINGS.index("calibrated")], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3, 0.8, 1.5])
+@pytest.mark.parametrize(("known", "new"), [(1, 1), (2, 1), (5, 1), (1, 2), (12, 2)])
+def test_few_images_are_enough(known: int, new: int, gain: float) -> None:
+    detector = Stub(gain)
+    calibrate(detector, pixels(1, known, KNOWN), pixels(0, new, NEW))
+    for scoring, found in zip(SCORINGS, scores(detector), strict=True):
+        assert len(found) >= 2
+        assert (found > 0).all()
+        assert 0 < detector.threshold(0.01, scoring) < math.inf
+
+
+def test_images_without_any_residual_get_positive_scores() -> None:
+    grey = np.full((4, SIZE, SIZE, 3), 128, np.uint8)
+    detector = Stub(1.0)
+    detector.gain = 0.0
+    calibrate(detector, grey * np.uint8(0), grey * np.uint8(0))
+    assert all((found > 0).all() for found in scores(detector))
+
+
+def test_batches_do_not_matter() -> None:
+    one, other = Stub(0.8), Stub(0.8)
+    calibrate(one, pixels(1, 7, KNOWN), pixels(0, 3, NEW), batch_size=2)
+    calibrate(other, pixels(1, 7, KNOWN), pixels(0, 3, NEW), batch_size=32)
+    for first, second in zip(scores(one), scores(other), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_of_many_images_some_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MAX_IMAGES", 8)
+    detector = Stub(0.8)
+    calibrate(detector, pixels(1, 50, KNOWN), pixels(0, 20, NEW))
+    assert [len(found) for found in scores(detector)] == [16, 16]
+
+
+@pytest.mark.parametrize(("known", "new"), [(10, 1), (27, 3), (90, 10)])
+def test_good_images_exceed_the_threshold_as_often_as_wanted(known: int, new: int) -> None:
+    """Over many training sets, where training images score a third of what new ones do."""
+    rng = np.random.default_rng(new)
+    fresh = np.arange(known + new) >= known
+    level = np.where(fresh, 0.0, -math.log(3))
+    thresholds = [threshold(_raised(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05) for _ in range(1000)]
+    false_alarms = stats.lognorm(1).sf(thresholds)
+    error = false_alarms.std() / math.sqrt(len(false_alarms))
+    # Not quite lognormal once pooled: a tenth of the wanted rate is let pass.
+    assert abs(false_alarms.mean() - 0.05) < 4 * error + 0.005
