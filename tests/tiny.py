@@ -1,25 +1,24 @@
-"""Small images of real things, and a small MeTAL, for tests of whole runs."""
+"""A category and a run small enough to make in a second, from the cookie images that ship with the package."""
 
+import shutil
 from pathlib import Path
 
-import numpy as np
-
 import metalad
-from metalad.images import find_images, read_image, resize_image, write_image
 from metalad.methods.metal import MetalConfig
 
-CONFIG = MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0)
-COOKIES = Path(metalad.__file__).parent / "demo_data" / "cookie" / "train" / "good"
+COOKIES = Path(metalad.__file__).parent / "demo_data" / "cookie"
+TINY = MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0)
+TINY_SETTINGS = ["image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1"]
 
 
-def cookies(count: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
-    """The first good images of the shipped set, made small."""
-    return np.stack([resize_image(read_image(path), size) for path in find_images(COOKIES)[:count]])
-
-
-def put_cookies(folder: Path, count: int) -> Path:
-    """Write small good images into a folder, and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(cookies(count, (32, 40))):
-        write_image(folder / f"{index:03}.png", image)
-    return folder
+def tiny_category(root: Path, *, train: int = 12, good: int = 3, defective: int = 3) -> Path:
+    """Copy the first few cookie images into a category of the MVTec layout, and return its folder."""
+    for source, count in (("train/good", train), ("test/good", good), ("test/anomaly", defective)):
+        (root / source).mkdir(parents=True)
+        for image in sorted((COOKIES / source).iterdir())[:count]:
+            shutil.copy(image, root / source / image.name)
+    (root / "ground_truth/anomaly").mkdir(parents=True)
+    for image in (root / "test/anomaly").iterdir():
+        mask = COOKIES / "ground_truth/anomaly" / f"{image.stem}_mask.png"
+        shutil.copy(mask, root / "ground_truth/anomaly" / mask.name)
+    return root

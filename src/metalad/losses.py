@@ -87,11 +87,11 @@ def _ssim_and_gradient(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     rows = window_matrix(images.shape[-2], images.device)
     columns = window_matrix(images.shape[-1], images.device).T
     mean, other_mean = rows @ images @ columns, rows @ others @ columns
-    square = rows @ (images * images) @ columns
     product = rows @ (images * others) @ columns
-    other_variance = rows @ (others * others) @ columns - other_mean * other_mean
-    a1, a2 = 2 * mean * other_mean + C1, 2 * (product - mean * other_mean) + C2
-    b1, b2 = mean * mean + other_mean * other_mean + C1, square - mean * mean + other_variance + C2
+    squares = rows @ (images * images + others * others) @ columns  # the variances count only in sum
+    means, mean_squares = mean * other_mean, mean * mean + other_mean * other_mean
+    a1, a2 = 2 * means + C1, 2 * (product - means) + C2
+    b1, b2 = mean_squares + C1, squares - mean_squares + C2
     ssim = a1 * a2 / (b1 * b2)
     by_product = 2 * a1 / (b1 * b2)
     by_square = -ssim / b2

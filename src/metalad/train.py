@@ -61,6 +61,7 @@ def train(
     """
     _check(epochs, minutes, false_alarms, seed)
     chosen, config = _method_and_config(method)
+    place = choose_device(device)
     folder = RunFolder(out, verbose=progress)
     if resume and folder.model.exists():
         asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
@@ -71,7 +72,7 @@ def train(
     training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
     folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
     torch.manual_seed(seed)
-    detector = chosen.load()(config).to(choose_device(device))
+    detector = chosen.load()(config).to(place)
     stored = folder.stored()
     plan = _plan(detector, protocol, epochs, minutes, training, stored)
     settings = RunSettings(

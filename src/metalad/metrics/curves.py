@@ -96,8 +96,13 @@ class Counts:
         return float(f1[best]), float(curve.thresholds[best])
 
     def tied(self) -> float:
-        """Return the greatest error of the AUROC if each score stood for a range: half the tied pairs' part."""
-        return float(self.positives @ self.negatives / (2 * self.positives.sum() * self.negatives.sum()))
+        """Return the greatest error of the AUROC if each score stood for a range: half the tied pairs' part.
+
+        Raises:
+            UndefinedMetric: no positives, or no negatives.
+        """
+        steps = np.diff(self._rate(self.positives)), np.diff(self._rate(self.negatives))
+        return float(np.sum(steps[0] * steps[1]) / 2)
 
     def _thresholds(self) -> Float64[np.ndarray, " points"]:
         return np.concatenate([[np.inf], self.scores])
@@ -113,7 +118,7 @@ class Counts:
 
 def area(x: Float64[np.ndarray, " points"], y: Float64[np.ndarray, " points"]) -> float:
     """Return the area under a curve by trapezia, which is what ties call for."""
-    return float(np.trapezoid(y, x))
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
 
 
 def area_up_to(x: Float64[np.ndarray, " points"], y: Float64[np.ndarray, " points"], limit: float) -> float:

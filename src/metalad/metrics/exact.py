@@ -6,12 +6,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
-from metalad.metrics.curves import MAX_FPR, Counts, PrCurve, ProCurve, RocCurve, area, area_up_to
+from metalad.metrics.curves import MAX_FPR, Counts, PrCurve, ProCurve, RocCurve, UndefinedMetric, area, area_up_to
 
 Scores = Float[np.ndarray, " n"]
 Labels = Shaped[np.ndarray, " n"]
-Map = Float[np.ndarray, "height width"]
-Mask = Bool[np.ndarray, "height width"]
+# Images may differ in size: an underscore keeps an axis from being held to its namesakes.
+Map = Float[np.ndarray, "_height _width"]
+Mask = Bool[np.ndarray, "_height _width"]
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -62,8 +63,14 @@ def pro_curve(maps: Sequence[Map], masks: Sequence[Mask]) -> ProCurve:
     defective images (Bergmann et al. 2021).
 
     Raises:
-        UndefinedMetric: no region, or no normal pixel.
+        UndefinedMetric: no region, or no normal pixel. ValueError: scores not finite, or a map that does not fit its
+            mask.
     """
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        if anomaly_map.shape != mask.shape:
+            raise ValueError(f"a map is {anomaly_map.shape}, its mask {mask.shape}; both must have one size")
+    if not len(maps):
+        raise UndefinedMetric("there is no map")
     weights = np.concatenate([overlap_weights(mask).ravel() for mask in masks])
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
     return _count(scores, np.concatenate([mask.ravel() for mask in masks]), weights).pro()
@@ -93,7 +100,7 @@ def _count(scores: np.ndarray, labels: np.ndarray, overlaps: np.ndarray | None =
         raise ValueError("scores must be finite; NaN or infinity cannot be ranked")
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order]
-    starts = np.flatnonzero(np.diff(scores, prepend=np.nan) != 0)
+    starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1])[: len(scores)])
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values.astype(np.float64), starts) if len(starts) else np.zeros(0)

@@ -53,10 +53,7 @@ class PixelMetrics:
             return
         low, high = other._range()
         self._cover(low, high)
-        shift = self._shift - other._shift
-        if shift < 0:
-            self._coarsen(other._shift)
-            shift = 0
+        shift = self._shift - other._shift  # never negative: a range that holds the other's needs bins as wide
         start = (other._low >> shift) - self._low
         bins = (np.arange(other._counts.shape[1]) + other._low >> shift) - self._low
         size = int(bins[-1]) - start + 1
@@ -87,7 +84,7 @@ class PixelMetrics:
         return self._totals().f1_max()
 
     def error_bound(self) -> float:
-        """Return how far `auroc` can be from the exact value."""
+        """Return how far `auroc` can be from the exact value: half the part of pairs that share a bin."""
         return self._totals().tied()
 
     def roc_curve(self) -> RocCurve:
