@@ -2,8 +2,9 @@
 
 python benchmarks/picture.py RUN DATA OUT.png
 
-A row an image: input, reconstruction, the map over the input, ground truth, verdict. The rows are chosen by rank and
-not by hand: the defective images of highest, middle and lowest score, and the good image of middle score.
+A column an image: input, reconstruction, the map over the input, ground truth, verdict. The images are chosen by rank
+and not by hand: of the defective ones those of highest, upper-quartile, middle and lowest score, of the good ones those
+of highest and middle score.
 """
 
 import argparse
@@ -22,17 +23,17 @@ from metalad.files import replacing
 from metalad.images import read_image, read_mask, resize_image, resize_map
 from metalad.model_file import Model, read_model
 
-HEADINGS = ("input", "rebuilt from context", "anomaly map", "ground truth", "verdict")
-LEFT, GAP, HEADING, TEXT = 20, 16, 46, 250
-PICTURE_WIDTH = 216
+HEADINGS = ("input", "rebuilt from\nits context", "anomaly map", "ground truth", "verdict")
+SIDE, TOP, GAP, VERDICT = 118, 12, 10, 96
+PICTURE_WIDTH = 174
 INK, QUIET, RED, GREEN = "#1d242c", "#5c6773", "#a3261b", "#17694a"
-COLOURS = 224
+COLOURS = 256
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Column:
     """One image's pictures, and how its score compares with the threshold."""
 
     pictures: tuple[Pixels, ...]
@@ -50,14 +51,14 @@ def main() -> None:
     model = read_model(arguments.run)
     images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
     scores = score(model, images.pixels)
-    rows = []
+    columns = []
     for index in chosen(scores, images.samples):
         sample = images.samples[index]
-        rows.append(row(model, sample, images.pixels[index]))
-        print(f"{sample.name}: {rows[-1].times_threshold:.2f} x threshold")
-    sheet = compose(rows)
+        columns.append(column(model, sample, images.pixels[index]))
+        print(f"{sample.name}: {columns[-1].times_threshold:.2f} of threshold")
+    sheet = compose(columns)
     with replacing(arguments.out) as temporary:
-        small = sheet.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+        small = sheet.quantize(COLOURS, Image.Quantize.FASTOCTREE)
         small.save(temporary, "PNG", optimize=True)
     print(f"{arguments.out}: {sheet.width} x {sheet.height} px, {arguments.out.stat().st_size / 1000:.0f} kB")
 
@@ -77,10 +78,11 @@ def chosen(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
     order = np.argsort(-scores, kind="stable").tolist()
     defective = [index for index in order if samples[index].abnormal]
     good = [index for index in order if not samples[index].abnormal]
-    return [defective[0], defective[len(defective) // 2], defective[-1], good[len(good) // 2]]
+    ranks = (0, len(defective) // 4, len(defective) // 2, len(defective) - 1)
+    return [*(defective[rank] for rank in ranks), good[0], good[len(good) // 2]]
 
 
-def row(model: Model, sample: Sample, pixels: Pixels) -> Row:
+def column(model: Model, sample: Sample, pixels: Pixels) -> Column:
     """Judge one image and draw its pictures, all of its own size."""
     image = read_image(sample.path)
     size = image.shape[:2]
@@ -95,33 +97,33 @@ def row(model: Model, sample: Sample, pixels: Pixels) -> Row:
     overlay = verdict_overlay(image, resize_map(prediction.anomaly_map[0].numpy(), size), threshold)
     drawn = (image, resize_image(rebuilt, size), overlay, np.repeat(np.uint8(255) * truth[..., None], 3, axis=2))
     times = float(prediction.score[0]) / threshold
-    return Row(drawn, times, times > 1, sample.abnormal)
+    return Column(drawn, times, times > 1, sample.abnormal)
 
 
-def compose(rows: list[Row]) -> Image.Image:
-    """Put the rows under their headings."""
-    height = max(round(PICTURE_WIDTH * one.pictures[0].shape[0] / one.pictures[0].shape[1]) for one in rows)
-    columns = [LEFT + index * (PICTURE_WIDTH + GAP) for index in range(len(HEADINGS))]
-    sheet = Image.new("RGB", (columns[-1] + TEXT, HEADING + len(rows) * (height + GAP)), "white")
+def compose(columns: list[Column]) -> Image.Image:
+    """Put the columns beside their headings."""
+    height = max(round(PICTURE_WIDTH * one.pictures[0].shape[0] / one.pictures[0].shape[1]) for one in columns)
+    tops = [TOP + place * (height + GAP) for place in range(len(HEADINGS))]
+    sheet = Image.new("RGB", (SIDE + len(columns) * (PICTURE_WIDTH + GAP), tops[-1] + VERDICT), "white")
     draw = ImageDraw.Draw(sheet)
-    for left, heading in zip(columns, HEADINGS, strict=True):
-        draw.text((left, 14), heading, QUIET, font(17))
-    for place, one in enumerate(rows):
-        top = HEADING + place * (height + GAP)
-        for left, picture in zip(columns, one.pictures, strict=False):
+    for top, heading in zip(tops, HEADINGS, strict=True):
+        draw.multiline_text((GAP, top + 4), heading, QUIET, font(16))
+    for place, one in enumerate(columns):
+        left = SIDE + place * (PICTURE_WIDTH + GAP)
+        for top, picture in zip(tops, one.pictures, strict=False):
             shown = Image.fromarray(picture)
             shown.thumbnail((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
             sheet.paste(shown, (left, top))
-        write_verdict(draw, columns[-1] + GAP, top + height // 2, one)
+        write_verdict(draw, left, tops[-1], one)
     return sheet
 
 
-def write_verdict(draw: ImageDraw.ImageDraw, left: int, middle: int, one: Row) -> None:
+def write_verdict(draw: ImageDraw.ImageDraw, left: int, top: int, one: Column) -> None:
     """Write OK or NG, the score, and whether that is right."""
-    draw.text((left, middle - 50), "NG" if one.abnormal else "OK", RED if one.abnormal else GREEN, font(42))
-    draw.text((left, middle + 6), f"{one.times_threshold:.2f} × threshold", INK, font(18))
+    draw.text((left, top), "NG" if one.abnormal else "OK", RED if one.abnormal else GREEN, font(32))
+    draw.text((left, top + 40), f"{one.times_threshold:.2f} of threshold", INK, font(16))
     wrong = "false alarm" if one.abnormal else "missed defect"
-    draw.text((left, middle + 32), "right" if one.abnormal == one.truth else wrong, QUIET, font(18))
+    draw.text((left, top + 62), "right" if one.abnormal == one.truth else wrong, QUIET, font(16))
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

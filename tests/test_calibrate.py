@@ -126,13 +126,16 @@ def test_of_many_images_some_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("known", "new"), [(10, 1), (27, 3), (90, 10)])
-def test_good_images_exceed_the_threshold_as_often_as_wanted(known: int, new: int) -> None:
+def test_good_images_exceed_the_threshold_no_oftener_than_wanted(known: int, new: int) -> None:
     """Over many training sets, where training images score a third of what new ones do."""
     rng = np.random.default_rng(new)
     fresh = np.arange(known + new) >= known
     level = np.where(fresh, 0.0, -math.log(3))
-    thresholds = [threshold(_raised(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05) for _ in range(1000)]
+    thresholds = [
+        threshold(_raised(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05) for _ in range(1000)
+    ]
     false_alarms = stats.lognorm(1).sf(thresholds)
     error = false_alarms.std() / math.sqrt(len(false_alarms))
-    # Not quite lognormal once pooled: a tenth of the wanted rate is let pass.
-    assert abs(false_alarms.mean() - 0.05) < 4 * error + 0.005
+    # The level is known from few images, the spread from all: without widening, alarms would be too many. The
+    # greater of two thresholds, each right by itself, makes alarms somewhat rarer than wanted.
+    assert 0.5 * 0.05 < false_alarms.mean() < 0.05 + 4 * error + 0.005

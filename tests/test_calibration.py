@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def following(seed: int, images: int) -> Evidence:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("make", "kind"), [(aligned, "position"), (following, "content"), (evidence, "none")])
-def test_the_likeliest_kind_is_chosen(make: type[Evidence], kind: Kind, seed: int) -> None:
+def test_the_likeliest_kind_is_chosen(make: Callable[[int, int], Evidence], kind: Kind, seed: int) -> None:
     summary = choose(make(seed, 30), make(seed + 100, 6))
     assert summary.kind == kind, summary
     assert summary.log_likelihood[kind] == max(summary.log_likelihood.values())
@@ -105,9 +107,11 @@ def covariances(learnt: Calibration, of: Evidence) -> Tensor:
     moments = torch.linalg.inv(learnt.whitening.double().mT @ learnt.whitening.double())
     if learnt.content is not None:
         assert of.expected is not None
-        return moments[learnt.content(of.expected)]
+        by_pixel: Tensor = moments[learnt.content(of.expected)]
+        return by_pixel
     cells = moments.reshape(-1, *of.residual.shape[-2:], 3, 3) if learnt.kind == "position" else moments[None, None]
-    return cells.expand(len(of.residual), *of.residual.shape[-2:], 3, 3)
+    expanded: Tensor = cells.expand(len(of.residual), *of.residual.shape[-2:], 3, 3)
+    return expanded
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +146,9 @@ def test_contents_are_cut_at_quantiles() -> None:
     expected = pictures(0, 50)
     cells = Content.learn(expected)(expected).flatten()
     assert 0 <= cells.min() <= cells.max() < EDGE_BINS * BRIGHTNESS_BINS
-    edges, brightness = (torch.bincount(part) / len(cells) for part in (cells // BRIGHTNESS_BINS, cells % BRIGHTNESS_BINS))
+    edges, brightness = (
+        torch.bincount(part) / len(cells) for part in (cells // BRIGHTNESS_BINS, cells % BRIGHTNESS_BINS)
+    )
     torch.testing.assert_close(edges, torch.full((EDGE_BINS,), 1 / EDGE_BINS), atol=2e-3, rtol=0)
     torch.testing.assert_close(brightness, torch.full((BRIGHTNESS_BINS,), 1 / BRIGHTNESS_BINS), atol=2e-3, rtol=0)
 

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,9 @@ def _nothing_probed_yet() -> Iterator[None]:
     fastest_precision.cache_clear()
 
 
-@pytest.mark.parametrize(("gain", "wanted"), [(2.2, "bf16"), (1.31, "bf16"), (1.29, "fp32"), (1.0, "fp32"), (0.2, "fp32")])
+@pytest.mark.parametrize(
+    ("gain", "wanted"), [(2.2, "bf16"), (1.31, "bf16"), (1.29, "fp32"), (1.0, "fp32"), (0.2, "fp32")]
+)
 def test_bf16_is_taken_where_it_is_well_faster(monkeypatch: pytest.MonkeyPatch, gain: float, wanted: Precision) -> None:
     rates = {torch.float32: 1e11, torch.bfloat16: gain * 1e11}
     monkeypatch.setattr(precision, "product_rate", lambda dtype, device: rates[dtype])  # noqa: ARG005
@@ -24,7 +27,7 @@ def test_bf16_is_taken_where_it_is_well_faster(monkeypatch: pytest.MonkeyPatch, 
 def test_a_rate_is_the_work_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3, 1 and 2 seconds."""
     clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     assert product_rate(torch.float32, size=16, repeats=3) == 2 * 16**3
 
 
@@ -41,6 +44,12 @@ def test_probing_draws_nothing_from_the_stream_of_chance(monkeypatch: pytest.Mon
 
 def test_probing_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
-    monkeypatch.setattr(precision, "product_rate", lambda dtype, device: calls.append(dtype) or 1.0)  # noqa: ARG005
+
+    def rate(dtype: torch.dtype, device: str) -> float:
+        del device
+        calls.append(dtype)
+        return 1.0
+
+    monkeypatch.setattr(precision, "product_rate", rate)
     assert fastest_precision("cpu") == fastest_precision("cpu") == "fp32"
     assert len(calls) == 2

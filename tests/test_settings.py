@@ -119,6 +119,6 @@ def test_json_with_an_unknown_setting_is_refused() -> None:
 def test_a_misspelt_choice_is_seen_without_a_type_checker() -> None:
     with pytest.raises(ConfigError, match="mode='boil': expected one of bake, grill"):
         check_choices(Oven(mode="boil"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="shelves=.*each one of top, middle, low"):
+    with pytest.raises(ConfigError, match=r"shelves=.*each one of top, middle, low"):
         check_choices(Oven(shelves=("top", "roof")))  # type: ignore[arg-type]
     check_choices(Oven(mode="grill", shelves=("top", "low")))

@@ -73,6 +73,8 @@ class Detector(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    scored_smoothed: ClassVar[bool] = True
+    """Whether the image score is taken from the map after smoothing, as most papers do, or before."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -97,13 +99,13 @@ class Detector(nn.Module, ABC):
         return evidence.residual.square().sum(1)
 
     def judge(self, evidence: Evidence, scoring: Scoring) -> Prediction:
-        """Smooth the map of the wanted scoring and reduce it to an image score."""
+        """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`)."""
         if scoring == "calibrated" and self.calibration is not None:
             maps = self.calibration(evidence)
         else:
             maps = self.raw_map(evidence)
-        maps = self.smoothing(maps)
-        return Prediction(self._image_score(maps.flatten(1)), maps)
+        smoothed = self.smoothing(maps)
+        return Prediction(self._image_score((smoothed if self.scored_smoothed else maps).flatten(1)), smoothed)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
         """Return the score and the anomaly map of RGB images in [0, 1] of the config's size."""

@@ -8,7 +8,9 @@ from scipy import stats
 
 MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
-"""An empirical quantile is used where this many held-out images are expected above it."""
+"""The order statistic alone is used where this many of the images are expected above it."""
+SOME_ALARMS = 2
+"""It is a lower bound where at least this many are: the single largest score is too much a matter of chance."""
 LARGEST_LOG = math.log(np.finfo(np.float64).max)
 
 
@@ -21,8 +23,8 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     conformal prediction, Vovk 2005). With fewer the logarithms of the scores are taken as normal, and the
     threshold is the upper end of the *prediction* interval: mean + t · deviation · √(1 + 1/n), with Student's
     t of n − 1 degrees of freedom. It widens as images get fewer: few images cost sensitivity, not false alarms.
-    It is never below the order statistic of the smallest rate that has one, so that fewer wanted false alarms never
-    lower the threshold.
+    Scores with a heavier tail than that push the threshold up: it is never below the order statistic that
+    leaves 2 images above.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -34,7 +36,7 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
         raise ValueError(f"a threshold needs the scores of at least {MIN_IMAGES} good images, not {count}")
     if count * false_alarms >= ENOUGH_ALARMS:
         return _order_statistic(normal_scores, false_alarms)
-    least = _order_statistic(normal_scores, ENOUGH_ALARMS / count) if count > ENOUGH_ALARMS else 0.0
+    least = _order_statistic(normal_scores, max(false_alarms, SOME_ALARMS / count))
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
     width = stats.t.isf(false_alarms, count - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / count)
     # Two or three images can ask for more than a float holds; the model file's JSON has no infinity.

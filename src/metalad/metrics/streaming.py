@@ -149,7 +149,7 @@ class PixelMetrics:
 
 def _keys(values: Float32[np.ndarray, "height width"]) -> UInt32[np.ndarray, " n"]:
     """Return integers that sort as the numbers do: the bits, negatives flipped; -0 counts as 0."""
-    bits = (values.ravel() + np.float32(0)).view(np.uint32)
+    bits = np.add(values.ravel(), 0, dtype=np.float32).view(np.uint32)
     if values.size and values.min() >= 0:
         return bits | SIGN
     return np.where(bits & SIGN, ~bits, bits | SIGN)

@@ -1,0 +1,146 @@
+"""PatchCore (Roth et al. 2022, arXiv:2106.08265): how far is a patch's feature from every normal one?
+
+The features of all patches of the normal images, thinned to those that cover them best, are kept as a bank. A
+patch is as abnormal as its feature is far from the nearest of the bank. Nothing is trained.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.calibration import Evidence
+from metalad.detector import DetectorConfig, FittedDetector, to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.settings import setting
+
+BATCH_SIZE = 16
+BANK_CHUNK = 2048
+"""Bank vectors that a batch is compared with at once; bounds memory and still fills a matrix product."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig(DetectorConfig):
+    """Settings of PatchCore; the paper's, but for the backbone and the cap on the bank."""
+
+    image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
+    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
+    taps: tuple[Tap, ...] = setting(("s8", "s16"), "where features are taken; the finest sets the grid of patches")
+    bank_fraction: float = setting(0.1, "part of all patches that the bank keeps")
+    bank_size: int = setting(10_000, "vectors that the bank keeps at most")
+    projection: int = setting(128, "dimensions in which the bank is chosen, by random projection")
+
+    def __post_init__(self) -> None:
+        """Check what does not fit together."""
+        super().__post_init__()
+        if not 0 < self.bank_fraction <= 1:
+            raise ConfigError(f"bank_fraction is {self.bank_fraction}; it must be more than 0 and at most 1")
+        if min(self.bank_size, self.projection) < 1:
+            raise ConfigError("bank_size and projection must be at least 1")
+
+
+class PatchCore(FittedDetector):
+    """PatchCore: a frozen backbone and a bank of normal patch features."""
+
+    name = "patchcore"
+    scored_smoothed = False  # the most abnormal patch counts, as it is
+    config: PatchCoreConfig
+    bank: Tensor
+
+    def __init__(self, config: PatchCoreConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, config.taps)
+        self.register_buffer("bank", torch.zeros(0, 0))
+
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
+        """Fill the bank.
+
+        Raises:
+            ConfigError: no weights for the backbone. DataError: no image.
+        """
+        if not len(pixels):
+            raise DataError("patchcore needs at least 1 good image to learn from, got 0")
+        self.backbone.load(self.config.weights)
+        self.backbone.to(self.device)
+        with torch.no_grad():
+            patches = torch.cat([self.patches(batch).flatten(0, 2) for batch in self._batches(pixels)])
+            count = min(math.ceil(self.config.bank_fraction * len(patches)), self.config.bank_size)
+            self.bank = patches[coreset(_projected(patches, self.config.projection, seed), count, seed)]
+
+    def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across channels"]:
+        """Return the feature of each patch: each tap averaged over 3×3, brought to one grid, one after the other."""
+        maps = [F.avg_pool2d(tap, 3, 1, 1) for tap in self.backbone(images)]
+        grid = max((tap.shape[-2:] for tap in maps), key=lambda shape: shape[0])
+        same = [tap if tap.shape[-2:] == grid else F.interpolate(tap, grid, mode="bilinear") for tap in maps]
+        return torch.cat(same, 1).permute(0, 2, 3, 1)
+
+    def distances(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
+        """Return the Euclidean distance of each patch's feature from the nearest of the bank."""
+        patches = self.patches(images)
+        flat = patches.flatten(0, 2)
+        # The differences, not the expanded squares, give the distance: those lose all digits near 0.
+        return torch.linalg.vector_norm(flat - self.bank[nearest(flat, self.bank)], dim=1).reshape(patches.shape[:3])
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return each pixel's distance, its patch's."""
+        return Evidence(F.interpolate(self.distances(images)[:, None], images.shape[-2:], mode="nearest"))
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the distance itself."""
+        return evidence.residual[:, 0]
+
+    def _batches(self, pixels: np.ndarray) -> Iterator[Tensor]:
+        for start in range(0, len(pixels), BATCH_SIZE):
+            yield to_batch(pixels[start : start + BATCH_SIZE], self.device)
+
+
+def nearest(queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]) -> Int[Tensor, " queries"]:
+    """Return the index of each query's nearest vector, by |x|² + |y|² − 2 x·y; |x|² is the same for all y."""
+    best = queries.new_full((len(queries),), math.inf)
+    found = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    for start in range(0, len(bank), BANK_CHUNK):
+        part = bank[start : start + BANK_CHUNK]
+        squares, index = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2).min(1)
+        found = torch.where(squares < best, index + start, found)
+        best = torch.minimum(best, squares)
+    return found
+
+
+def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:
+    """Choose `count` points greedily, each the one farthest from those chosen before; the first by chance.
+
+    Exact k-centre greedy (Gonzalez 1985), made fast by the triangle inequality: a new centre can only come nearest
+    to a point whose own centre lies less than twice its distance to that point away from the new one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    newest = int(torch.randint(len(points), (1,), generator=generator))
+    chosen = torch.zeros(count, dtype=torch.long, device=points.device)
+    chosen[0] = newest
+    distance = torch.linalg.vector_norm(points - points[newest], dim=1)
+    owner = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    for number in range(1, count):
+        distance[newest] = -1  # never again, even where points repeat
+        newest = int(distance.argmax())
+        chosen[number] = newest
+        between = torch.linalg.vector_norm(points[chosen[:number]] - points[newest], dim=1)
+        near = (between[owner] < 2 * distance).nonzero()[:, 0]
+        closer = torch.linalg.vector_norm(points[near] - points[newest], dim=1)
+        better = closer < distance[near]
+        distance[near[better]], owner[near[better]] = closer[better], number
+    return chosen
+
+
+def _projected(points: Tensor, dimensions: int, seed: int) -> Tensor:
+    """Project at random, keeping distances nearly (Johnson & Lindenstrauss 1984); the bank keeps the originals."""
+    if points.shape[1] <= dimensions:
+        return points
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(points.shape[1], dimensions, generator=generator) / math.sqrt(dimensions)
+    return points @ matrix.to(points.device)

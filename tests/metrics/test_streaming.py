@@ -1,0 +1,305 @@
+import math
+from collections.abc import Iterator, Sequence
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from jaxtyping import config
+from scipy import ndimage
+
+from metalad.metrics import (
+    PixelMetrics,
+    UndefinedMetric,
+    aupro,
+    auroc,
+    auroc_up_to,
+    average_precision,
+    f1_max,
+    pro_curve,
+    roc_curve,
+)
+from metalad.metrics.streaming import BINS, CURVE_POINTS
+
+Image = tuple[np.ndarray, np.ndarray]
+
+CLOSE = 1e-4
+SIZE = (5, 7)
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+HUGE_RANGE = st.one_of(
+    st.sampled_from([0.0, -0.0, 1e-30, 1e30, -1e30, 1e-45, 3.4e38, -3.4e38]),
+    st.integers(-30, 30).map(lambda n: 10.0**n),
+)
+NEAR_TIES = st.integers(0, 40).map(lambda steps: float(np.float32(1) + steps * np.float32(2**-23)))
+KINDS = [FINITE, HUGE_RANGE, NEAR_TIES, st.floats(-1, 1, width=32), st.just(0.25)]
+
+
+@st.composite
+def images(draw: st.DrawFn, kinds: Sequence[st.SearchStrategy[float]] = tuple(KINDS)) -> list[Image]:
+    """Draw a few small images, each of its own kind of scores, the first with both kinds of pixels."""
+    drawn = []
+    for _ in range(draw(st.integers(1, 4))):
+        elements = draw(st.sampled_from(list(kinds))).map(np.float32)
+        anomaly_map = draw(arrays.arrays(np.float32, SIZE, elements=elements))
+        drawn.append((anomaly_map, draw(arrays.arrays(bool, SIZE, elements=st.integers(0, 2).map(lambda n: n == 0)))))
+    drawn[0][1].flat[:2] = True, False
+    return drawn
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the checks of shapes and types off, as they are outside the tests."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def counted(some: Sequence[Image]) -> PixelMetrics:
+    pixels = PixelMetrics()
+    for anomaly_map, mask in some:
+        pixels.add(anomaly_map, mask)
+    return pixels
+
+
+def pooled(some: Sequence[Image]) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.concatenate([image[part].ravel() for image in some]) for part in (0, 1))  # type: ignore[return-value]
+
+
+def smooth_images(seed: int, scale: float = 1.0, offset: float = 0.0) -> list[Image]:
+    """Make maps as detectors give them: smooth, of many octaves, higher over most of each defect."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(4):
+        hills = ndimage.gaussian_filter(rng.normal(size=(150, 130)), 5) * 12
+        mask = (
+            ndimage.gaussian_filter(rng.normal(size=hills.shape), 6) * 15 > 1.8
+            if number
+            else np.zeros(hills.shape, bool)
+        )
+        anomaly_map = offset + scale * np.exp(hills + 1.5 * ndimage.gaussian_filter(mask.astype(float), 4))
+        made.append((anomaly_map.astype(np.float32), mask))
+    return made
+
+
+def check(some: Sequence[Image], tolerance: float) -> None:
+    """Hold every streaming metric to its exact namesake."""
+    pixels, (scores, labels) = counted(some), pooled(some)
+    maps, masks = [image[0] for image in some], [image[1] for image in some]
+    assert pixels.auroc() == pytest.approx(auroc(scores, labels), abs=tolerance)
+    assert pixels.average_precision() == pytest.approx(average_precision(scores, labels), abs=tolerance)
+    assert pixels.f1_max()[0] == pytest.approx(f1_max(scores, labels)[0], abs=tolerance)
+    for limit in (0.05, 0.3, 1.0):
+        assert pixels.auroc_up_to(limit) == pytest.approx(auroc_up_to(scores, labels, limit), abs=tolerance)
+        assert pixels.aupro(limit) == pytest.approx(aupro(maps, masks, limit), abs=tolerance)
+
+
+def same(one: PixelMetrics, other: PixelMetrics) -> None:
+    """Hold two to the same counts, bit for bit but for the weights of regions, whose sums round."""
+    assert (one._low, one._shift) == (other._low, other._shift)
+    np.testing.assert_array_equal(one._counts[:2], other._counts[:2])
+    np.testing.assert_allclose(one._counts[2], other._counts[2], rtol=1e-12, atol=0)
+
+
+# Against the exact metrics
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [(1, 0), (1e-6, 0), (1e30, 0), (1e-30, 0), (-1, 0), (1, -1), (1e-3, 1), (1e-5, 1000)],
+    ids=["plain", "small", "huge", "tiny", "negative", "both signs", "narrow", "a few hundred numbers"],
+)
+def test_smooth_maps_are_measured_closely(scale: float, offset: float) -> None:
+    some = smooth_images(1, scale, offset)
+    assert 0.6 < auroc(*pooled(some)) < 0.95 or scale < 0
+    check(some, CLOSE)
+
+
+def test_a_pixel_of_zero_widens_bins_without_harm() -> None:
+    """It stretches the range from some 10 octaves to 127 and more."""
+    some = smooth_images(2)
+    some[0][0][3, 3] = 0
+    some[1][0][3, 3] = -1
+    check(some, CLOSE)
+
+
+@settings(deadline=None, max_examples=20)
+@given(images())
+def test_no_scores_lead_it_beyond_its_bound(some: list[Image]) -> None:
+    pixels, (scores, labels) = counted(some), pooled(some)
+    assert abs(pixels.auroc() - auroc(scores, labels)) <= pixels.error_bound() + 1e-12
+
+
+@settings(deadline=None, max_examples=20)
+@given(images([NEAR_TIES, st.just(1.0), st.floats(1, 1.015625, width=32)]))
+def test_a_narrow_range_is_measured_exactly(some: list[Image]) -> None:
+    """Each bin holds one number, be they neighbours in float32."""
+    check(some, 1e-12)
+    assert counted(some).f1_max() == pytest.approx(f1_max(*pooled(some)), rel=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_near_ties_beside_an_outlier_stay_within_the_bound(sign: int) -> None:
+    """Where one bin swallows all that matters, the bound says so."""
+    anomaly_map = sign * (1 + np.arange(100, dtype=np.float32).reshape(10, 10) * np.float32(2**-22))
+    mask = anomaly_map > np.median(anomaly_map)
+    alone = counted([(anomaly_map, mask)])
+    assert alone.auroc() == 1
+    assert alone.error_bound() == 0
+    anomaly_map[0, 0] = sign * 1e-30
+    pixels = counted([(anomaly_map, mask)])
+    error = abs(pixels.auroc() - auroc(anomaly_map.ravel(), mask.ravel()))
+    assert 0.1 < error <= pixels.error_bound()
+
+
+def test_the_bound_is_half_the_tied_pairs() -> None:
+    anomaly_map = np.array([[0, 0, 1, 1]], np.float32)
+    assert counted([(anomaly_map, np.array([[True, False, False, False]]))]).error_bound() == pytest.approx(1 / 6)
+    assert counted([(anomaly_map, np.array([[False, False, True, True]]))]).error_bound() == 0
+
+
+def test_negative_zero_is_zero() -> None:
+    anomaly_map = np.array([[0.0, -0.0, 0.0, -0.0]], np.float32)
+    assert counted([(anomaly_map, np.array([[True, False, False, True]]))]).auroc() == 0.5
+
+
+def test_the_threshold_lies_within_a_bin() -> None:
+    some = smooth_images(3)
+    assert counted(some).f1_max()[1] == pytest.approx(f1_max(*pooled(some))[1], rel=1e-3)
+
+
+# What does not matter
+
+
+@settings(deadline=None, max_examples=20)
+@given(images(), st.randoms(use_true_random=False), st.integers(0, 4))
+def test_neither_order_nor_grouping_matters(some: list[Image], random: Random, split: int) -> None:
+    everything = counted(some)
+    shuffled = list(some)
+    random.shuffle(shuffled)
+    same(counted(shuffled), everything)
+    first, second = counted(shuffled[:split]), counted(shuffled[split:])
+    kept = second._counts.copy()
+    first.merge(second)
+    same(first, everything)
+    np.testing.assert_array_equal(second._counts, kept)
+    assert first.auroc() == everything.auroc()
+    assert first.aupro() == pytest.approx(everything.aupro(), abs=1e-12)
+
+
+def test_merging_with_itself_doubles_it() -> None:
+    some = smooth_images(4)
+    pixels = counted(some)
+    pixels.merge(pixels)
+    same(pixels, counted([*some, *some]))
+
+
+def test_every_pixel_and_region_is_counted_once() -> None:
+    some = smooth_images(5)
+    totals = counted(some)._counts.sum(1)
+    regions = sum(ndimage.label(mask, np.ones((3, 3)))[1] for _, mask in some)
+    assert totals[:2].tolist() == [sum(mask.size for _, mask in some), sum(int(mask.sum()) for _, mask in some)]
+    assert totals[2] == pytest.approx(regions, rel=1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(images())
+def test_memory_does_not_grow_with_pixels(some: list[Image]) -> None:
+    pixels = counted(some)
+    size = pixels._counts.nbytes
+    assert size <= 3 * 8 * BINS
+    for anomaly_map, mask in some:
+        pixels.add(np.tile(anomaly_map, (20, 20)), np.tile(mask, (20, 20)))
+    assert pixels._counts.nbytes == size
+
+
+@pytest.mark.parametrize(
+    "strided", [np.asfortranarray, lambda array: np.repeat(array, 2, 1)[:, ::2]], ids=["F", "step"]
+)
+def test_the_arrays_memory_layout_does_not_matter(strided: np.ufunc) -> None:
+    some = smooth_images(6)
+    same(counted([(strided(anomaly_map), strided(mask)) for anomaly_map, mask in some]), counted(some))
+
+
+# Curves for drawing
+
+
+def test_curves_are_short_and_keep_their_ends_and_areas() -> None:
+    some = smooth_images(7)
+    pixels = counted(some)
+    roc, pr, pro = pixels.roc_curve(), pixels.pr_curve(), pixels.pro_curve()
+    for curve in (roc, pr, pro):
+        assert len(curve.thresholds) <= CURVE_POINTS
+        assert (np.diff(curve.thresholds) < 0).all()
+    for x, y in ((roc.fpr, roc.tpr), (pro.fpr, pro.pro)):
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) >= 0).all()
+    assert np.trapezoid(roc.tpr, roc.fpr) == pytest.approx(pixels.auroc(), abs=1e-3)
+    assert np.trapezoid(pro.pro, pro.fpr) == pytest.approx(pixels.aupro(1.0), abs=1e-3)
+    assert np.sum(np.diff(pr.recall, prepend=0) * pr.precision) == pytest.approx(pixels.average_precision(), abs=2e-3)
+    assert pr.recall[-1] == 1
+
+
+def test_few_distinct_scores_give_the_exact_curves() -> None:
+    anomaly_map = np.array([[3, 1, 2], [2, 0, 1]], np.float32)
+    mask = np.array([[True, False, True], [False, False, False]])
+    pixels = counted([(anomaly_map, mask)])
+    roc, pro = roc_curve(anomaly_map.ravel(), mask.ravel()), pro_curve([anomaly_map], [mask])
+    np.testing.assert_allclose(pixels.roc_curve().fpr, roc.fpr, rtol=1e-12)
+    np.testing.assert_allclose(pixels.roc_curve().tpr, roc.tpr, rtol=1e-12)
+    np.testing.assert_allclose(pixels.roc_curve().thresholds, roc.thresholds, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(pixels.pro_curve().pro, pro.pro, rtol=1e-12)
+
+
+# What cannot be measured
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+def test_a_map_that_is_not_finite_is_refused_and_leaves_no_trace(bad: float) -> None:
+    some = smooth_images(8)[:2]
+    pixels, before = counted(some), counted(some)
+    spoilt = some[0][0].copy()
+    spoilt[1, 2] = np.copysign(np.float32(bad), np.float32(math.copysign(1, bad)))
+    with pytest.raises(ValueError, match="must be finite"):
+        pixels.add(spoilt, some[0][1])
+    same(pixels, before)
+
+
+@pytest.mark.parametrize("value", [np.finfo(np.float32).max, np.finfo(np.float32).min])
+def test_the_largest_numbers_are_finite(value: np.float32) -> None:
+    pixels = counted([(np.array([[value, 0, -1e30, 1e-45]], np.float32), np.array([[True, False, False, False]]))])
+    assert pixels.auroc() == (1 if value > 0 else 0)
+    assert math.isfinite(pixels.f1_max()[1])
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_pixels_of_one_kind_leave_it_undefined(truth: bool) -> None:
+    pixels = counted([(np.ones((2, 3), np.float32), np.full((2, 3), truth))])
+    for metric in (pixels.auroc, pixels.auroc_up_to, pixels.aupro, pixels.roc_curve, pixels.pro_curve):
+        with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
+            metric()
+    with pytest.raises(UndefinedMetric):
+        pixels.error_bound()
+
+
+def test_of_nothing_nothing_is_defined() -> None:
+    pixels = PixelMetrics()
+    pixels.merge(PixelMetrics())
+    pixels.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), bool))
+    for metric in (pixels.auroc, pixels.aupro, pixels.average_precision, pixels.f1_max, pixels.error_bound):
+        with pytest.raises(UndefinedMetric):
+            metric()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have one size"):
+        PixelMetrics().add(np.zeros((3, 4), np.float32), np.zeros((4, 3), bool))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_double_precision_is_counted_in_single() -> None:
+    some = smooth_images(9)
+    same(counted([(anomaly_map.astype(np.float64), mask) for anomaly_map, mask in some]), counted(some))
