@@ -140,6 +140,17 @@ def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     assert same_bits(whole, last)
 
 
+@pytest.mark.usefixtures("_checkpoint_each_epoch")
+def test_the_best_weights_outlive_a_kill(tmp_path: Path) -> None:
+    plan = Training(learning_rate=1.0, max_epochs=6)
+    with pytest.raises(StopIteration):
+        descend(Scripted([1.0, 0.25, 0.9, 0.8]), tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    resumed = Scripted([0.7, 0.6])
+    best = descend(resumed, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    assert (best.epoch, best.validation_loss) == (2, 0.25)
+    assert resumed.weight.item() == pytest.approx(2, rel=1e-4)
+
+
 def test_seeds_decide(tmp_path: Path) -> None:
     modules = [Small() for _ in range(3)]
     for module, seed in zip(modules, (0, 0, 1), strict=True):

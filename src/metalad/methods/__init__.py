@@ -45,6 +45,12 @@ OWN = (
         "masked transformer that rebuilds each patch from the others (De Nardin 2022)",
         "metalad.methods.metal:Metal",
     ),
+    Method(
+        "patchcore",
+        "distance of each patch's feature from a bank of normal ones (Roth 2022)",
+        "metalad.methods.patchcore:PatchCore",
+    ),
+    Method("padim", "a normal law of features at each place (Defard 2021)", "metalad.methods.padim:Padim"),
 )
 
 

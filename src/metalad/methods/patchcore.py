@@ -23,6 +23,8 @@ from metalad.settings import setting
 BATCH_SIZE = 16
 BANK_CHUNK = 2048
 """Bank vectors that a batch is compared with at once; bounds memory and still fills a matrix product."""
+ROUNDING = 1e-3
+"""Points are looked at although they are so much too far, since distances between centres come rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +123,22 @@ def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> 
     """
     generator = torch.Generator().manual_seed(seed)
     newest = int(torch.randint(len(points), (1,), generator=generator))
-    chosen = torch.zeros(count, dtype=torch.long, device=points.device)
-    chosen[0] = newest
+    chosen, centres = [newest], points.new_zeros(count, points.shape[1])
+    squares, centres[0] = points.square().sum(1), points[newest]
     distance = torch.linalg.vector_norm(points - points[newest], dim=1)
-    owner = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    owner = torch.zeros(len(points), dtype=torch.int32, device=points.device)
     for number in range(1, count):
         distance[newest] = -1  # never again, even where points repeat
         newest = int(distance.argmax())
-        chosen[number] = newest
-        between = torch.linalg.vector_norm(points[chosen[:number]] - points[newest], dim=1)
-        near = (between[owner] < 2 * distance).nonzero()[:, 0]
-        closer = torch.linalg.vector_norm(points[near] - points[newest], dim=1)
+        centre = centres[number] = points[newest]
+        between = torch.addmv(squares[chosen], centres[:number], centre, alpha=-2).add_(squares[newest])
+        reach = between.clamp_min_(0).sqrt_().index_select(0, owner)
+        near = (reach < 2 * (1 + ROUNDING) * distance).nonzero()[:, 0]
+        closer = torch.linalg.vector_norm(points.index_select(0, near) - centre, dim=1)
         better = closer < distance[near]
         distance[near[better]], owner[near[better]] = closer[better], number
-    return chosen
+        chosen.append(newest)
+    return torch.tensor(chosen, device=points.device)
 
 
 def _projected(points: Tensor, dimensions: int, seed: int) -> Tensor:

@@ -1,0 +1,127 @@
+"""Time predict beside its parts and beside the time that the model's matrix products alone would take.
+
+python benchmarks/inference.py [--run RUN] [--image FILE] [--count 64]   images a second
+python benchmarks/inference.py --count 2000 --memory                    the process's peak memory, and no timing
+
+The second is to be run with two counts, in two processes: memory must not grow with the number of images.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from metalad.calibrate import calibrate
+from metalad.demo import DATA
+from metalad.detector import Detector, to_batch
+from metalad.images import find_images, read_image, resize_image
+from metalad.methods import method_named
+from metalad.model_file import read_model
+from metalad.precision import product_rate
+from metalad.predict import Judge, Writer, find_sources, predict_sources
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="a run folder; an untrained model by default")
+    parser.add_argument("--method", default="metal", help="of the untrained model")
+    parser.add_argument("--image", type=Path, default=find_images(DATA)[0])
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--memory", action="store_true", help="print the peak memory only")
+    arguments = parser.parse_args()
+    detector = read_model(arguments.run).detector if arguments.run else untrained(arguments.method)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = copies(arguments.image, arguments.count, Path(scratch) / "images")
+        end_to_end = time_predict(detector, folder, Path(scratch) / "out", arguments.batch_size)
+        if arguments.memory:
+            print(f"{arguments.count} images: peak memory {peak_megabytes():.0f} MB")
+            return
+        print(f"{arguments.count} copies of {arguments.image.name}, {read_image(arguments.image).shape[:2]} pixels")
+        print(f"predict, files written: {arguments.count / end_to_end:.1f} images/s")
+        no_files = time_predict(detector, folder, Path(scratch) / "none", arguments.batch_size, files=False)
+        print(f"predict, none written:  {arguments.count / no_files:.1f} images/s")
+        decoding = seconds(lambda: decode(folder, detector.config.image_size))
+        print(f"decoding alone:         {arguments.count / decoding:.1f} images/s")
+    report_model(detector, arguments.batch_size)
+
+
+def untrained(name: str) -> Detector:
+    """Return a method with its default config, calibrated on noise: as fast as a trained one."""
+    method = method_named(name)
+    torch.manual_seed(0)
+    detector = method.load()(method.load_config()())
+    pixels = np.random.default_rng(0).integers(0, 256, (20, *detector.config.image_size, 3), np.uint8)
+    calibrate(detector, pixels[:16], pixels[16:])
+    return detector
+
+
+def copies(image: Path, count: int, folder: Path) -> Path:
+    """Make a folder of links to one image."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        (folder / f"{index:06}{image.suffix}").symlink_to(image.absolute())
+    return folder
+
+
+def time_predict(detector: Detector, folder: Path, out: Path, batch_size: int, *, files: bool = True) -> float:
+    """Return the seconds of predict over a folder, from the detector in memory to the last file written."""
+    judge = Judge(detector, detector.config.scoring, detector.threshold(0.01, detector.config.scoring), batch_size)
+    writer = Writer(out, judge.threshold, strict=True, maps=files, overlays=files)
+    start = time.perf_counter()
+    for _ in predict_sources(judge, find_sources([folder], out), writer):
+        pass
+    return time.perf_counter() - start
+
+
+def decode(folder: Path, size: tuple[int, int]) -> None:
+    """Decode and resize all, in as many threads as predict takes."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        for _ in pool.map(lambda path: resize_image(read_image(path), size).shape, find_images(folder)):
+            pass
+
+
+def report_model(detector: Detector, batch_size: int, repeats: int = 10) -> None:
+    """Print the model's rate and the part of the machine's rate that it reaches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, *detector.config.image_size, 3), np.uint8)
+
+    def model() -> None:
+        with torch.inference_mode():
+            detector(to_batch(pixels)).score.sum().item()
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():  # it cannot count in inference mode
+        detector(to_batch(pixels))
+    operations = int(counter.get_total_flops())
+    taken = min(seconds(model) for _ in range(repeats))
+    rate = product_rate(torch.float32, size=2048)
+    print(f"model alone:            {batch_size / taken:.1f} images/s, {torch.get_num_threads()} threads")
+    print(
+        f"a batch of {batch_size}: {operations / 1e9:.1f} GFLOP of products take {1e3 * operations / rate:.1f} ms at "
+        f"{rate / 1e9:.0f} GFLOP/s; the model {1e3 * taken:.1f} ms; {operations / rate / taken:.0%} of that rate"
+    )
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has held; the unit is KiB on Linux, bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a result depends on beside the data: the machine, the versions, the commit; and what it cost in memory."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import metalad
+
+PACKAGES = ("metalad", "torch", "numpy", "scipy", "pillow")
+CODE = ("src", "pyproject.toml")
+"""What makes a checkout dirty; new rows and tables do not."""
+
+
+def machine(gpu: str | None) -> dict[str, Any]:
+    """Return the processor's name, the number of cores usable, the memory in GiB, and the GPU's name, if one is used."""
+    return {"cpu": _processor(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that take part."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this package lies in, `-dirty` if its code was changed since."""
+    package = Path(metalad.__file__).parent
+    # An installed copy may lie below some other project's checkout.
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    top = _git(package, "rev-parse", "--show-toplevel")
+    head = _git(package, "rev-parse", "HEAD")
+    if not top or not head:
+        return None
+    changed = _git(Path(top), "status", "--porcelain", "--", *CODE)
+    return f"{head}-dirty" if changed else head
+
+
+def reset_peak_memory() -> None:
+    """Forget how much memory the process held at most until now, where the system allows it (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that the process held since `reset_peak_memory`, or since its start."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return None
+    except OSError:
+        return _peak_of_life()
+
+
+def _peak_of_life() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

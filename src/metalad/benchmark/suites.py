@@ -1,0 +1,123 @@
+"""The suites that metalad ships."""
+
+from metalad.benchmark.declaration import Configuration, Grid, Suite
+from metalad.benchmark.paper import PRODUCTS, TEXTURES, column_of
+from metalad.errors import ConfigError
+from metalad.methods import methods
+
+HEAD_CT = "headct"
+TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1")
+
+
+def suites() -> dict[str, Suite]:
+    """Return the suites by their names; those over all methods depend on what is installed."""
+    shipped = (_default(), _table_3(), _table_4(), _table_5(), _table_6(), _ablation_mask(), _smoke())
+    return {suite.name: suite for suite in shipped}
+
+
+def suite_named(name: str) -> Suite:
+    """Return a suite by its name.
+
+    Raises:
+        ConfigError: no such suite; the text lists those there are.
+    """
+    if name not in suites():
+        raise ConfigError(f"there is no suite {name!r}; there are: {', '.join(suites())}")
+    return suites()[name]
+
+
+def _default() -> Suite:
+    ours = (Configuration("metal", paper="Squares + Rows"),)
+    return Suite(
+        "default",
+        "MeTAL with its defaults on four kinds of things",
+        (Grid(ours, ("bottle",), seeds=(0, 1, 2)), Grid(ours, ("magnetic_tile", "metal_plate", "cookie"))),
+        paper_table="Table 3",
+        whole=True,
+    )
+
+
+def _table_3() -> Suite:
+    return Suite(
+        "table-3",
+        "the paper's ablation: six choices of patches, and its literal mask, trained as published",
+        (Grid(_patches(1), PRODUCTS, protocol="paper"), Grid(_patches(2), TEXTURES, protocol="paper")),
+        scorings=("raw", "calibrated"),
+        paper_table="Table 3",
+        whole=True,
+    )
+
+
+def _patches(depth: int) -> tuple[Configuration, ...]:
+    def metal(label: str, tokens: str, mask: str, paper: str) -> Configuration:
+        return Configuration(label, "metal", (f"tokens={tokens}", f"mask={mask}", f"depth={depth}"), paper)
+
+    return (
+        metal("squares, no mask", "squares", "none", "Only squares (No mask)"),
+        metal("squares", "squares", "blind", "Only squares (Masked)"),
+        metal("squares+rows", "squares,rows", "blind", "Squares + Rows"),
+        metal("squares+columns", "squares,columns", "blind", "Squares + Cols"),
+        metal("rows+columns", "rows,columns", "blind", "Rows + Cols"),
+        metal("squares+rows+columns", "squares,rows,columns", "blind", "Squares + Rows + Cols"),
+        metal("squares, zero-logit", "squares", "zero-logit", "Only squares (Masked)"),
+        metal("squares+rows, zero-logit", "squares,rows", "zero-logit", "Squares + Rows"),
+    )
+
+
+def _table_4() -> Suite:
+    every = tuple(Configuration(name, name, paper=column_of("Table 4", name)) for name in methods())
+    return Suite(
+        "table-4",
+        "every method there is, trained as published",
+        (Grid(every, (*PRODUCTS, *TEXTURES), protocol="paper"),),
+        scorings=("raw", "calibrated"),
+        paper_table="Table 4",
+        whole=True,
+    )
+
+
+def _table_5() -> Suite:
+    configurations = (
+        Configuration("squares", settings=("tokens=squares",), paper="MeTAL (Squares Only)"),
+        Configuration("squares+rows", settings=("tokens=squares,rows",), paper="MeTAL (Squares+Rows)"),
+    )
+    return Suite(
+        "table-5",
+        "haemorrhages in head CT, five seeded splits, trained as published",
+        (Grid(configurations, (HEAD_CT,), seeds=(0, 1, 2, 3, 4), protocol="paper"),),
+        table="image",
+        scorings=("raw", "calibrated"),
+        paper_table="Table 5",
+    )
+
+
+def _table_6() -> Suite:
+    ours = (
+        Configuration("metal, products", settings=("depth=1",), paper="Ours (Products)"),
+        Configuration("metal, textures", settings=("depth=2",), paper="Ours (textures)"),
+    )
+    others = tuple(
+        Configuration(name, name, paper=column_of("Table 6", name)) for name in methods() if name != "metal"
+    )
+    return Suite("table-6", "numbers of parameters", (Grid((*ours, *others)),), "parameters", paper_table="Table 6")
+
+
+def _ablation_mask() -> Suite:
+    configurations = tuple(
+        Configuration(f"{mask}, depth {depth}", settings=(f"mask={mask}", f"depth={depth}"))
+        for mask in ("blind", "zero-logit", "none")
+        for depth in (1, 2)
+    )
+    return Suite("ablation-mask", "what hiding a patch from itself is worth", (Grid(configurations, ("bottle",)),))
+
+
+def _smoke() -> Suite:
+    configurations = tuple(
+        Configuration(f"tiny {mask}", settings=(*TINY, f"mask={mask}"))
+        for mask in ("blind", "zero-logit", "none")
+    )
+    return Suite(
+        "smoke",
+        "twelve cells of seconds that show whether the machinery works; their numbers mean nothing",
+        (Grid(configurations, ("cookie",), seeds=(0, 1, 2, 3), epochs=1),),
+    )

@@ -1,0 +1,135 @@
+"""PaDiM (Defard et al. 2021, arXiv:2011.08785): a normal law of features at each place.
+
+The features that a frozen backbone sees at a place, over all normal images, are summed up by their mean and their
+covariance. A place is as abnormal as its feature lies far out, by the Mahalanobis distance. Objects must be aligned.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.calibration import Evidence
+from metalad.detector import DetectorConfig, FittedDetector, to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.settings import setting
+
+BATCH_SIZE = 16
+RIDGE = 0.01
+"""Added to every variance, as in the paper (3.2): fewer images than channels leave the covariance singular."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadimConfig(DetectorConfig):
+    """Settings of PaDiM; the paper's for ResNet-18, but for the backbone."""
+
+    image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
+    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
+    taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "where features are taken")
+    grid: Tap = setting("s4", "grid of places, one of the taps; s8 takes a quarter of s4's memory")
+    channels: int = setting(100, "channels kept of all taps' together, chosen by chance")
+
+    def __post_init__(self) -> None:
+        """Check what does not fit together."""
+        super().__post_init__()
+        if self.grid not in self.taps:
+            raise ConfigError(f"grid is {self.grid}; it must be one of the taps, {', '.join(self.taps)}")
+        if self.channels < 1:
+            raise ConfigError(f"channels is {self.channels}; it must be at least 1")
+
+
+class Padim(FittedDetector):
+    """PaDiM: a frozen backbone, and at each place a mean and a whitening matrix.
+
+    kept: the chosen channels. mean: [places, channels]. whitening: [places, channels, channels], W with WᵀW the
+        inverse covariance.
+    """
+
+    name = "padim"
+    config: PadimConfig
+    kept: Tensor
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(self, config: PadimConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, config.taps)
+        self.register_buffer("kept", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(0, 0))
+        self.register_buffer("whitening", torch.zeros(0, 0, 0))
+
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
+        """Learn mean and covariance at each place.
+
+        Raises:
+            ConfigError: no weights for the backbone. DataError: fewer than two images.
+        """
+        if len(pixels) < 2:
+            raise DataError(f"padim needs at least 2 good images to learn a covariance from, got {len(pixels)}")
+        self.backbone.load(self.config.weights)
+        self.backbone.to(self.device)
+        with torch.no_grad():
+            width = sum(maps.shape[1] for maps in self.backbone(to_batch(pixels[:1], self.device)))
+            order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
+            self.kept = order[: self.config.channels].sort().values.to(self.device)
+            self.mean, covariance = self._moments(pixels)
+            self.whitening = _whitening(covariance)
+
+    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch places channels"]:
+        """Return the kept channels at each place of the grid, in reading order; coarser maps are repeated."""
+        maps = self.backbone(images)
+        grid = maps[self.config.taps.index(self.config.grid)].shape[-2:]
+        same = [tap if tap.shape[-2:] == grid else F.interpolate(tap, grid, mode="nearest") for tap in maps]
+        return torch.cat(same, 1)[:, self.kept].flatten(2).transpose(1, 2)
+
+    def distances(self, features: Float[Tensor, "batch places channels"]) -> Float[Tensor, "batch places"]:
+        """Return the Mahalanobis distance of the feature at each place (eq. 2)."""
+        centred = (features - self.mean).transpose(0, 1)
+        return torch.linalg.vector_norm(torch.bmm(centred, self.whitening.transpose(1, 2)), dim=2).T
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return the distance at each pixel, between places bilinearly."""
+        distances = self.distances(self.features(images)).unflatten(1, self._grid(images))
+        return Evidence(F.interpolate(distances[:, None], images.shape[-2:], mode="bilinear"))
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the distance itself."""
+        return evidence.residual[:, 0]
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        stride = int(self.config.grid[1:])
+        height, width = images.shape[-2:]
+        return -(-height // stride), -(-width // stride)
+
+    def _moments(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance at each place, in one pass and double precision.
+
+        Sums are taken about the first image, which stands for the mean: squares of large numbers would not do.
+        """
+        origin = self.features(to_batch(pixels[:1], self.device))[0]
+        total = torch.zeros_like(origin, dtype=torch.double)
+        products = total.new_zeros(*origin.shape, origin.shape[1])
+        for start in range(0, len(pixels), BATCH_SIZE):
+            batch = to_batch(pixels[start : start + BATCH_SIZE], self.device)
+            centred = (self.features(batch) - origin).transpose(0, 1).double()
+            total += centred.sum(1)
+            products.baddbmm_(centred.transpose(1, 2), centred)
+        mean = total / len(pixels)
+        products.sub_(torch.einsum("pi,pj->pij", total, mean)).div_(len(pixels) - 1)
+        return (origin + mean).float(), products
+
+
+def _whitening(covariance: Float[Tensor, "places channels channels"]) -> Float[Tensor, "places channels channels"]:
+    """Invert the Cholesky factors, a few at a time: in double precision all at once would take thrice the memory."""
+    whitening = torch.empty_like(covariance, dtype=torch.float32)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    for start in range(0, len(covariance), 64):
+        factor = torch.linalg.cholesky(covariance[start : start + 64] + RIDGE * identity)
+        inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        whitening[start : start + 64] = inverse
+    return whitening
