@@ -27,7 +27,7 @@ from metalad.images import find_images, read_image, resize_image
 from metalad.methods import method_named
 from metalad.model_file import read_model
 from metalad.precision import product_rate
-from metalad.predict import Judge, Writer, find_sources, predict_sources
+from metalad.predict import MAX_WORKERS, Judge, Writer, find_sources, predict_sources
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def time_predict(detector: Detector, folder: Path, out: Path, batch_size: int, *
 
 def decode(folder: Path, size: tuple[int, int]) -> None:
     """Decode and resize all, in as many threads as predict takes."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_WORKERS)) as pool:
         for _ in pool.map(lambda path: resize_image(read_image(path), size).shape, find_images(folder)):
             pass
 

@@ -55,7 +55,7 @@ def main() -> None:
     for index in chosen(scores, images.samples):
         sample = images.samples[index]
         columns.append(column(model, sample, images.pixels[index]))
-        print(f"{sample.name}: {columns[-1].times_threshold:.2f} of threshold")
+        print(f"{sample.name}: {columns[-1].times_threshold:.2f} x threshold")
     sheet = compose(columns)
     with replacing(arguments.out) as temporary:
         small = sheet.quantize(COLOURS, Image.Quantize.FASTOCTREE)
@@ -121,7 +121,7 @@ def compose(columns: list[Column]) -> Image.Image:
 def write_verdict(draw: ImageDraw.ImageDraw, left: int, top: int, one: Column) -> None:
     """Write OK or NG, the score, and whether that is right."""
     draw.text((left, top), "NG" if one.abnormal else "OK", RED if one.abnormal else GREEN, font(32))
-    draw.text((left, top + 40), f"{one.times_threshold:.2f} of threshold", INK, font(16))
+    draw.text((left, top + 40), f"{one.times_threshold:.2f} x threshold", INK, font(16))
     wrong = "false alarm" if one.abnormal else "missed defect"
     draw.text((left, top + 62), "right" if one.abnormal == one.truth else wrong, QUIET, font(16))
 

@@ -81,13 +81,18 @@ def test_all_that_is_public_says_what_it_is(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", CODE, ids=name_of)
-def test_nothing_is_pickled_and_annotations_stay_types(file: Path) -> None:
+def test_annotations_stay_types(file: Path) -> None:
+    # The import would turn annotations into text, and the shapes in them could no longer be checked at run time.
+    assert "__future__" not in imported(parsed(file))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_nothing_is_unpickled(file: Path) -> None:
     tree = parsed(file)
     assert not imported(tree) & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"}
-    # It would turn annotations into text, and the shapes in them could no longer be checked at run time.
-    assert "__future__" not in imported(tree)
-    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"]
-    assert not loads, "torch.load opens pickles"
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    for call in calls:  # backbone weights come as .pth files: tensors alone may be read from them, nothing run
+        assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords)
 
 
 # Verbs

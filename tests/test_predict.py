@@ -23,7 +23,7 @@ from metalad.calibrate import calibrate
 from metalad.data import Sample, load_images
 from metalad.demo import DATA
 from metalad.detector import Detector, Scoring, to_batch
-from metalad.drawing.maps import overlay
+from metalad.drawing.maps import verdict_overlay
 from metalad.errors import ConfigError, DataError, ImageError, ModelFileError, RunError
 from metalad.images import image_size, read_image, resize_map
 from metalad.methods.metal import Metal, MetalConfig
@@ -187,15 +187,15 @@ def test_steps_keep_the_order_and_pin_the_threshold(values: list[float]) -> None
     assert (np.diff(steps[3:].astype(int)) >= 0).all()
 
 
-@pytest.mark.parametrize("peak", [0.4, 0.9, 3.0])
+@pytest.mark.parametrize("peak", [0.1, 0.9, 30.0])
 def test_an_overlay_drawn_in_bands_is_the_overlay(peak: float) -> None:
     generator = np.random.default_rng(1)
     image = generator.integers(0, 256, (200, 90, 3), np.uint8)
     small = generator.random((8, 8), np.float32)
     relative = resize_map(small / small.max() * np.float32(peak), (200, 90))
     drawn = draw_overlay(image, relative)
-    np.testing.assert_array_equal(drawn, overlay(image, relative, 0.5, 2.0, relative > 1))
-    assert (drawn != image).any() == (peak > 0.5)
+    np.testing.assert_array_equal(drawn, verdict_overlay(image, relative, 1.0))
+    assert (drawn != image).any() == (peak > 0.125)
 
 
 def test_a_large_image_is_decoded_again_for_the_same_overlay(
@@ -379,10 +379,12 @@ def no_threads() -> bool:
 
 def test_closing_leaves_whole_files_and_no_threads(run: Path, tmp_path: Path) -> None:
     folder = draw_many(tmp_path / "in", 40)
+    threads = torch.get_num_threads()
     results = predict(run, [folder], tmp_path / "out", batch_size=2)
     next(results)
     results.close()
     assert no_threads()
+    assert torch.get_num_threads() == threads
     written = files_in(tmp_path / "out")
     assert "predictions.jsonl" not in written
     assert not [name for name in written if name.endswith(".tmp")]
@@ -438,9 +440,9 @@ def test_images_in_memory_are_bounded_by_the_batch_not_by_their_number(
     sources = (Source(image, f"{index}") for index in range(count))
     writer = Writer(tmp_path / "out", model.threshold(), maps=False)
     for index, _ in enumerate(predict_sources(judge_of(model, batch_size), sources, writer)):
-        assert read <= index + 1 + 3 * batch_size
+        assert read <= index + 5 * batch_size
     assert read == count
-    assert batch_size < most <= 3 * batch_size + 2
+    assert batch_size < most <= 5 * batch_size
     gc.collect()
     assert alive == 0
 
@@ -458,4 +460,4 @@ def test_sources_are_taken_as_they_are_needed(model: Model, tmp_path: Path) -> N
     for _ in range(5):
         next(results)
     results.close()
-    assert taken <= 5 + 3 * 8  # a batch, or a thread each, a stage
+    assert taken <= 5 + 8 * (3 + 8)

@@ -2,8 +2,8 @@
 
 Parsing needs argparse alone; a verb is imported when it runs, so that `--help` answers at once.
 
-Exit codes: 0 done; 1 `predict --fail-on-abnormal` found an abnormal image; 2 bad input; 70 a bug in metalad;
-130 Ctrl-C; 141 the reader of a pipe went away.
+Exit codes: 0 done; 1 `predict --fail-on-abnormal` found an abnormal image, or `benchmark` has a cell that failed or a
+row that does not hold; 2 bad input; 70 a bug in metalad; 130 Ctrl-C; 141 the reader of a pipe went away.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metalad.options import (
+    add_benchmark_options,
     add_demo_options,
     add_evaluate_options,
     add_methods_options,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ABNORMAL_FOUND = 1
 
-NOT_PASSED_ON = {"verb", "version", "json", "quiet", "set", "fail_on_abnormal"}
+NOT_PASSED_ON = {"verb", "version", "json", "quiet", "set", "fail_on_abnormal", "listing", "tables", "verify"}
 """Options that only the command line knows; all others are keywords of the verb's function."""
 
 
@@ -170,6 +171,17 @@ def _demo(options: Namespace) -> int:
     return 0
 
 
+def _benchmark(options: Namespace) -> int:
+    from metalad.benchmark.command import answer
+
+    found = answer(listing=options.listing, tables=options.tables, verify=options.verify, **_keywords(options))
+    if options.json:
+        print_json(found.json)
+    else:
+        print("\n".join(map(printable, found.text.splitlines())))
+    return found.exit_code
+
+
 class Verb(NamedTuple):
     """One line on a verb, what its help ends with, how it adds its options and what it does with them."""
 
@@ -210,6 +222,13 @@ VERBS: Mapping[str, Verb] = {
         "example:\n  metalad demo --out cookies --minutes 1",
         add_demo_options,
         _demo,
+    ),
+    "benchmark": Verb(
+        "run a suite of experiments and keep a row of each",
+        "exits with 1 if a cell failed or a row does not hold.\n\nexamples:\n  metalad benchmark\n"
+        "  metalad benchmark default --data datasets\n  metalad benchmark default --data datasets --verify 1",
+        add_benchmark_options,
+        _benchmark,
     ),
 }
 

@@ -1,10 +1,9 @@
 """Judge images and write their anomaly maps, in memory that does not grow with their number.
 
-Three stages hand the images on in order, each at most a batch ahead of the next: threads decode, the calling thread
-runs the model on whole batches, threads draw and write.
+Images are decoded one by one, judged in batches, drawn and written one by one. One pool of threads does all three,
+handing images on in order, each stage at most a little ahead of the next.
 """
 
-import contextlib
 import json
 import os
 import zlib
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from metalad.detector import Detector, Scoring, to_batch
 from metalad.device import choose_device
-from metalad.drawing.maps import OUTLINE_COLOUR, contour, outline_width, overlay
+from metalad.drawing.maps import OUTLINE_COLOUR, RATIO_OCTAVES, contour, outline_width, overlay
 from metalad.errors import ConfigError, DataError, ImageError
 from metalad.files import replacing
 from metalad.images import IMAGE_SUFFIXES, iter_images, read_image, resize_image, resize_map
@@ -35,14 +34,14 @@ MAPS, OVERLAYS = "maps", "overlays"
 
 MAP_STEPS = 16384
 """A map file's value at the threshold: 65535, its highest, stands for four thresholds and more."""
-OVERLAY_RANGE = (0.5, 2.0)
-"""Thresholds at which the heat map begins and at which it is brightest."""
 JPEG_QUALITY = 90
 JPEG_MAX_SIDE = 65_500
 """No JPEG is wider; an overlay beyond it is a PNG."""
 BAND = 64
 """Rows drawn at once: few, as blending takes 50 bytes a pixel and is faster where they fit the cache."""
-KEPT_PIXELS = 2_000_000
+MAX_WORKERS = 8
+"""Few, as each may hold a large image at full resolution."""
+KEPT_PIXELS = 1_000_000
 """A larger image is decoded a second time for its overlay instead of being held until then."""
 
 Item = TypeVar("Item")
@@ -71,13 +70,10 @@ class PredictedImage:
         """Return a JSON object: path, score, threshold, abnormal, map and overlay; or path and error alone."""
         if self.error is not None:
             return {"path": str(self.path), "error": self.error}
+        files = {"map": self.map, "overlay": self.overlay}
         return {
-            "path": str(self.path),
-            "score": self.score,
-            "threshold": self.threshold,
-            "abnormal": self.abnormal,
-            "map": None if self.map is None else str(self.map),
-            "overlay": None if self.overlay is None else str(self.overlay),
+            **{"path": str(self.path), "score": self.score, "threshold": self.threshold, "abnormal": self.abnormal},
+            **{name: None if file is None else str(file) for name, file in files.items()},
         }
 
 
@@ -122,15 +118,8 @@ def predict(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     model = read_model(run, str(choose_device(device)))
     judge = Judge(model.detector, model.scoring(scoring), model.threshold(false_alarms, scoring), batch_size)
-    sources = find_sources(paths, out)
-    return _followed(predict_sources(judge, sources, Writer(out, judge.threshold, strict, maps, overlays)), progress)
-
-
-def _followed(results: Generator[PredictedImage, None, None], progress: bool) -> Generator[PredictedImage, None, None]:
-    with contextlib.closing(results), tqdm(desc="predict", unit="image", disable=not progress, leave=False) as bar:
-        for result in results:
-            yield result
-            bar.update()
+    writer = Writer(out, judge.threshold, strict, maps, overlays)
+    return predict_sources(judge, find_sources(paths, out), writer, progress=progress)
 
 
 # Which images, and what their maps are called
@@ -154,7 +143,10 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
         DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
     """
     for path in paths:
-        _require(path)
+        try:
+            path.stat()
+        except OSError as error:
+            raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
     own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
     images = (image for image in _images(paths) if not _lies_in(image, own))
     first = next(images, None)
@@ -164,19 +156,9 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     return _named(chain([first], images), _base(paths))
 
 
-def _require(path: Path) -> None:
-    try:
-        path.stat()
-    except OSError as error:
-        raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
-
-
 def _images(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
-            yield from iter_images(path)
-        else:
-            yield path
+        yield from iter_images(path) if path.is_dir() else (path,)
 
 
 def _lies_in(image: Path, folders: tuple[Path, ...]) -> bool:
@@ -265,14 +247,10 @@ class Judge:
         """Height and width of the images that the detector takes."""
         return self.detector.config.image_size
 
-    def judge(self, read: Iterator[_Picture | _Unreadable]) -> Iterator[_Judged | _Unreadable]:
-        """Run the model over each batch; what cannot be read passes through in its place."""
-        while batch := deque(islice(read, self.batch_size)):
-            results = iter(self._run([picture.pixels for picture in batch if isinstance(picture, _Picture)]))
-            while batch:
-                item = batch.popleft()
-                yield item if isinstance(item, _Unreadable) else _Judged(item, *next(results))
-                del item
+    def judge(self, read: Sequence[_Picture | _Unreadable]) -> list[_Judged | _Unreadable]:
+        """Run the model over a batch; what could not be read passes through in its place."""
+        results = iter(self._run([picture.pixels for picture in read if isinstance(picture, _Picture)]))
+        return [item if isinstance(item, _Unreadable) else _Judged(item, *next(results)) for item in read]
 
     def _run(
         self, pixels: Sequence[UInt8[np.ndarray, "height width 3"]]
@@ -286,8 +264,7 @@ class Judge:
             evidence = self.detector.evidence(to_batch(padded, self.detector.device))
             prediction = self.detector.judge(evidence, self.scoring)
         scores, maps = prediction.score.tolist(), prediction.anomaly_map.numpy(force=True)
-        # Copies: a view would keep the whole batch's maps for as long as one is needed.
-        return [(scores[index], maps[index].copy()) for index in range(len(pixels))]
+        return list(zip(scores[: len(pixels)], maps, strict=False))
 
 
 # What is written
@@ -306,8 +283,7 @@ class Writer:
     def write(self, item: _Judged | _Unreadable) -> PredictedImage:
         """Write an image's map and overlay and return what was found.
 
-        Raises:
-            ImageError: it could not be read, and `strict` is set. RunError: a file cannot be written.
+        Raises as `predict` does.
         """
         if isinstance(item, _Unreadable):
             return self._tell(item.source, item.error)
@@ -355,13 +331,13 @@ def to_steps(relative: Float32[np.ndarray, "height width"]) -> UInt16[np.ndarray
 def draw_overlay(
     image: UInt8[np.ndarray, "height width 3"], relative: Float32[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lay a map in units of the threshold over its image: coloured from half of it, outlined from 1."""
-    low, high = OVERLAY_RANGE
+    """Return `verdict_overlay` of a map in units of the threshold, in little memory."""
     drawn = image.copy()
     for top in range(0, len(image), BAND):
         rows = slice(top, top + BAND)
-        if relative[rows].max() > low:
-            drawn[rows] = overlay(image[rows], relative[rows], low, high)
+        octaves = np.log2(np.maximum(relative[rows], np.finfo(np.float32).tiny))
+        if octaves.max() > -RATIO_OCTAVES:
+            drawn[rows] = overlay(image[rows], octaves, -RATIO_OCTAVES, RATIO_OCTAVES)
     above = relative > 1
     if above.any():
         drawn[contour(above, outline_width(*above.shape))] = OUTLINE_COLOUR
@@ -379,24 +355,37 @@ def _save(path: Path, pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.nd
 # The stages joined
 
 
-def predict_sources(judge: Judge, sources: Iterable[Source], writer: Writer) -> Generator[PredictedImage, None, None]:
+def predict_sources(
+    judge: Judge, sources: Iterable[Source], writer: Writer, *, progress: bool = False
+) -> Generator[PredictedImage, None, None]:
     """Judge the sources in order with a detector that is already in memory, and write their files.
 
-    At most three batches of images are between a source taken and a result yielded. Raises as `predict` does.
+    Between a source taken and its result yielded are at most as many batches as there are workers, and three more.
+    Raises as `predict` does.
     """
-    workers = min(os.cpu_count() or 1, 8)  # few, as each may hold a large image at full resolution
+    cores = os.cpu_count() or 1
+    workers = min(cores, MAX_WORKERS)
+    threads = torch.get_num_threads()
+    # Threads of one matrix product that wait for each other cost more than half of the time where all cores are busy.
+    pool = ThreadPoolExecutor(workers, "predict", torch.set_num_threads, (max(1, cores // workers),))
     ahead = max(judge.batch_size, workers)
-    pool = ThreadPoolExecutor(workers, "predict")
     try:
         read = _in_order(pool, lambda source: _read(source, judge.size, writer.overlays), sources, ahead)
-        results = _in_order(pool, writer.write, judge.judge(read), ahead)
+        batches = _in_order(pool, judge.judge, _batches(read, judge.batch_size), workers)
+        results = _in_order(pool, writer.write, chain.from_iterable(batches), ahead)
         record = writer.out / FILE_NAME
         with replacing(record) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for result in results:
+            for result in tqdm(results, "predict", unit="image", disable=not progress, leave=False):
                 file.write(json.dumps(result.to_json(), allow_nan=False) + "\n")
                 yield result
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # threads yet to be started would inherit the workers' number
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def _in_order(
@@ -406,7 +395,6 @@ def _in_order(
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
-        del item  # else the frame would hold the last one's pixels
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:

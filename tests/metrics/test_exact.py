@@ -1,13 +1,18 @@
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.measure import label
-from sklearn import metrics as sklearn
+from hypothesis.extra import numpy as arrays
+from jaxtyping import config
+from sklearn import metrics as sklearn_metrics
 
 from metalad.metrics import (
+    MAX_FPR,
     UndefinedMetric,
     aupro,
     auroc,
@@ -18,248 +23,307 @@ from metalad.metrics import (
     pro_curve,
     roc_curve,
 )
-from tests.metrics.cases import Array, Image, images, pooled, ranked
 
-LIMITS = st.floats(0.01, 1)
-METRICS: list[Callable[[Array, Array], float]] = [
-    auroc,
-    auroc_up_to,
-    average_precision,
-    lambda scores, labels: f1_max(scores, labels)[0],
-]
+Images = list[tuple[np.ndarray, np.ndarray]]
+
+CLOSE = 1e-9
+AWKWARD = [0.0, -0.0, 1.0, -1.0, float(np.nextafter(np.float32(1), np.float32(2))), 1e-45, -1e-45, 1e-38, 3e38, -3e38]
+DOUBLES = [5e-324, -5e-324, 1.7e308, -1.7e308, 1 + 2**-52]
+RATES = st.floats(1e-4, 1)
 
 
-def mean_height(x: Array, y: Array, limit: float) -> float:
-    """The mean of the polyline over [0, limit], by midpoints of its pieces; `y` may jump where `x` repeats."""
-    grid = np.unique(np.concatenate([x[x < limit], [0.0, limit]]))
-    return float(np.sum(np.diff(grid) * np.interp((grid[1:] + grid[:-1]) / 2, x, y)) / limit)
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scores, most of them tied, and labels of both kinds, often one of a kind only once."""
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    width: Literal[32, 64] = 32 if dtype is np.float32 else 64
+    some = AWKWARD if width == 32 else AWKWARD + DOUBLES
+    kinds = [st.sampled_from(some), st.integers(-3, 3).map(float), st.just(0.5), st.floats(-1, 1, width=width)]
+    elements = draw(st.sampled_from([*kinds, st.floats(allow_nan=False, allow_infinity=False, width=width)]))
+    size = draw(st.integers(2, 40))
+    scores = draw(arrays.arrays(dtype, size, elements=elements))
+    labels = draw(arrays.arrays(bool, size, elements=st.one_of(st.just(True), st.just(False), st.booleans())))
+    labels[0], labels[1] = True, False
+    shuffled = np.array(draw(st.permutations(range(size))))
+    return scores[shuffled], labels[shuffled]
 
 
-def swept_overlap(several: list[Image]) -> tuple[Array, Array]:
-    """FPR and mean region overlap, by flagging all images anew at every distinct score."""
-    regions = [(m, label(mask, connectivity=2)) for m, mask in several]
-    normal = [(m, ~mask) for m, mask in several]
-    fpr, overlap = [0.0], [0.0]
-    for threshold in np.unique(pooled(several)[0])[::-1]:
-        flagged = sum(int((m[good] >= threshold).sum()) for m, good in normal)
-        fpr.append(flagged / sum(int(good.sum()) for _, good in normal))
-        parts = [m[parts == part] >= threshold for m, parts in regions for part in range(1, parts.max() + 1)]
-        overlap.append(float(np.mean([part.mean() for part in parts])))
-    return np.array(fpr), np.array(overlap)
+@st.composite
+def annotated_images(draw: st.DrawFn) -> Images:
+    """Draw small images of different sizes, with at least one region and one normal pixel."""
+    images = []
+    for _ in range(draw(st.integers(1, 3))):
+        size = draw(st.tuples(st.integers(2, 6), st.integers(2, 6)))
+        anomaly_map = draw(arrays.arrays(np.float32, size, elements=st.integers(-3, 6).map(float)))
+        images.append((anomaly_map, draw(arrays.arrays(bool, size, elements=st.integers(0, 2).map(lambda n: n == 0)))))
+    images[0][1].flat[:2] = True, False
+    return images
 
 
-# ROC
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the checks of shapes and types off, as they are outside the tests."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
-@given(ranked())
-def test_the_roc_curve_is_scikit_learns_with_every_distinct_score(case: tuple[Array, Array]) -> None:
+def integral(x: np.ndarray, y: np.ndarray, limit: float) -> float:
+    """Integrate a polyline from 0 to `limit`, piece by piece."""
+    total = 0.0
+    for (x0, y0), (x1, y1) in pairwise(zip(x.tolist(), y.tolist(), strict=True)):
+        if x1 > x0 and x0 < limit:
+            end = min(x1, limit)
+            slope = (y1 - y0) / (x1 - x0)
+            total += (end - x0) * (y0 + slope * (end - x0) / 2)
+    return total
+
+
+# Against scikit-learn
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases())
+def test_areas_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
-    curve = roc_curve(scores, labels)
-    fpr, tpr, thresholds = sklearn.roc_curve(labels, scores, drop_intermediate=False)
-    assert curve.fpr == pytest.approx(fpr, abs=1e-12)
-    assert curve.tpr == pytest.approx(tpr, abs=1e-12)
-    assert np.array_equal(curve.thresholds, thresholds)
+    with np.errstate(over="ignore"):  # scikit-learn subtracts neighbours
+        area = sklearn_metrics.roc_auc_score(labels, scores)
+        precision = sklearn_metrics.average_precision_score(labels, scores)
+    assert auroc(scores, labels) == pytest.approx(area, abs=CLOSE)
+    assert average_precision(scores, labels) == pytest.approx(precision, abs=CLOSE)
 
 
-@given(ranked())
-def test_auroc_is_scikit_learns(case: tuple[Array, Array]) -> None:
+@settings(deadline=None, max_examples=25)
+@given(cases())
+def test_curves_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
-    assert auroc(scores, labels) == pytest.approx(sklearn.roc_auc_score(labels, scores), abs=1e-9)
+    with np.errstate(over="ignore"):
+        fpr, tpr, thresholds = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+        precision, recall, levels = sklearn_metrics.precision_recall_curve(labels, scores)
+    roc, pr = roc_curve(scores, labels), pr_curve(scores, labels)
+    np.testing.assert_allclose(roc.fpr, fpr, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(roc.tpr, tpr, rtol=0, atol=CLOSE)
+    np.testing.assert_array_equal(roc.thresholds, thresholds)
+    np.testing.assert_allclose(pr.precision[::-1], precision[:-1], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(pr.recall[::-1], recall[:-1], rtol=0, atol=CLOSE)
+    np.testing.assert_array_equal(pr.thresholds[::-1], levels)
 
 
-@given(ranked(), LIMITS)
-def test_auroc_up_to_is_the_mean_height_of_scikit_learns_curve(case: tuple[Array, Array], limit: float) -> None:
+@settings(deadline=None, max_examples=25)
+@given(cases(), RATES)
+def test_the_partial_area_is_that_under_sklearns_curve(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
     scores, labels = case
-    fpr, tpr, _ = sklearn.roc_curve(labels, scores, drop_intermediate=False)
-    assert auroc_up_to(scores, labels, limit) == pytest.approx(mean_height(fpr, tpr, limit), abs=1e-9)
+    with np.errstate(over="ignore"):
+        fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+    for rate in (limit, MAX_FPR, float(fpr[fpr > 0][0])):
+        assert auroc_up_to(scores, labels, rate) == pytest.approx(integral(fpr, tpr, rate) / rate, abs=CLOSE)
 
 
-def test_the_true_positive_rate_is_interpolated_at_the_limit() -> None:
-    scores, labels = np.array([3.0, 2.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False, False])
-    # From (0, 0.5) straight to (2/3, 1): at 0.3 the height is 0.725.
-    assert auroc_up_to(scores, labels, 0.3) == pytest.approx((0.5 + 0.725) / 2)
-
-
-@given(ranked())
-def test_without_a_limit_it_is_the_auroc(case: tuple[Array, Array]) -> None:
-    assert auroc_up_to(*case, 1.0) == pytest.approx(auroc(*case), abs=1e-12)
-
-
-@given(ranked())
-def test_turning_scores_round_turns_the_auroc_round(case: tuple[Array, Array]) -> None:
+@settings(deadline=None, max_examples=25)
+@given(cases())
+def test_no_threshold_has_a_higher_f1(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
+    value, threshold = f1_max(scores, labels)
+    every = [sklearn_metrics.f1_score(labels, scores >= level) for level in np.unique(scores)]
+    assert value == pytest.approx(max(every), abs=CLOSE)
+    assert sklearn_metrics.f1_score(labels, scores >= threshold) == pytest.approx(value, abs=CLOSE)
+    assert threshold in scores
+
+
+@pytest.mark.parametrize("positives", [1, 19_999])
+def test_extreme_imbalance(positives: int) -> None:
+    rng = np.random.default_rng(positives)
+    scores = rng.normal(size=20_000).astype(np.float32)
+    labels = np.arange(20_000) < positives
+    area = sklearn_metrics.roc_auc_score(labels, scores)
+    assert auroc(scores, labels) == pytest.approx(area, abs=CLOSE)
+    precision = sklearn_metrics.average_precision_score(labels, scores)
+    assert average_precision(scores, labels) == pytest.approx(precision, abs=CLOSE)
+
+
+# What the partial area is, and is not
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases(), RATES)
+def test_perfect_scores_reach_one_and_inverted_ones_nothing(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
+    labels = case[1]
+    scores = labels.astype(np.float64)
+    assert auroc(scores, labels) == auroc_up_to(scores, labels, 1.0) == 1
+    assert auroc_up_to(scores, labels, limit) == pytest.approx(1, abs=1e-12)
+    assert average_precision(scores, labels) == 1
+    assert f1_max(scores, labels) == (1, 1)
+    assert auroc(-scores, labels) == 0
+    assert auroc_up_to(-scores, labels, limit) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+def test_chance_is_half_the_limit(limit: float) -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random(100_000), rng.random(100_000) < 0.1
+    assert auroc_up_to(scores, labels, limit) == pytest.approx(limit / 2, abs=0.01)
+    # One score for all is chance to the last digit: the diagonal.
+    assert auroc_up_to(np.zeros(100_000), labels, limit) == pytest.approx(limit / 2, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases(), st.floats(0.01, 0.99))
+def test_it_is_not_mcclishs_which_rescales_it(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
+    scores, labels = case
+    with np.errstate(over="ignore"):
+        mcclish = sklearn_metrics.roc_auc_score(labels, scores, max_fpr=limit)
+    ours = auroc_up_to(scores, labels, limit)
+    assert mcclish == pytest.approx((1 + (ours - limit / 2) / (1 - limit / 2)) / 2, abs=CLOSE)
+    assert ours < mcclish or ours == pytest.approx(1, abs=CLOSE)
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, math.nan])
+def test_a_limit_that_is_none_is_refused(limit: float) -> None:
+    scores, labels = np.array([0.0, 1.0]), np.array([False, True])
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        auroc_up_to(scores, labels, limit)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        aupro([scores[None]], [labels[None]], limit)
+
+
+# Invariance
+
+
+@pytest.mark.parametrize(
+    "rising",
+    [np.exp, np.arctan, lambda x: x**3, lambda x: -1 / (x + 30), lambda x: 5e-324 * x, lambda x: 1e306 * x - 1e307],
+    ids=["exp", "arctan", "cube", "reciprocal", "denormal", "huge"],
+)
+@settings(deadline=None, max_examples=10)
+@given(arrays.arrays(np.float64, 30, elements=st.integers(-20, 20).map(float)), arrays.arrays(bool, 28))
+def test_only_the_order_of_scores_counts(
+    rising: Callable[[np.ndarray], np.ndarray], scores: np.ndarray, some: np.ndarray
+) -> None:
+    labels = np.append(some, [True, False])
+    mapped = rising(scores)
+    assert auroc(mapped, labels) == auroc(scores, labels)
+    assert auroc_up_to(mapped, labels) == auroc_up_to(scores, labels)
+    assert average_precision(mapped, labels) == average_precision(scores, labels)
+    assert f1_max(mapped, labels)[0] == f1_max(scores, labels)[0]
+    pixels, mask = scores.reshape(5, 6), labels.reshape(5, 6)
+    assert aupro([mapped.reshape(5, 6)], [mask]) == aupro([pixels], [mask])
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases())
+def test_turning_scores_and_labels_round_changes_nothing(case: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, labels = case
+    assert auroc(-scores, ~labels) == pytest.approx(auroc(scores, labels), abs=1e-12)
     assert auroc(-scores, labels) == pytest.approx(1 - auroc(scores, labels), abs=1e-12)
 
 
-# Precision and recall
+# Per-region overlap
 
 
-@given(ranked())
-def test_average_precision_is_scikit_learns(case: tuple[Array, Array]) -> None:
-    scores, labels = case
-    assert average_precision(scores, labels) == pytest.approx(sklearn.average_precision_score(labels, scores), abs=1e-9)
+def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
+    """Find 8-connected regions by walking from pixel to pixel."""
+    left = {(int(row), int(column)) for row, column in np.argwhere(mask)}
+    regions = []
+    while left:
+        region, front = set(), [left.pop()]
+        while front:
+            row, column = front.pop()
+            region.add((row, column))
+            near = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & left
+            left -= near
+            front.extend(near)
+        regions.append(region)
+    return regions
 
 
-@given(ranked())
-def test_the_pr_curve_is_scikit_learns_turned_round_without_its_appended_point(case: tuple[Array, Array]) -> None:
-    scores, labels = case
-    curve = pr_curve(scores, labels)
-    precision, recall, thresholds = sklearn.precision_recall_curve(labels, scores)
-    assert curve.precision == pytest.approx(precision[-2::-1], abs=1e-12)
-    assert curve.recall == pytest.approx(recall[-2::-1], abs=1e-12)
-    assert np.array_equal(curve.thresholds, thresholds[::-1])
+def slow_pro(images: Images) -> tuple[list[float], list[float]]:
+    """Sweep the threshold over all distinct values, and count region by region."""
+    levels = sorted({float(value) for anomaly_map, _ in images for value in anomaly_map.flat}, reverse=True)
+    normal = sum(int((~mask).sum()) for _, mask in images)
+    rates, overlaps = [0.0], [0.0]
+    for level in levels:
+        false, parts = 0, []
+        for anomaly_map, mask in images:
+            false += int((~mask & (anomaly_map >= level)).sum())
+            for region in regions_of(mask):
+                parts.append(sum(bool(anomaly_map[pixel] >= level) for pixel in region) / len(region))
+        rates.append(false / normal)
+        overlaps.append(sum(parts) / len(parts))
+    return rates, overlaps
 
 
-@settings(max_examples=40, deadline=None)
-@given(ranked())
-def test_no_threshold_has_a_higher_f1_than_the_one_returned(case: tuple[Array, Array]) -> None:
-    scores, labels = case
-    highest, threshold = f1_max(scores, labels)
-    assert highest == pytest.approx(sklearn.f1_score(labels, scores >= threshold), abs=1e-12)
-    assert highest == pytest.approx(max(sklearn.f1_score(labels, scores >= one) for one in scores), abs=1e-12)
-
-
-# All
-
-
-@pytest.mark.parametrize("positives", [1, 3, 99_999])
-def test_extreme_imbalance_with_ties(positives: int) -> None:
-    rng = np.random.default_rng(positives)
-    scores = rng.integers(0, 500, 100_000).astype(np.float32)
-    labels = np.arange(100_000) < positives
-    assert auroc(scores, labels) == pytest.approx(sklearn.roc_auc_score(labels, scores), abs=1e-9)
-    assert average_precision(scores, labels) == pytest.approx(sklearn.average_precision_score(labels, scores), abs=1e-9)
-
-
-@given(st.integers(1, 50), st.integers(1, 50), LIMITS)
-def test_constant_scores_are_chance(positives: int, negatives: int, limit: float) -> None:
-    labels = np.arange(positives + negatives) < positives
-    scores = np.full(len(labels), 0.25, np.float32)
-    assert auroc(scores, labels) == 0.5
-    assert auroc_up_to(scores, labels, limit) == pytest.approx(limit / 2)
-    assert average_precision(scores, labels) == pytest.approx(labels.mean())
-
-
-def test_random_scores_are_chance() -> None:
-    rng = np.random.default_rng(0)
-    scores, labels = rng.random(200_000), rng.random(200_000) < 0.1
-    assert auroc_up_to(scores, labels, 0.3) == pytest.approx(0.15, abs=0.005)
-
-
-@given(st.integers(1, 50), st.integers(1, 50), LIMITS)
-def test_perfect_scores_are_one_and_the_worst_zero(positives: int, negatives: int, limit: float) -> None:
-    labels = np.arange(positives + negatives) < positives
-    scores = labels.astype(np.float64)
-    assert [metric(scores, labels) for metric in METRICS] == [pytest.approx(1)] * len(METRICS)
-    assert auroc_up_to(scores, labels, limit) == pytest.approx(1)
-    assert auroc(-scores, labels) == pytest.approx(0)
-
-
-@given(ranked(), st.data())
-def test_only_the_order_of_scores_counts(case: tuple[Array, Array], data: st.DataObject) -> None:
-    scores, labels = case
-    values, ranks = np.unique(scores, return_inverse=True)
-    increasing = data.draw(
-        st.lists(st.floats(-1e300, 1e300), min_size=len(values), max_size=len(values), unique=True).map(sorted)
-    )
-    mapped = np.array(increasing)[ranks]
-    for metric in METRICS:
-        assert metric(mapped, labels) == metric(scores, labels)
-
-
-@given(ranked(), st.randoms(use_true_random=False))
-def test_the_order_of_samples_does_not_count(case: tuple[Array, Array], random: st.DataObject) -> None:
-    order = list(range(len(case[0])))
-    random.shuffle(order)  # type: ignore[attr-defined]
-    for metric in METRICS:
-        assert metric(case[0][order], case[1][order]) == metric(*case)
-
-
-@pytest.mark.parametrize("metric", [auroc, auroc_up_to, roc_curve, average_precision, f1_max])
-def test_one_class_alone_is_undefined(metric: Callable[[Array, Array], object]) -> None:
-    with pytest.raises(UndefinedMetric, match="nothing abnormal"):
-        metric(np.array([1.0, 2.0]), np.array([False, False]))
-    with pytest.raises(UndefinedMetric, match="nothing"):
-        metric(np.zeros(0), np.zeros(0, bool))
-
-
-@pytest.mark.parametrize("metric", [auroc, auroc_up_to, roc_curve])
-def test_a_false_positive_rate_needs_something_normal(metric: Callable[[Array, Array], object]) -> None:
-    with pytest.raises(UndefinedMetric, match="nothing normal"):
-        metric(np.array([1.0, 2.0]), np.array([True, True]))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_cannot_be_ranked_is_refused(metric: Callable[[Array, Array], float], bad: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        metric(np.array([1.0, bad]), np.array([True, False]))
-
-
-@pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, np.nan])
-def test_a_limit_outside_the_curve_is_refused(limit: float) -> None:
-    with pytest.raises(ValueError, match="false-positive rate"):
-        auroc_up_to(np.array([1.0, 2.0]), np.array([False, True]), limit)
-
-
-# Region overlap
-
-
-@settings(deadline=None)
-@given(images(), LIMITS)
-def test_aupro_is_what_a_sweep_over_all_thresholds_finds(several: list[Image], limit: float) -> None:
-    maps, masks = zip(*several, strict=True)
-    fpr, overlap = swept_overlap(several)
+@settings(deadline=None, max_examples=20)
+@given(annotated_images(), RATES)
+def test_overlap_is_that_of_a_slow_sweep(images: Images, limit: float) -> None:
+    maps, masks = [image[0] for image in images], [image[1] for image in images]
+    rates, overlaps = slow_pro(images)
     curve = pro_curve(maps, masks)
-    assert curve.fpr == pytest.approx(fpr, abs=1e-9)
-    assert curve.pro == pytest.approx(overlap, abs=1e-9)
-    assert aupro(maps, masks, limit) == pytest.approx(mean_height(fpr, overlap, limit), abs=1e-9)
+    np.testing.assert_allclose(curve.fpr, rates, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(curve.pro, overlaps, rtol=0, atol=CLOSE)
+    for rate in (limit, MAX_FPR, 1.0):
+        slow = integral(np.array(rates), np.array(overlaps), rate) / rate
+        assert aupro(maps, masks, rate) == pytest.approx(slow, abs=CLOSE)
 
 
 def test_a_small_region_counts_as_much_as_a_large_one() -> None:
-    mask = np.zeros((20, 20), dtype=bool)
-    mask[:10, :10] = mask[15, 15] = True
-    found_small, found_large = np.zeros((20, 20)), np.zeros((20, 20))
-    found_small[15, 15] = 1
-    found_large[:10, :10] = 1
-    # Half the regions at once, the other half in proportion to the false positives.
-    assert aupro([found_small], [mask]) == aupro([found_large], [mask]) == pytest.approx(0.5 + 0.5 * 0.15)
+    mask = np.zeros((8, 8), bool)
+    mask[:5, :5] = True
+    mask[7, 7] = True
+    only_large = np.where(mask, 1.0, 0.5)
+    only_large[7, 7] = 0.0
+    assert pro_curve([only_large], [mask]).pro.tolist() == [0, 0.5, 0.5, 1]
+    assert roc_curve(only_large.ravel(), mask.ravel()).tpr[1] == 25 / 26
+    # Pixels that touch at a corner are one region, so now one pixel is 1 / 26 of it.
+    mask[5, 5] = mask[6, 6] = True
+    assert pro_curve([np.where(mask, only_large, 0.5)], [mask]).pro[1] == pytest.approx(25 / 28)
 
 
-def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
-    mask = np.zeros((6, 6), dtype=bool)
-    mask[1, 1] = mask[2, 2] = mask[5, 5] = True
-    anomaly_map = np.zeros((6, 6))
-    anomaly_map[5, 5] = 1
-    assert pro_curve([anomaly_map], [mask]).pro[1] == pytest.approx(1 / 2)
+# What cannot be measured
 
 
-def test_good_images_only_lower_the_false_positive_rate() -> None:
-    mask, nothing = np.eye(4, dtype=bool), np.zeros((9, 9), dtype=bool)
-    anomaly_map, quiet = np.random.default_rng(0).random((4, 4)), np.full((9, 9), -1.0)
-    alone, together = pro_curve([anomaly_map], [mask]), pro_curve([anomaly_map, quiet], [mask, nothing])
-    assert together.fpr[:-1] == pytest.approx(alone.fpr * 12 / (12 + 81))
+@pytest.mark.parametrize("truth", [True, False])
+def test_labels_of_one_kind_leave_it_undefined(truth: bool) -> None:
+    scores, labels = np.array([0.5, 1.0, 2.0]), np.full(3, truth)
+    for metric in (auroc, auroc_up_to, roc_curve):
+        with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
+            metric(scores, labels)
+    for overlap in (aupro, pro_curve):
+        with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
+            overlap([scores[None]], [labels[None]])
 
 
-@pytest.mark.parametrize("constant", [0.0, -3.5])
-def test_a_flat_map_has_the_overlap_of_chance(constant: float) -> None:
-    assert aupro([np.full((8, 8), constant)], [np.eye(8, dtype=bool)], 0.3) == pytest.approx(0.15)
+def test_without_positives_there_is_no_precision_but_without_negatives_it_is_perfect() -> None:
+    scores, labels = np.array([0.5, 1.0]), np.ones(2, bool)
+    for metric in (average_precision, f1_max, pr_curve):
+        with pytest.raises(UndefinedMetric, match="nothing abnormal"):
+            metric(scores, ~labels)
+    assert average_precision(scores, labels) == 1
+    assert f1_max(scores, labels) == (1, 0.5)
 
 
-def test_the_mask_itself_is_a_perfect_map() -> None:
-    mask = np.random.default_rng(0).random((30, 30)) < 0.2
-    assert aupro([mask.astype(np.float32)], [mask]) == pytest.approx(1)
-
-
-def test_without_regions_or_without_normal_pixels_overlap_is_undefined() -> None:
-    with pytest.raises(UndefinedMetric, match="abnormal"):
-        aupro([np.zeros((3, 3))], [np.zeros((3, 3), bool)])
-    with pytest.raises(UndefinedMetric, match="normal"):
-        aupro([np.zeros((3, 3))], [np.ones((3, 3), bool)])
-    with pytest.raises(UndefinedMetric, match="no map"):
+def test_of_nothing_nothing_is_defined() -> None:
+    for metric in (auroc, auroc_up_to, average_precision, f1_max, roc_curve, pr_curve):
+        with pytest.raises(UndefinedMetric):
+            metric(np.zeros(0), np.zeros(0, bool))
+    with pytest.raises(UndefinedMetric):
         aupro([], [])
 
 
-def test_a_map_that_does_not_fit_its_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
-        aupro([np.zeros((2, 3))], [np.zeros((3, 2), bool)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_cannot_be_ranked_are_refused(bad: float) -> None:
+    scores, labels = np.array([0.5, bad, 1.0]), np.array([True, False, True])
+    for metric in (auroc, auroc_up_to, average_precision, f1_max, roc_curve, pr_curve):
+        with pytest.raises(ValueError, match="must be finite"):
+            metric(scores, labels)
+    with pytest.raises(ValueError, match="must be finite"):
+        aupro([scores[None]], [labels[None]])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        auroc(np.zeros(3), np.zeros(4, bool))
+    with pytest.raises(ValueError, match="must have one size"):
+        aupro([np.zeros((3, 4))], [np.zeros((4, 3), bool)])
+    with pytest.raises(ValueError, match="shorter"):
+        aupro([np.zeros((3, 4))] * 2, [np.zeros((3, 4), bool)])

@@ -101,7 +101,9 @@ def in_processes(jobs: Sequence[Job], workers: int) -> Results:
             running.discard(process)
             code = process.wait()
         if code or not lines:
-            return Failure(f"its process ended with code {code}" + ("; it was killed, perhaps for memory" if code < 0 else ""))
+            return Failure(
+                f"its process ended with code {code}" + ("; it was killed, perhaps for memory" if code < 0 else "")
+            )
         return outcome(json.loads(lines[-1]))
 
     pool = ThreadPoolExecutor(workers)
@@ -130,7 +132,7 @@ def on_ray(jobs: Sequence[Job], address: str, workers: int | None, needs: Needs)
     ray = _connected(address, jobs[0].threads, workers)
     try:
         remote = ray.remote(**_share(ray, jobs[0], needs))(_on_worker)
-        waiting, running = list(jobs), {}
+        waiting, running = list(jobs), dict[Any, Job]()
         while waiting or running:
             while waiting and len(running) < (workers or len(jobs)):
                 job = waiting.pop(0)

@@ -16,7 +16,7 @@ CODE = ("src", "pyproject.toml")
 
 
 def machine(gpu: str | None) -> dict[str, Any]:
-    """Return the processor's name, the number of cores usable, the memory in GiB, and the GPU's name, if one is used."""
+    """Return the processor's name, how many cores are usable, the memory in GiB, and the GPU's name."""
     return {"cpu": _processor(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": gpu}
 
 

@@ -143,7 +143,9 @@ def _parse(path: Path, number: int, line: bytes) -> Row:
     try:
         return Row.from_json(json.loads(line))
     except (ValueError, AttributeError):
-        raise RunError(f"{path}, line {number}: not a row of this metalad; remove the line to run its cell again") from None
+        raise RunError(
+            f"{path}, line {number}: not a row of this metalad; remove the line to run its cell again"
+        ) from None
 
 
 def _end_of_whole_lines(file: FileIO) -> int:

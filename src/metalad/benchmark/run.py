@@ -123,7 +123,9 @@ def locate(suite: Suite, cells: Sequence[Cell], data: Path | None) -> dict[str, 
     if not categories:
         return {}
     if data is None:
-        raise ConfigError(f"suite {suite.name} needs images ({', '.join(categories)}); give --data, the folder around them")
+        raise ConfigError(
+            f"suite {suite.name} needs images ({', '.join(categories)}); give --data, the folder around them"
+        )
     return find_places(data, categories, IMAGES if suite.whole else {})
 
 

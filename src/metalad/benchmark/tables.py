@@ -8,10 +8,12 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from metalad.benchmark.declaration import Configuration, Suite
+from metalad.benchmark.declaration import Configuration, ScoringName, Suite
 from metalad.benchmark.paper import TABLES, Published
 from metalad.benchmark.rows import Row, latest, read_rows
 from metalad.benchmark.run import RESULTS
@@ -24,11 +26,37 @@ OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 SUITES = "suites"
 NOTHING = "–"
 
-Group = tuple[str, Configuration, list[Row]]
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: the rows of one configuration on one category, which differ in their seeds."""
+
+    category: str
+    label: str
+    scoring: ScoringName
+    rows: tuple[Row, ...]
+    paper: Published | None
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric at the model's resolution from each row that has it."""
+        found = [row.metrics[self.scoring]["model"][metric] for row in self.rows]
+        return [value for value in found if value is not None]
+
+    def percents(self, metric: str) -> list[float]:
+        """Return the same in percent."""
+        return [100 * value for value in self.values(metric)]
+
+    def millions(self) -> list[float]:
+        """Return the numbers of parameters."""
+        return [row.parameters / 1e6 for row in self.rows]
+
+    def seconds(self) -> list[float]:
+        """Return what training and evaluating took."""
+        return [row.cost["train_seconds"] + row.cost["evaluate_seconds"] for row in self.rows]
 
 
 def render(suite: Suite, rows: Mapping[str, Row]) -> str:
-    """Return the Markdown of a suite's table, with an empty line for what has no row.
+    """Return the Markdown of a suite's table; what has no row has an empty line.
 
     Args:
         suite: its declaration, which gives the order of the lines.
@@ -37,18 +65,15 @@ def render(suite: Suite, rows: Mapping[str, Row]) -> str:
     Raises:
         RunError: rows that would be averaged differ in more than their seed.
     """
-    groups = _groups(suite, rows)
-    header, lines = {"pixel": _pixel, "image": _image, "parameters": _parameters}[suite.table](suite, groups)
-    table = [header, ["---"] * len(header), *lines]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    return f"{text}\n\n{_caption(suite, rows)}\n"
+    columns = COLUMNS[suite.table]
+    lines = [[column(line) for _, column in columns] for line in _lines(suite, rows)]
+    return f"{_markdown([title for title, _ in columns], lines)}\n{_caption(suite, rows)}\n"
 
 
 def render_suites() -> str:
     """Return the Markdown of the list of suites."""
-    lines = [["suite", "cells", "what it measures"], ["---"] * 3]
-    lines += [[f"`{suite.name}`", str(len(suite.cells())), suite.summary] for suite in suites().values()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    lines = [[f"`{suite.name}`", str(len(suite.cells())), suite.summary] for suite in suites().values()]
+    return _markdown(["suite", "cells", "what it measures"], lines)
 
 
 def fill(text: str, results: Path, where: str) -> str:
@@ -100,75 +125,147 @@ def write_tables(root: Path, results: Path) -> list[Path]:
     return list(changed)
 
 
-def _groups(suite: Suite, rows: Mapping[str, Row]) -> list[Group]:
-    """Return the rows of each category and configuration, in the order of their declaration."""
-    groups: dict[tuple[str, str], Group] = {}
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in (header, ["---"] * len(header), *lines))
+
+
+def _lines(suite: Suite, rows: Mapping[str, Row]) -> Iterator[Line]:
+    """Yield the lines in the order of declaration; a category without any row gets one for all configurations."""
+    groups: dict[str, dict[Configuration, list[Row]]] = {}
     for cell in suite.cells():
-        category = cell.category or "parameters"
-        group = groups.setdefault((category, cell.configuration.label), (category, cell.configuration, []))
+        group = groups.setdefault(cell.category or "", {}).setdefault(cell.configuration, [])
         if cell.key in rows:
-            group[2].append(rows[cell.key])
-    for category, configuration, found in groups.values():
-        if any(_sameness(row) != _sameness(found[0]) for row in found):
-            raise RunError(
-                f"suite {suite.name}: the rows of {category}, {configuration.label} differ in more than their seed "
-                "(settings, protocol, epochs or images); remove the old ones to run their cells again"
-            )
-    return list(groups.values())
-
-
-def _sameness(row: Row) -> tuple[object, ...]:
-    return row.config, row.protocol, row.epochs, row.data.get("all")
-
-
-def _pixel(suite: Suite, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    header = ["category", "configuration", "score", "seeds", "AUROC to FPR 0.3", "full AUROC", "image AUROC"]
-    header += ["paper", "Δ if it is to FPR 0.3", "Δ if it is full", "seconds"]
-    lines = []
-    for category, configuration, rows, scoring in _by_scoring(suite, groups, len(header)):
-        if not rows:
-            lines.append(_empty(header, category, configuration, _paper(suite, configuration, category)))
+            group.append(rows[cell.key])
+    for category, configurations in groups.items():
+        if len(configurations) > 1 and not any(configurations.values()):
+            yield Line(category, f"all {len(configurations)}", suite.scorings[0], (), None)
             continue
-        paper = _paper(suite, configuration, category)
-        truncated, full, image = (
-            _values(rows, lambda row, name=name: row.metrics[scoring]["model"][name])  # type: ignore[misc]
-            for name in ("pixel_auroc_fpr30", "pixel_auroc", "image_auroc")
-        )
-        lines.append(
-            [
-                category,
-                configuration.label,
-                scoring,
-                str(len(rows)),
-                *(_mean(values, 3) for values in (truncated, full, image)),
-                _published(paper, 3),
-                _difference(truncated, paper, 3),
-                _difference(full, paper, 3),
-                _seconds(rows),
-            ]
-        )
-    return header, lines
+        for configuration, found in configurations.items():
+            _see_that_only_seeds_differ(suite, category, configuration, found)
+            paper = _paper(suite, configuration, category)
+            for scoring in suite.scorings if found and suite.table != "parameters" else suite.scorings[:1]:
+                yield Line(category, configuration.label, scoring, tuple(found), paper)
 
 
-def _image(suite: Suite, groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    header = ["category", "configuration", "score", "seeds", "image AUROC, %", "paper", "Δ", "seconds"]
-    lines = []
-    for category, configuration, rows, scoring in _by_scoring(suite, groups, len(header)):
-        paper = _paper(suite, configuration, category)
-        if not rows:
-            lines.append(_empty(header, category, configuration, paper))
-            continue
-        values = [100 * value for value in _values(rows, lambda row: row.metrics[scoring]["model"]["image_auroc"])]
-        lines.append(
-            [
-                category,
-                configuration.label,
-                scoring,
-                str(len(rows)),
-                _mean(values, 2),
-                _published(paper, 2),
-                _difference(values, paper, 2),
-                _seconds(rows),
-            ]
+def _see_that_only_seeds_differ(suite: Suite, category: str, configuration: Configuration, rows: list[Row]) -> None:
+    def sameness(row: Row) -> tuple[object, ...]:
+        return row.config, row.data.get("all")
+
+    if any(sameness(row) != sameness(rows[0]) for row in rows):
+        raise RunError(
+            f"suite {suite.name}: the rows of {category}, {configuration.label} differ in settings or images, not in "
+            "their seed alone; remove the lines of the older ones to run their cells again"
         )
-    return header, lines
+
+
+def _paper(suite: Suite, configuration: Configuration, category: str) -> Published | None:
+    if suite.paper_table is None or configuration.paper is None:
+        return None
+    return TABLES[suite.paper_table].number(category or "parameters", configuration.paper)
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return NOTHING
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _published(paper: Published | None, digits: int) -> str:
+    if paper is None:
+        return NOTHING
+    return f"{paper.value:.{digits}f}" + ("" if paper.spread is None else f" ± {paper.spread:.{digits}f}")
+
+
+def _difference(values: Sequence[float], paper: Published | None, digits: int) -> str:
+    return NOTHING if paper is None or not values else f"{statistics.mean(values) - paper.value:+.{digits}f}"
+
+
+def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
+    keys = {cell.key for cell in suite.cells()}
+    used = [row for key, row in rows.items() if key in keys]
+    if not used:
+        return f"No rows yet: `metalad benchmark {suite.name} --data ROOT`."
+    parts = [f"{len(used)} of {len(keys)} cells, `{suite.name}.jsonl`"]
+    parts += sorted({_commit(row) for row in used})
+    parts += sorted({f"torch {row.versions['torch']}" for row in used})
+    parts += sorted({_machine(row) for row in used})
+    if len(rows) > len(used):
+        parts.append(f"{len(rows) - len(used)} rows of cells that are declared no more")
+    several = max(Counter((row.category, row.name.rpartition(":")[0]) for row in used).values()) > 1
+    notes = ["Mean ± standard deviation over seeds."] if several else []
+    if suite.table == "pixel":
+        notes.append("At the model's resolution. The paper's text says \"to FPR 0.3\"; both readings are shown.")
+    return f"{' '.join([*notes, '; '.join(parts)])}."
+
+
+def _commit(row: Row) -> str:
+    if row.commit is None:
+        return "commit unknown"
+    return f"commit {row.commit[:8]}{'-dirty' * row.commit.endswith('-dirty')}"
+
+
+def _machine(row: Row) -> str:
+    what = row.machine["gpu"] or row.machine["cpu"]
+    return f"{what}, {row.threads} threads of {row.machine['cores']}" + (
+        f", {row.training['precision']}" if "precision" in row.training else ""
+    )
+
+
+Column = tuple[str, Callable[[Line], str]]
+
+_WHAT: tuple[Column, ...] = (
+    ("category", lambda line: line.category),
+    ("configuration", lambda line: line.label),
+    ("score", lambda line: line.scoring if line.rows else NOTHING),
+    ("seeds", lambda line: str(len(line.rows)) if line.rows else NOTHING),
+)
+_SECONDS: Column = ("seconds", lambda line: f"{statistics.mean(line.seconds()):.0f}" if line.rows else NOTHING)
+
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "pixel": (
+        *_WHAT,
+        ("AUROC to FPR 0.3", lambda line: _mean(line.values("pixel_auroc_fpr30"), 3)),
+        ("full AUROC", lambda line: _mean(line.values("pixel_auroc"), 3)),
+        ("image AUROC", lambda line: _mean(line.values("image_auroc"), 3)),
+        ("paper", lambda line: _published(line.paper, 3)),
+        ("Δ if it is to FPR 0.3", lambda line: _difference(line.values("pixel_auroc_fpr30"), line.paper, 3)),
+        ("Δ if it is full", lambda line: _difference(line.values("pixel_auroc"), line.paper, 3)),
+        _SECONDS,
+    ),
+    "image": (
+        *_WHAT,
+        ("image AUROC, %", lambda line: _mean(line.percents("image_auroc"), 2)),
+        ("paper", lambda line: _published(line.paper, 2)),
+        ("Δ", lambda line: _difference(line.percents("image_auroc"), line.paper, 2)),
+        _SECONDS,
+    ),
+    "parameters": (
+        ("configuration", lambda line: line.label),
+        ("parameters, millions", lambda line: _mean(line.millions(), 2)),
+        ("paper", lambda line: _published(line.paper, 1)),
+        ("Δ", lambda line: _difference(line.millions(), line.paper, 2)),
+    ),
+}
+
+
+def main() -> int:
+    """Say which tables have drifted, or renew them; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m metalad.benchmark.tables", description="Tables of rows.")
+    parser.add_argument("--write", action="store_true", help="renew the tables; else only say which have drifted")
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout; the working folder by default")
+    parser.add_argument("--results", type=Path, help="the folder of rows; ROOT/benchmarks/results by default")
+    options = parser.parse_args()
+    results = options.results or options.root / RESULTS
+    try:
+        pages = write_tables(options.root, results) if options.write else drifted(options.root, results)
+    except MetaladError as error:
+        print(f"metalad: error: {error}", file=sys.stderr)
+        return error.exit_code
+    for page in pages:
+        print(f"{page}: {'renewed' if options.write else 'drifted; renew it by --write'}")
+    return int(bool(pages) and not options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

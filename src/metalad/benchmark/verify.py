@@ -47,14 +47,14 @@ class Verification:
     def text(self) -> str:
         """Return what a terminal is told."""
         wanted = "exactly" if self.tolerance == 0 else f"to {self.tolerance}"
-        lines = [f"{self.row.key} {self.row.name}: {'holds' if self.holds else 'DOES NOT HOLD'}, {wanted} ({self.reason})"]
+        lines = [
+            f"{self.row.key} {self.row.name}: {'holds' if self.holds else 'DOES NOT HOLD'}, {wanted} ({self.reason})"
+        ]
         lines += [f"  {metric}: was {recorded}, is {now}" for metric, recorded, now in self.differences]
         return "\n".join(lines)
 
 
-def verify(
-    suite: str, row: str, data: Path | None, *, out: Path = RESULTS, progress: bool = False
-) -> Verification:
+def verify(suite: str, row: str, data: Path | None, *, out: Path = RESULTS, progress: bool = False) -> Verification:
     """Run the cell of a row again, with the row's own settings, threads and device, and compare the metrics.
 
     On the same machine and versions every number must be the same; elsewhere, or on a GPU, whose sums have no fixed

@@ -51,6 +51,11 @@ OWN = (
         "metalad.methods.patchcore:PatchCore",
     ),
     Method("padim", "a normal law of features at each place (Defard 2021)", "metalad.methods.padim:Padim"),
+    Method(
+        "variation_model",
+        "each pixel's difference from its normal value, in its normal variation (Steger 2008)",
+        "metalad.methods.variation_model:VariationModel",
+    ),
 )
 
 

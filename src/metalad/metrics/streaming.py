@@ -56,6 +56,8 @@ class PixelMetrics:
 
     def merge(self, other: "PixelMetrics") -> None:
         """Count what another has counted, as if all its images had been added here."""
+        if not len(other._bins):
+            return
         shift = max(self._shift, other._shift)
         self._bins = self._bins >> np.uint32(shift - self._shift)
         self._shift = shift
@@ -85,7 +87,7 @@ class PixelMetrics:
         return self._totals().f1_max()
 
     def error_bound(self) -> float:
-        """Return how far `auroc` can be from the exact value: half the part of pairs that share a bin of many numbers."""
+        """Return how far `auroc` can be from the exact value: half the part of pairs that share a wide bin."""
         bound = self._totals().tied()
         return bound if self._shift else 0.0
 
@@ -155,18 +157,9 @@ def _starts(ordered: UInt32[np.ndarray, " n"]) -> np.ndarray:
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
 
 
-def _coarsened(
-    bins: UInt32[np.ndarray, " n"], counts: Float64[np.ndarray, "3 n"], step: int
-) -> tuple[UInt32[np.ndarray, " m"], Float64[np.ndarray, "3 m"]]:
-    """Return sorted bins made 2**`step` times as wide, equal ones joined."""
-    wide = bins >> np.uint32(step)
-    starts = _starts(wide)
-    return wide[starts], np.add.reduceat(counts, starts, axis=1) if len(starts) else counts
-
-
 def _keys(values: Float32[np.ndarray, "height width"]) -> UInt32[np.ndarray, " n"]:
     """Return integers that sort as the numbers do: the bits, negatives flipped; -0 counts as 0."""
-    bits = np.add(values.ravel(), 0, dtype=np.float32).view(np.uint32)
+    bits: np.ndarray = np.add(values.ravel(), 0, dtype=np.float32).view(np.uint32)
     if values.size and values.min() >= 0:
         return bits | SIGN
     return np.where(bits & SIGN, ~bits, bits | SIGN)

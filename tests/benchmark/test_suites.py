@@ -1,0 +1,93 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from metalad.benchmark.declaration import Suite
+from metalad.benchmark.paper import IMAGES, PRODUCTS, TABLES, TEXTURES, column_of
+from metalad.benchmark.suites import suite_named, suites
+from metalad.errors import ConfigError
+from metalad.methods import method_named
+from metalad.settings import from_texts
+
+EVERY = list(suites().values())
+
+
+@pytest.mark.parametrize("suite", EVERY, ids=lambda suite: suite.name)
+def test_every_configuration_can_be_built_and_has_its_place_in_the_paper(suite: Suite) -> None:
+    for configuration in {cell.configuration for cell in suite.cells()}:
+        from_texts(method_named(configuration.method).load_config(), configuration.settings)
+        if configuration.paper is not None:
+            assert suite.paper_table is not None
+            assert configuration.paper in TABLES[suite.paper_table].columns
+
+
+def test_the_default_suite_is_what_was_promised() -> None:
+    names = [cell.name for cell in suite_named("default").cells()]
+    assert names == [f"bottle:metal:{seed}" for seed in range(3)] + [
+        f"{category}:metal:0" for category in ("magnetic_tile", "metal_plate", "cookie")
+    ]
+
+
+def test_table_3_holds_the_six_configurations_and_the_literal_mask() -> None:
+    cells = [cell for cell in suite_named("table-3").cells() if cell.category == "bottle"]
+    assert {cell.configuration.paper for cell in cells} == set(TABLES["Table 3"].columns)
+    assert sum("mask=zero-logit" in cell.configuration.settings for cell in cells) == 2
+    assert {cell.protocol for cell in cells} == {"paper"}
+    depths = {cell.category: cell.configuration.settings[-1] for cell in suite_named("table-3").cells()}
+    assert depths == dict.fromkeys(PRODUCTS, "depth=1") | dict.fromkeys(TEXTURES, "depth=2")
+
+
+def test_table_6_counts_what_the_paper_counts() -> None:
+    for cell in suite_named("table-6").cells():
+        if cell.configuration.method != "metal":
+            continue
+        method = method_named("metal")
+        with torch.device("meta"):
+            detector = method.load()(from_texts(method.load_config(), cell.configuration.settings))
+        printed = TABLES["Table 6"].number("parameters", cell.configuration.paper or "")
+        assert printed is not None
+        assert sum(p.numel() for p in detector.parameters()) / 1e6 == pytest.approx(printed.value, abs=0.1)
+
+
+def test_an_unknown_suite_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="no suite 'nonsense'; there are: default, table-3"):
+        suite_named("nonsense")
+
+
+# The paper
+
+
+def test_the_paper_is_copied_without_a_slip() -> None:
+    """The means that the paper prints check the lines."""
+    for name in ("Table 3", "Table 4"):
+        table = TABLES[name]
+        assert list(table.lines) == [*TEXTURES, *PRODUCTS, "mean"]
+        assert {len(line) for line in table.lines.values()} == {len(table.columns)}
+        for index, column in enumerate(table.columns):
+            mean = sum(line[index] for line in list(table.lines.values())[:-1]) / 15
+            assert table.lines["mean"][index] == pytest.approx(mean, abs=0.0011), (name, column)
+
+
+def test_the_published_numbers_of_images_add_up() -> None:
+    assert [sum(counts) for counts in zip(*IMAGES.values(), strict=True)] == [3629, 1725]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    method: str
+    column: str | None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Spelling("metal", "Ours"),
+        Spelling("f-anogan", "f-anoGan"),
+        Spelling("vt_adl", "VT-ADL"),
+        Spelling("padim", None),
+    ],
+    ids=lambda case: case.method,
+)
+def test_a_method_finds_its_column(case: Spelling) -> None:
+    assert column_of("Table 4", case.method) == case.column

@@ -1,0 +1,170 @@
+"""What every registered method promises, on a few real images and with the smallest settings that still work."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metalad.detector import SCORINGS, Detector, DetectorConfig, Scoring, to_batch
+from metalad.errors import DataError
+from metalad.methods import OWN, method_named
+from metalad.methods.metal import MetalConfig
+from metalad.methods.padim import PadimConfig
+from metalad.methods.patchcore import PatchCoreConfig
+from metalad.methods.variation_model import VariationModelConfig
+from metalad.model_file import read_model
+from metalad.train import train
+from tests.cookies import cookies, put_cookies
+from tests.tiny import TINY
+
+SMALL: dict[str, DetectorConfig] = {
+    "metal": TINY,
+    "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
+    "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
+    "variation_model": VariationModelConfig(image_size=(48, 64)),
+}
+PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
+    "metal": (MetalConfig(), 17_865_732 - 0),
+    "patchcore": (PatchCoreConfig(), 700_768),
+    "padim": (PadimConfig(), 700_768),
+    "variation_model": (VariationModelConfig(), 0),
+}
+"""Of the default settings: trained, or taken over trained; statistics and banks are none."""
+IMAGES = 10
+EPOCHS = 20
+BATCH_TOLERANCE = 1e-6
+"""A batch's shape may change the order of sums: of the map's largest value."""
+
+each_method = pytest.mark.parametrize("name", [method.name for method in OWN])
+each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
+
+
+@pytest.fixture(scope="module")
+def good_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_cookies(tmp_path_factory.mktemp("images"), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, good_images: Path) -> "Iterator[Runs]":
+    yield Runs(tmp_path_factory.mktemp("runs"), good_images)
+
+
+class Runs:
+    """One finished run a method, made when first asked for."""
+
+    def __init__(self, folder: Path, images: Path) -> None:
+        self.folder, self.images = folder, images
+        self.detector = cache(self._detector)
+
+    def train(self, name: str, out: str) -> Path:
+        return train(self.images, self.folder / out, method=SMALL[name], epochs=EPOCHS, seed=3, device="cpu").path
+
+    def _detector(self, name: str) -> Detector:
+        return read_model(self.train(name, name)).detector
+
+
+def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        return detector.judge(detector.evidence(to_batch(pixels)), scoring)
+
+
+def unseen(detector: Detector, count: int) -> np.ndarray:
+    """Good images that no run here has learnt from."""
+    return cookies(IMAGES + count, detector.config.image_size)[IMAGES:]
+
+
+@each_method
+def test_every_method_is_in_the_tables(name: str) -> None:
+    assert name in SMALL
+    assert name in PARAMETERS
+    assert type(SMALL[name]) is method_named(name).load_config()
+
+
+@each_method
+def test_it_has_the_declared_number_of_parameters(name: str) -> None:
+    config, expected = PARAMETERS[name]
+    detector = method_named(name).load()(config)
+    assert sum(tensor.numel() for tensor in detector.parameters()) == expected
+
+
+@each_method
+@each_scoring
+def test_maps_fit_the_image_and_are_finite_and_not_constant(runs: Runs, name: str, scoring: Scoring) -> None:
+    detector = runs.detector(name)
+    scores, maps = judged(detector, unseen(detector, 3), scoring)
+    assert scores.shape == (3,)
+    assert maps.shape == (3, *detector.config.image_size)
+    for values in (scores, maps):
+        assert values.dtype == torch.float32
+        assert values.isfinite().all()
+        assert (values >= 0).all()
+    assert (maps.flatten(1).std(1) > 1e-3 * maps.flatten(1).mean(1)).all()
+
+
+@each_method
+@each_scoring
+def test_a_defect_scores_higher_where_it_is(runs: Runs, name: str, scoring: Scoring) -> None:
+    """A quarter of each side, in turn black, white and red, beside the same image without it."""
+    detector = runs.detector(name)
+    good = unseen(detector, 3)
+    height, width = detector.config.image_size
+    place = (slice(None), slice(3 * height // 8, 5 * height // 8), slice(3 * width // 8, 5 * width // 8))
+    bad = good.copy()
+    bad[place] = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)[:, None, None]
+    (good_scores, good_maps), (bad_scores, bad_maps) = (judged(detector, pixels, scoring) for pixels in (good, bad))
+    assert (bad_maps[place].mean((1, 2)) > 1.5 * good_maps[place].mean((1, 2))).all()
+    assert (bad_scores > good_scores).all()
+
+
+@each_method
+@each_scoring
+def test_batch_mates_change_nothing(runs: Runs, name: str, scoring: Scoring) -> None:
+    detector = runs.detector(name)
+    images = unseen(detector, 4)
+    together_scores, together = judged(detector, images, scoring)
+    for index in range(len(images)):
+        score, alone = judged(detector, images[index : index + 1], scoring)
+        tolerance = BATCH_TOLERANCE * float(alone.max())
+        torch.testing.assert_close(together[index], alone[0], rtol=0, atol=tolerance)
+        torch.testing.assert_close(together_scores[index], score[0], rtol=BATCH_TOLERANCE, atol=0)
+
+
+@each_method
+def test_the_same_seed_gives_the_same_bits(runs: Runs, name: str) -> None:
+    runs.detector(name)
+    again = runs.train(name, f"{name}-again")
+    assert again.read_bytes() == (runs.folder / name / again.name).read_bytes()
+
+
+@each_method
+def test_a_saved_model_predicts_the_same_bits(runs: Runs, name: str) -> None:
+    model = train(runs.images, runs.folder / f"{name}-kept", method=SMALL[name], epochs=1, device="cpu")
+    stored = read_model(model.path).detector
+    images = unseen(stored, 2)
+    for scoring in SCORINGS:
+        for one, other in zip(judged(model.detector, images, scoring), judged(stored, images, scoring), strict=True):
+            assert torch.equal(one, other)
+        assert model.detector.threshold(0.01, scoring) == stored.threshold(0.01, scoring)
+
+
+@each_method
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_one_clear_line(tmp_path: Path, name: str, count: int) -> None:
+    images = put_cookies(tmp_path / "images", count)
+    with pytest.raises(DataError, match="images"):
+        train(images, tmp_path / "run", method=SMALL[name], epochs=1, device="cpu")
+
+
+@each_method
+def test_two_images_are_enough_or_one_clear_line(tmp_path: Path, name: str) -> None:
+    """One is held out; a method that must compare has none to compare the other with."""
+    images = put_cookies(tmp_path / "images", 2)
+    try:
+        model = train(images, tmp_path / "run", method=SMALL[name], epochs=1, device="cpu")
+    except DataError as error:
+        assert "at least 2 good images" in str(error)
+    else:
+        assert np.isfinite(model.threshold())

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from metalad.detector import to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.methods.variation_model import VariationModel, VariationModelConfig
+from tests.cookies import cookies
+
+SIZE = (24, 40)
+
+
+def fitted(pixels: np.ndarray, **changes: object) -> VariationModel:
+    values = {"image_size": pixels.shape[1:3], "smoothing_sigma": 1.0} | changes
+    model = VariationModel(VariationModelConfig(**values))  # type: ignore[arg-type]
+    model.fit(pixels, 0)
+    return model
+
+
+@given(st.integers(2, 9), st.integers(0, 2**31), st.sampled_from(["standard", "robust"]))
+@settings(deadline=None, max_examples=20)
+def test_the_moments_are_numpys_and_scipys(images: int, seed: int, statistics: str) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (images, *SIZE, 3), np.uint8)
+    model = fitted(pixels, statistics=statistics)
+    values = np.moveaxis(pixels / 255, -1, 1)
+    if statistics == "standard":
+        normal, variation = values.mean(0), values.std(0, ddof=1)
+    else:
+        normal, variation = np.median(values, 0), stats.median_abs_deviation(values, 0, scale="normal")
+    np.testing.assert_allclose(model.normal, normal, rtol=1e-5)
+    np.testing.assert_allclose(model.variation, np.maximum(variation, 2 / 255), rtol=1e-4)
+
+
+def test_the_normal_image_scores_zero() -> None:
+    model = fitted(cookies(5, SIZE))
+    assert torch.count_nonzero(model(model.normal[None]).score) == 0
+
+
+def test_the_map_counts_variations_of_the_worst_colour() -> None:
+    model = fitted(cookies(5, SIZE))
+    image = model.normal.clone()
+    image[0, 3, 4] += 5 * model.variation[0, 3, 4]
+    image[2, 3, 4] -= 7 * model.variation[2, 3, 4]
+    shown = model.raw_map(model.evidence(image[None]))[0]
+    assert float(shown[3, 4]) == pytest.approx(7, rel=1e-3)
+    assert int(torch.count_nonzero(shown > 1e-3)) == 1
+
+
+def test_what_never_varies_still_has_a_finite_score() -> None:
+    model = fitted(np.full((4, *SIZE, 3), 128, np.uint8))
+    bright = model(to_batch(np.full((1, *SIZE, 3), 138, np.uint8)))
+    assert float(bright.score) == pytest.approx(5, rel=1e-4)  # 10 levels, of a floor of 2
+
+
+def test_a_bad_training_image_does_not_move_the_robust_model() -> None:
+    good = cookies(9, SIZE)
+    spoilt = np.concatenate([good, 255 - good[:1]])
+    for statistics, moves in (("robust", 0.02), ("standard", None)):
+        shift = float((fitted(spoilt, statistics=statistics).normal - fitted(good, statistics=statistics).normal).abs().mean())
+        assert shift < moves if moves else shift > 0.02
+
+
+def test_few_images_and_impossible_settings_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 2"):
+        fitted(cookies(1, SIZE))
+    with pytest.raises(ConfigError, match="floor"):
+        VariationModelConfig(floor=0.0)
