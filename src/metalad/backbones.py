@@ -225,7 +225,9 @@ class Vgg(Network):
         self.add_module("features_", nn.Sequential(*layers[: max(self.ends) + 1]))
 
     def _end(self, layer: int, stride: int, taps: Sequence[Tap]) -> None:
-        self.ends |= {layer: tap for tap in taps if tap == f"s{stride}"}
+        for tap in taps:
+            if tap == f"s{stride}":
+                self.ends[layer] = tap
 
     def features(self, images: Tensor) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped layers' outputs."""
@@ -285,7 +287,9 @@ class Backbone(nn.Module):
         missing = [name for name, tensor in own.items() if name not in found or found[name].shape != tensor.shape]
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # files before 2018 lack it
         if missing:
-            raise ConfigError(f"{path}: not the weights of {self.name}; {missing[0]} and {len(missing) - 1} more differ")
+            raise ConfigError(
+                f"{path}: not the weights of {self.name}; {missing[0]} and {len(missing) - 1} more differ"
+            )
         self.network.load_state_dict({name: found.get(name, tensor) for name, tensor in own.items()})
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:

@@ -122,7 +122,9 @@ def _predict(options: Namespace) -> int:
     from metalad.predict import predict
 
     judged = abnormal = unreadable = 0
-    with contextlib.closing(predict(**_keywords(options))) as results:
+    # On a terminal the results themselves show the progress; a bar would run into them.
+    progress = not options.quiet and not sys.stdout.isatty()
+    with contextlib.closing(predict(**_keywords(options) | {"progress": progress})) as results:
         for result in results:
             judged += result.error is None
             unreadable += result.error is not None

@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "demo_data" / "cookie"
 def demo(
     out: Path = Path("demo-run"),
     *,
-    minutes: float | None = None,
+    minutes: float | None = 2.5,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
@@ -24,7 +24,7 @@ def demo(
     Args:
         out: the run folder; the report lies in `evaluation/report.html` inside it. A demo that was stopped there
             goes on, a finished one is only evaluated again.
-        minutes: shorten training so that it fits into so many minutes.
+        minutes: shorten training so that it fits into so many minutes; a machine that needs less takes less.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show a progress bar on the terminal.
 

@@ -83,7 +83,13 @@ def add_demo_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("demo-run"), help="the run folder; %(default)s by default"
     )
-    parser.add_argument("--minutes", metavar="M", type=float, help="shorten training to fit into so many minutes")
+    parser.add_argument(
+        "--minutes",
+        metavar="M",
+        type=float,
+        default=2.5,
+        help="shorten training to fit into so many minutes; %(default)s by default",
+    )
     _common_options(parser)
 
 

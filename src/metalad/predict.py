@@ -229,8 +229,8 @@ def _read(source: Source, size: tuple[int, int], keep: bool) -> _Picture | _Unre
     except ImageError as error:
         return _Unreadable(source, error)
     height, width, _ = image.shape
-    kept = image if keep and height * width <= KEPT_PIXELS else None
-    return _Picture(source, resize_image(image, size), (height, width), kept)
+    held = keep and height * width <= KEPT_PIXELS
+    return _Picture(source, resize_image(image, size), (height, width), image if held else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,10 +281,7 @@ class Writer:
     overlays: bool = True
 
     def write(self, item: _Judged | _Unreadable) -> PredictedImage:
-        """Write an image's map and overlay and return what was found.
-
-        Raises as `predict` does.
-        """
+        """Write an image's map and overlay and return what was found; raises as `predict` does."""
         if isinstance(item, _Unreadable):
             return self._tell(item.source, item.error)
         source, map_file, overlay_file = item.picture.source, None, None

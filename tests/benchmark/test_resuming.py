@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 # Torch is imported once; each run is a process forked off. What probes the machine and what draws is left out.
 SERVER = """
 import json, os, sys
+import torch._dynamo  # which Adam would import in each run
 import metalad.benchmark.job, metalad.evaluate, metalad.train
 metalad.train.fastest_precision = lambda device="cpu": "fp32"
 metalad.evaluate.write_html_report = lambda *_: None
@@ -62,7 +63,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    data = put_category(tmp_path / "data" / "cookie").parent
+    data = put_category(tmp_path / "data" / "cookie", good=1, defective=1).parent
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SERVER]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as process:

@@ -1,7 +1,9 @@
+import io
 import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -55,18 +57,16 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "trial.jsonl"
     append_row(path, ROWS[0])
     before = path.read_bytes()
-    opened = Path.open
 
-    def short(self: Path, mode: str, buffering: int) -> mock.Mock:
-        file = opened(self, mode, buffering)
-        wrapped = mock.MagicMock(wraps=file)
-        wrapped.__enter__.return_value = wrapped
-        wrapped.__exit__.side_effect = lambda *_: file.close()
-        wrapped.write.side_effect = lambda line: file.write(line[:10])
-        return wrapped
+    class Full(io.FileIO):
+        def write(self, line: Any) -> int:
+            return super().write(line[:10])
 
-    with mock.patch.object(Path, "open", short), pytest.raises(RunError, match="the disk is full"):
-        append_row.__wrapped__(path, ROWS[1]) if hasattr(append_row, "__wrapped__") else append_row(path, ROWS[1])
+    with (
+        mock.patch.object(Path, "open", lambda self, mode, buffering: Full(self, mode)),  # noqa: ARG005
+        pytest.raises(RunError, match="the disk is full"),
+    ):
+        append_row(path, ROWS[1])
     assert path.read_bytes() == before
 
 

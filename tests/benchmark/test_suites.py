@@ -59,14 +59,16 @@ def test_an_unknown_suite_names_those_there_are() -> None:
 
 
 def test_the_paper_is_copied_without_a_slip() -> None:
-    """The means that the paper prints check the lines."""
+    """The means that the paper prints check the lines; under VT-ADL it repeats the line above."""
+    misprinted = {("Table 4", "VT-ADL"): 0.711}
     for name in ("Table 3", "Table 4"):
         table = TABLES[name]
         assert list(table.lines) == [*TEXTURES, *PRODUCTS, "mean"]
         assert {len(line) for line in table.lines.values()} == {len(table.columns)}
         for index, column in enumerate(table.columns):
             mean = sum(line[index] for line in list(table.lines.values())[:-1]) / 15
-            assert table.lines["mean"][index] == pytest.approx(mean, abs=0.0011), (name, column)
+            printed = misprinted.get((name, column), table.lines["mean"][index])
+            assert printed == pytest.approx(mean, abs=0.0011), (name, column)
 
 
 def test_the_published_numbers_of_images_add_up() -> None:

@@ -59,7 +59,9 @@ def test_a_bad_training_image_does_not_move_the_robust_model() -> None:
     good = cookies(9, SIZE)
     spoilt = np.concatenate([good, 255 - good[:1]])
     for statistics, moves in (("robust", 0.02), ("standard", None)):
-        shift = float((fitted(spoilt, statistics=statistics).normal - fitted(good, statistics=statistics).normal).abs().mean())
+        shift = float(
+            (fitted(spoilt, statistics=statistics).normal - fitted(good, statistics=statistics).normal).abs().mean()
+        )
         assert shift < moves if moves else shift > 0.02
 
 

@@ -141,8 +141,11 @@ def claimed(path: Path) -> Iterator[None]:
 
 def _parse(path: Path, number: int, line: bytes) -> Row:
     try:
-        return Row.from_json(json.loads(line))
-    except (ValueError, AttributeError):
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        return Row.from_json(values)
+    except ValueError:
         raise RunError(
             f"{path}, line {number}: not a row of this metalad; remove the line to run its cell again"
         ) from None

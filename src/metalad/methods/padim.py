@@ -90,12 +90,14 @@ class Padim(FittedDetector):
     def distances(self, features: Float[Tensor, "batch places channels"]) -> Float[Tensor, "batch places"]:
         """Return the Mahalanobis distance of the feature at each place (eq. 2)."""
         centred = (features - self.mean).transpose(0, 1)
-        return torch.linalg.vector_norm(torch.bmm(centred, self.whitening.transpose(1, 2)), dim=2).T
+        whitened = torch.bmm(centred, self.whitening.transpose(1, 2))
+        lengths: Tensor = torch.linalg.vector_norm(whitened, dim=2)
+        return lengths.T
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the distance at each pixel, between places bilinearly."""
-        distances = self.distances(self.features(images)).unflatten(1, self._grid(images))
-        return Evidence(F.interpolate(distances[:, None], images.shape[-2:], mode="bilinear"))
+        distances = self.distances(self.features(images)).reshape(-1, 1, *self._grid(images))
+        return Evidence(F.interpolate(distances, images.shape[-2:], mode="bilinear"))
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the distance itself."""

@@ -88,7 +88,8 @@ class PatchCore(FittedDetector):
         patches = self.patches(images)
         flat = patches.flatten(0, 2)
         # The differences, not the expanded squares, give the distance: those lose all digits near 0.
-        return torch.linalg.vector_norm(flat - self.bank[nearest(flat, self.bank)], dim=1).reshape(patches.shape[:3])
+        lengths: Tensor = torch.linalg.vector_norm(flat - self.bank[nearest(flat, self.bank)], dim=1)
+        return lengths.reshape(patches.shape[:3])
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return each pixel's distance, its patch's."""
@@ -103,7 +104,9 @@ class PatchCore(FittedDetector):
             yield to_batch(pixels[start : start + BATCH_SIZE], self.device)
 
 
-def nearest(queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]) -> Int[Tensor, " queries"]:
+def nearest(
+    queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]
+) -> Int[Tensor, " queries"]:
     """Return the index of each query's nearest vector, by |x|² + |y|² − 2 x·y; |x|² is the same for all y."""
     best = queries.new_full((len(queries),), math.inf)
     found = torch.zeros(len(queries), dtype=torch.long, device=queries.device)

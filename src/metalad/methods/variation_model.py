@@ -64,7 +64,9 @@ class VariationModel(FittedDetector):
             DataError: fewer than two images.
         """
         if len(pixels) < 2:
-            raise DataError(f"variation_model needs at least 2 good images to learn a variation from, got {len(pixels)}")
+            raise DataError(
+                f"variation_model needs at least 2 good images to learn a variation from, got {len(pixels)}"
+            )
         summarise = _standard if self.config.statistics == "standard" else _robust
         parts = [summarise(pixels[:, top : top + ROWS]) for top in range(0, pixels.shape[1], ROWS)]
         normal, variation = (np.concatenate(planes).transpose(2, 0, 1) / 255 for planes in zip(*parts, strict=True))
