@@ -62,7 +62,7 @@ def build_parser() -> ArgumentParser:
         epilog="`metalad VERB --help` tells more; begin with `metalad demo`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("-V", "--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         verb_parser = verbs.add_parser(

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from metalad import cli
-from metalad.benchmark import benchmark
+from metalad.benchmark import Cell, benchmark
 from metalad.benchmark import command as module
 from metalad.benchmark.places import Place
 from metalad.benchmark.rows import append_row
@@ -49,7 +49,7 @@ def test_the_list_says_what_is_done_and_what_is_absent(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize(("failed", "code"), [((), 0), (((SMOKE.cells()[0], "it broke"),), 1)])
 def test_a_failed_cell_is_told_and_makes_the_exit_code_1(
-    failed: tuple[tuple[module.Cell, str], ...], code: int, capsys: pytest.CaptureFixture[str]
+    failed: tuple[tuple[Cell, str], ...], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     absent = tuple((cell, Place("cookie", None, "no folder of this name")) for cell in SMOKE.cells()[1:3])
     outcome = Outcome("smoke", Path("smoke.jsonl"), (row_of(SMOKE.cells()[3]),), (), failed, absent)

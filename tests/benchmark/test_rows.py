@@ -73,8 +73,9 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_two_runs_are_compared_without_the_clock() -> None:
     slower = replace(ROWS[0], cost={"train_seconds": 99.0})
     assert comparable(slower) == comparable(ROWS[0])
-    for change in ({"threads": 3}, {"metrics": {}}, {"versions": {}}, {"data": {}}):
-        assert comparable(replace(ROWS[0], **change)) != comparable(ROWS[0])  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [{"threads": 3}, {"metrics": {}}, {"versions": {}}, {"data": {}}]
+    for change in changes:
+        assert comparable(replace(ROWS[0], **change)) != comparable(ROWS[0])
 
 
 def test_only_one_benchmark_holds_a_suite(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from metalad.detector import SCORINGS, Detector, DetectorConfig, Scoring, to_batch
 from metalad.errors import DataError
 from metalad.methods import OWN, method_named
+from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.metal import MetalConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
@@ -24,12 +25,14 @@ SMALL: dict[str, DetectorConfig] = {
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
+    "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=300),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),
+    "feature_dictionary": (FeatureDictionaryConfig(), 700_768),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -8,7 +8,7 @@ import argparse
 import re
 import statistics
 import sys
-from collections import Counter
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from metalad.files import write_text
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
 OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 SUITES = "suites"
+WIDTH = 116
 NOTHING = "–"
 
 
@@ -192,11 +193,7 @@ def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
     parts += sorted({_machine(row) for row in used})
     if len(rows) > len(used):
         parts.append(f"{len(rows) - len(used)} rows of cells that are declared no more")
-    several = max(Counter((row.category, row.name.rpartition(":")[0]) for row in used).values()) > 1
-    notes = ["Mean ± standard deviation over seeds."] if several else []
-    if suite.table == "pixel":
-        notes.append("At the model's resolution. The paper's text says \"to FPR 0.3\"; both readings are shown.")
-    return f"{' '.join([*notes, '; '.join(parts)])}."
+    return "\n".join(textwrap.wrap(f"{LEGENDS[suite.table]}{'; '.join(parts)}.", WIDTH))
 
 
 def _commit(row: Row) -> str:
@@ -220,22 +217,22 @@ _WHAT: tuple[Column, ...] = (
     ("score", lambda line: line.scoring if line.rows else NOTHING),
     ("seeds", lambda line: str(len(line.rows)) if line.rows else NOTHING),
 )
-_SECONDS: Column = ("seconds", lambda line: f"{statistics.mean(line.seconds()):.0f}" if line.rows else NOTHING)
+_SECONDS: Column = ("s", lambda line: f"{statistics.mean(line.seconds()):.0f}" if line.rows else NOTHING)
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "pixel": (
         *_WHAT,
-        ("AUROC to FPR 0.3", lambda line: _mean(line.values("pixel_auroc_fpr30"), 3)),
-        ("full AUROC", lambda line: _mean(line.values("pixel_auroc"), 3)),
-        ("image AUROC", lambda line: _mean(line.values("image_auroc"), 3)),
+        ("to 0.3", lambda line: _mean(line.values("pixel_auroc_fpr30"), 3)),
+        ("full", lambda line: _mean(line.values("pixel_auroc"), 3)),
+        ("image", lambda line: _mean(line.values("image_auroc"), 3)),
         ("paper", lambda line: _published(line.paper, 3)),
-        ("Δ if it is to FPR 0.3", lambda line: _difference(line.values("pixel_auroc_fpr30"), line.paper, 3)),
-        ("Δ if it is full", lambda line: _difference(line.values("pixel_auroc"), line.paper, 3)),
+        ("Δ to 0.3", lambda line: _difference(line.values("pixel_auroc_fpr30"), line.paper, 3)),
+        ("Δ full", lambda line: _difference(line.values("pixel_auroc"), line.paper, 3)),
         _SECONDS,
     ),
     "image": (
         *_WHAT,
-        ("image AUROC, %", lambda line: _mean(line.percents("image_auroc"), 2)),
+        ("image, %", lambda line: _mean(line.percents("image_auroc"), 2)),
         ("paper", lambda line: _published(line.paper, 2)),
         ("Δ", lambda line: _difference(line.percents("image_auroc"), line.paper, 2)),
         _SECONDS,
@@ -246,6 +243,16 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         ("paper", lambda line: _published(line.paper, 1)),
         ("Δ", lambda line: _difference(line.millions(), line.paper, 2)),
     ),
+}
+
+
+_COMMON = "Mean ± standard deviation over seeds; Δ: less the paper's number; s: seconds to train and evaluate. Rows: "
+
+LEGENDS: Mapping[str, str] = {
+    "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and in full, at the model's "
+    "resolution; the paper's number is compared with both, as it may be either. *image*: image AUROC. " + _COMMON,
+    "image": "*image*: image AUROC. " + _COMMON,
+    "parameters": "Δ: less the paper's number. Rows: ",
 }
 
 

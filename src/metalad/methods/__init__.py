@@ -56,6 +56,11 @@ OWN = (
         "each pixel's difference from its normal value, in its normal variation (Steger 2008)",
         "metalad.methods.variation_model:VariationModel",
     ),
+    Method(
+        "feature_dictionary",
+        "distance of each window's feature from a few typical ones (Napoletano 2018)",
+        "metalad.methods.feature_dictionary:FeatureDictionary",
+    ),
 )
 
 

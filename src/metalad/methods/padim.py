@@ -122,7 +122,7 @@ class Padim(FittedDetector):
             total += centred.sum(1)
             products.baddbmm_(centred.transpose(1, 2), centred)
         mean = total / len(pixels)
-        products.sub_(torch.einsum("pi,pj->pij", total, mean)).div_(len(pixels) - 1)
+        products.baddbmm_(total[:, :, None], mean[:, None], alpha=-1).div_(len(pixels) - 1)
         return (origin + mean).float(), products
 
 

@@ -1,0 +1,185 @@
+"""The CNN feature dictionary (Napoletano, Piccoli & Schettini 2018, DOI 10.3390/s18010209).
+
+Small windows of the good images are described by a network trained on ImageNet; k-means sums the descriptors up in a
+few words. A window is as abnormal as its descriptor is far from the nearest word. It matters what is there, not where.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.calibration import Evidence
+from metalad.detector import DetectorConfig, FittedDetector, to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.settings import setting
+
+BATCH_SIZE = 1024
+"""Windows that the network sees at once."""
+STARTS = 10
+MAX_ROUNDS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDictionaryConfig(DetectorConfig):
+    """Settings of the feature dictionary; those of Bergmann et al. (CVPR 2019), but for backbone and stride."""
+
+    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    smoothing_sigma: float = setting(0.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
+    tap: Tap = setting("s16", "where features are taken; their mean over the window describes it")
+    window: int = setting(16, "side of a window in pixels")
+    stride: int = setting(8, "pixels between windows; the paper's 4 takes four times as long")
+    enlargement: int = setting(2, "times that a window is enlarged before the network sees it")
+    samples: int = setting(20_000, "windows of the good images, chosen by chance, that the dictionary is made from")
+    variance: float = setting(0.95, "part of the descriptors' variance that principal components keep")
+    words: int = setting(10, "entries of the dictionary")
+
+    def __post_init__(self) -> None:
+        """Check what does not fit together."""
+        super().__post_init__()
+        if min(self.window, self.stride, self.enlargement, self.words) < 1:
+            raise ConfigError("window, stride, enlargement and words must be at least 1")
+        if self.stride > self.window or (self.window - self.stride) % 2 or max(self.left_over):
+            height, width = self.image_size
+            raise ConfigError(
+                f"window {self.window} and stride {self.stride} do not tile {height}x{width}; stride must divide size "
+                "less window, and be smaller than window by an even number"
+            )
+        if not 0 < self.variance <= 1:
+            raise ConfigError(f"variance is {self.variance}; it must be more than 0 and at most 1")
+        if self.samples < self.words:
+            raise ConfigError(f"samples is {self.samples}; it must be at least words, {self.words}")
+
+    @property
+    def left_over(self) -> tuple[int, int]:
+        """Pixels down and across that no window covers; not 0 either where the image is smaller than a window."""
+        height, width = ((side - self.window) % self.stride if side >= self.window else 1 for side in self.image_size)
+        return height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Windows down and across."""
+        height, width = ((side - self.window) // self.stride + 1 for side in self.image_size)
+        return height, width
+
+
+class FeatureDictionary(FittedDetector):
+    """The feature dictionary: a frozen backbone, principal components, and words.
+
+    projection: [channels, components], applied after taking `centre` away. dictionary: [words, components].
+    """
+
+    name = "feature_dictionary"
+    config: FeatureDictionaryConfig
+    centre: Tensor
+    projection: Tensor
+    dictionary: Tensor
+
+    def __init__(self, config: FeatureDictionaryConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, (config.tap,))
+        for name, shape in (("centre", (0,)), ("projection", (0, 0)), ("dictionary", (0, 0))):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
+        """Make the dictionary.
+
+        Raises:
+            ConfigError: no weights for the backbone. DataError: no image.
+        """
+        if not len(pixels):
+            raise DataError("feature_dictionary needs at least 1 good image to learn from, got 0")
+        self.backbone.load(self.config.weights)
+        self.backbone.to(self.device)
+        windows = self._sample(pixels, np.random.default_rng(seed))
+        with torch.no_grad():
+            described = self.describe(windows)
+            self.centre, self.projection = principal_components(described, self.config.variance)
+            self.dictionary = k_means((described - self.centre) @ self.projection, self.config.words, seed)
+
+    def describe(self, windows: Float[Tensor, "windows 3 side side"]) -> Float[Tensor, "windows channels"]:
+        """Return each window's descriptor: the mean of its features."""
+        side = self.config.window * self.config.enlargement
+        parts = []
+        for part in torch.split(windows, BATCH_SIZE):
+            seen = F.interpolate(part, (side, side), mode="bilinear") if self.config.enlargement > 1 else part
+            parts.append(self.backbone(seen)[0].mean((2, 3)))
+        return torch.cat(parts)
+
+    def distances(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
+        """Return the distance of each window's descriptor from the nearest word."""
+        size, stride = self.config.window, self.config.stride
+        windows = images.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 1, 4, 5)
+        reduced = (self.describe(windows.flatten(0, 2)) - self.centre) @ self.projection
+        apart = (reduced[:, None] - self.dictionary).square().sum(2).amin(1).sqrt()
+        return apart.reshape(-1, *self.config.grid)
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return the distance at each pixel, bilinear between the windows' centres and constant beyond them."""
+        distances = self.distances(images)[:, None]
+        inner = F.interpolate(distances, scale_factor=float(self.config.stride), mode="bilinear")
+        rim = (self.config.window - self.config.stride) // 2
+        return Evidence(F.pad(inner, (rim,) * 4, mode="replicate"))
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the distance itself."""
+        return evidence.residual[:, 0]
+
+    def _sample(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
+        size, (height, width) = self.config.window, self.config.image_size
+        image = rng.integers(len(pixels), size=self.config.samples)
+        top = rng.integers(height - size + 1, size=self.config.samples)
+        left = rng.integers(width - size + 1, size=self.config.samples)
+        offset = np.arange(size)
+        rows, columns = top[:, None, None] + offset[:, None], left[:, None, None] + offset
+        return to_batch(pixels[image[:, None, None], rows, columns], self.device)
+
+
+def principal_components(
+    points: Float[Tensor, "points channels"], variance: float
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, "channels components"]]:
+    """Return the mean and as few principal directions as hold a part of the variance, the largest first."""
+    centre = points.double().mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(points.double().T).reshape(len(centre), -1))
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    held = values.cumsum(0) / values.sum().clamp_min(torch.finfo(torch.double).tiny)
+    count = min(int((held < variance - 1e-12).sum()) + 1, len(values))
+    return centre.float(), vectors[:, :count].float()
+
+
+def k_means(points: Float[Tensor, "points channels"], words: int, seed: int) -> Float[Tensor, "words channels"]:
+    """Return the centres of the best of ten starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007)."""
+    generator = torch.Generator().manual_seed(seed)
+    best, least = points[:words], float("inf")
+    for _ in range(STARTS):
+        centres = _spread(points, words, generator)
+        for _ in range(MAX_ROUNDS):
+            owner = torch.cdist(points, centres).argmin(1)
+            sums = torch.zeros_like(centres).index_add_(0, owner, points)
+            count = torch.bincount(owner, minlength=words)[:, None]
+            moved = torch.where(count > 0, sums / count.clamp_min(1), centres)
+            if torch.equal(moved, centres):
+                break
+            centres = moved
+        cost = float(torch.cdist(points, centres).amin(1).double().square().sum())
+        if cost < least:
+            best, least = centres, cost
+    return best
+
+
+def _spread(points: Tensor, words: int, generator: torch.Generator) -> Tensor:
+    """Draw each centre with a probability that grows with the square of its distance from those before."""
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    far = (points - points[chosen[0]]).square().sum(1)
+    while len(chosen) < words:
+        reached = far.double().cumsum(0).cpu()
+        aim = torch.rand(1, generator=generator, dtype=torch.double) * reached[-1]
+        chosen.append(min(int(torch.searchsorted(reached, aim)), len(points) - 1))
+        far = torch.minimum(far, (points - points[chosen[-1]]).square().sum(1))
+    return points[chosen]

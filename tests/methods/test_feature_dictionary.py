@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from metalad.detector import to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.methods.feature_dictionary import FeatureDictionary, FeatureDictionaryConfig, k_means, principal_components
+from tests.cookies import cookies
+
+SIZE = (32, 48)
+
+
+def fitted(**changes: object) -> FeatureDictionary:
+    values = {"image_size": SIZE, "samples": 200} | changes
+    model = FeatureDictionary(FeatureDictionaryConfig(**values))  # type: ignore[arg-type]
+    model.fit(cookies(4, SIZE), 0)
+    return model
+
+
+@pytest.mark.parametrize("variance", [0.5, 0.95, 1.0])
+def test_the_components_are_scikit_learns(variance: float) -> None:
+    rng = np.random.default_rng(0)
+    points = (rng.standard_normal((300, 12)) * np.geomspace(10, 0.1, 12)).astype(np.float32)
+    centre, directions = principal_components(torch.from_numpy(points), variance)
+    reference = PCA(None if variance == 1 else variance, svd_solver="full").fit(points)
+    np.testing.assert_allclose(centre, reference.mean_, atol=1e-5)
+    same = np.abs(reference.components_ @ directions.numpy())
+    np.testing.assert_allclose(same, np.eye(len(reference.components_)), atol=1e-3)
+
+
+def test_the_words_are_as_good_as_scikit_learns() -> None:
+    rng = np.random.default_rng(1)
+    points = (rng.standard_normal((500, 3)) + 4 * rng.integers(0, 3, (500, 3))).astype(np.float32)
+    words = k_means(torch.from_numpy(points), 10, 0)
+    cost = float(torch.cdist(torch.from_numpy(points), words).amin(1).square().sum())
+    assert cost < 1.02 * KMeans(10, n_init=10, random_state=0).fit(points).inertia_
+
+
+def test_separate_clusters_are_found() -> None:
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = centres.repeat_interleave(5, 0)
+    assert sorted(k_means(points, 3, 0).tolist()) == sorted(centres.tolist())
+
+
+def test_the_map_is_the_distance_from_the_nearest_word() -> None:
+    """Window by window, in double precision; read off the map at the window's centre."""
+    model, image = fitted(stride=4), to_batch(cookies(6, SIZE)[5:])
+    assert model.config.grid == (5, 9)
+    shown = model.raw_map(model.evidence(image))[0]
+    assert shown.shape == SIZE
+    found = model.distances(image)[0]
+    for row, column in ((0, 0), (2, 5), (4, 8)):
+        window = image[:, :, 4 * row : 4 * row + 16, 4 * column : 4 * column + 16]
+        reduced = (model.describe(window).double() - model.centre.double()) @ model.projection.double()
+        expected = float(torch.cdist(reduced, model.dictionary.double()).min())
+        assert float(found[row, column]) == pytest.approx(expected, rel=1e-4)
+    for row, column in ((0, 0), (4, 8)):  # where nothing lies beyond, the map is flat
+        assert float(shown[31 * (row > 0), 47 * (column > 0)]) == pytest.approx(float(found[row, column]), rel=1e-5)
+
+
+def test_a_hot_window_lights_up_its_own_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted(stride=8)
+    spot = torch.zeros(1, *model.config.grid)
+    spot[0, 1, 3] = 1.0
+    monkeypatch.setattr(model, "distances", lambda _: spot)
+    shown = model.evidence(torch.zeros(1, 3, *SIZE)).residual[0, 0]
+    weights = shown / shown.sum()
+    rows, columns = torch.arange(32) + 0.5, torch.arange(48) + 0.5
+    assert float((weights.sum(1) * rows).sum()) == pytest.approx(8 + 8, abs=1e-4)
+    assert float((weights.sum(0) * columns).sum()) == pytest.approx(24 + 8, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stride": 5}, {"stride": 32}, {"window": 64, "stride": 32}, {"variance": 0.0}, {"samples": 3}, {"words": 0}],
+)
+def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        FeatureDictionaryConfig(**({"image_size": SIZE} | changes))  # type: ignore[arg-type]
+
+
+def test_no_image_is_too_few() -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        FeatureDictionary(FeatureDictionaryConfig()).fit(np.zeros((0, 256, 256, 3), np.uint8), 0)
