@@ -254,7 +254,10 @@ def _threads(count: int) -> Iterator[None]:
 
 def main() -> None:
     """Do the job that stdin holds, and print its outcome; end at once when the process that wants it ends."""
-    job = Job.from_json(json.loads(sys.stdin.readline()))
+    line = sys.stdin.readline()
+    if not line:  # who wanted it is gone already
+        return
+    job = Job.from_json(json.loads(line))
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     outcome = attempt(job)
     print(json.dumps(outcome.to_json(), allow_nan=False), flush=True)

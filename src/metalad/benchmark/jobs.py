@@ -89,7 +89,9 @@ def in_processes(jobs: Sequence[Job], workers: int) -> Results:
 
     def do(job: Job) -> Row | Failure:
         command = [sys.executable, "-m", "metalad.benchmark.job"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        # In a session of its own Ctrl-C does not reach it: it is ended below, without a traceback.
+        with subprocess.Popen(command, **pipes, start_new_session=True) as process:
             running.add(process)
             assert process.stdin is not None
             assert process.stdout is not None
@@ -97,7 +99,8 @@ def in_processes(jobs: Sequence[Job], workers: int) -> Results:
                 process.stdin.write(json.dumps(job.to_json()) + "\n")
                 process.stdin.flush()  # and left open: the process ends when it closes
             lines = process.stdout.read().splitlines()
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a killed process did not read is still in the buffer
+                process.stdin.close()
             running.discard(process)
             code = process.wait()
         if code or not lines:

@@ -73,8 +73,8 @@ def render(suite: Suite, rows: Mapping[str, Row]) -> str:
 
 def render_suites() -> str:
     """Return the Markdown of the list of suites."""
-    lines = [[f"`{suite.name}`", str(len(suite.cells())), suite.summary] for suite in suites().values()]
-    return _markdown(["suite", "cells", "what it measures"], lines)
+    lines = [[f"`{suite.name}`", suite.summary] for suite in suites().values()]
+    return _markdown(["suite", "what it measures"], lines)
 
 
 def fill(text: str, results: Path, where: str) -> str:
@@ -139,7 +139,7 @@ def _lines(suite: Suite, rows: Mapping[str, Row]) -> Iterator[Line]:
             group.append(rows[cell.key])
     for category, configurations in groups.items():
         if len(configurations) > 1 and not any(configurations.values()):
-            yield Line(category, f"all {len(configurations)}", suite.scorings[0], (), None)
+            yield Line(category, "all", suite.scorings[0], (), None)
             continue
         for configuration, found in configurations.items():
             _see_that_only_seeds_differ(suite, category, configuration, found)
@@ -249,8 +249,9 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 _COMMON = "Mean ± standard deviation over seeds; Δ: less the paper's number; s: seconds to train and evaluate. Rows: "
 
 LEGENDS: Mapping[str, str] = {
-    "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and in full, at the model's "
-    "resolution; the paper's number is compared with both, as it may be either. *image*: image AUROC. " + _COMMON,
+    "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and in full, at the "
+    "model's resolution; the paper's number is compared with both, as it may be either. *image*: image AUROC. "
+    + _COMMON,
     "image": "*image*: image AUROC. " + _COMMON,
     "parameters": "Δ: less the paper's number. Rows: ",
 }
