@@ -75,18 +75,8 @@ def train(
     detector = chosen.load()(config).to(place)
     stored = folder.stored()
     plan = _plan(detector, protocol, epochs, minutes, training, stored)
-    settings = RunSettings(
-        method=chosen.name,
-        config=dataclasses.asdict(config),
-        protocol=protocol,
-        plan=dataclasses.asdict(plan) if plan else {},
-        seed=seed,
-        false_alarms=false_alarms,
-        training_hash=data_hash((*training.samples, *validation.samples)),
-        device=detector.device.type,
-        precision=stored.precision if stored else _precision(detector),
-        threads=torch.get_num_threads(),
-    )
+    samples = (*training.samples, *validation.samples)
+    settings = _settings(chosen.name, detector, plan, protocol, seed, false_alarms, samples, stored)
     folder.record(settings)
     _learn(detector, plan, settings, training, validation, folder)
     return _conclude(detector, settings, category.name, training, validation, folder)
@@ -152,6 +142,30 @@ def _plan(
         return Training(**stored.plan)  # the time was measured once; measured again it would differ
     seconds = epoch_seconds(detector, plan, _precision(detector), training.pixels)
     return dataclasses.replace(plan, max_epochs=max(1, min(plan.max_epochs, int(60 * minutes / seconds))))
+
+
+def _settings(
+    method: str,
+    detector: Detector,
+    plan: Training | None,
+    protocol: Protocol,
+    seed: int,
+    false_alarms: float,
+    samples: Sequence[Sample],
+    stored: RunSettings | None,
+) -> RunSettings:
+    return RunSettings(
+        method=method,
+        config=dataclasses.asdict(detector.config),
+        protocol=protocol,
+        plan=dataclasses.asdict(plan) if plan else {},
+        seed=seed,
+        false_alarms=false_alarms,
+        training_hash=data_hash(samples),
+        device=detector.device.type,
+        precision=stored.precision if stored else _precision(detector),
+        threads=torch.get_num_threads(),
+    )
 
 
 def _learn(

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,18 +91,8 @@ def benchmark(
         here = [cell for cell in pending if cell.category is None or places[cell.category].path]
         jobs = _jobs(declared, here, places, runs, threads, device)
         _say(progress, f"{declared.name}: {len(jobs)} cells to do, {len(cells) - len(pending)} were done before")
-        done: list[Row] = []
-        failed: list[tuple[Cell, str]] = []
         with _results(jobs, workers, ray, memory, progress) as finished:
-            for job, result in finished:
-                _say(progress, f"[{len(done) + len(failed) + 1}/{len(jobs)}] {_told(job.cell, result)}")
-                if isinstance(result, Failure):
-                    failed.append((job.cell, result.reason))
-                    continue
-                append_row(results, result)
-                done.append(result)
-                if not keep:
-                    shutil.rmtree(job.work, ignore_errors=True)
+            done, failed = _collected(finished, len(jobs), results, keep, progress)
     return Outcome(
         suite=declared.name,
         results=results,
@@ -111,6 +101,24 @@ def benchmark(
         failed=tuple(failed),
         absent=tuple((cell, places[cell.category]) for cell in pending if cell.category and cell not in here),
     )
+
+
+def _collected(
+    finished: Iterable[tuple[Job, Row | Failure]], count: int, results: Path, keep: bool, progress: bool
+) -> tuple[list[Row], list[tuple[Cell, str]]]:
+    """Append each row as it comes, and return the rows and the cells that failed, with the reasons."""
+    done: list[Row] = []
+    failed: list[tuple[Cell, str]] = []
+    for job, result in finished:
+        _say(progress, f"[{len(done) + len(failed) + 1}/{count}] {_told(job.cell, result)}")
+        if isinstance(result, Failure):
+            failed.append((job.cell, result.reason))
+            continue
+        append_row(results, result)
+        done.append(result)
+        if not keep:
+            shutil.rmtree(job.work, ignore_errors=True)
+    return done, failed
 
 
 def locate(suite: Suite, cells: Sequence[Cell], data: Path | None) -> dict[str, Place]:
