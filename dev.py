@@ -76,7 +76,9 @@ def test(venv: Path, pytest_arguments: list[str]) -> None:
     run(python, "-m", "ruff", "format", "--check")
     run(python, "-m", "mypy")
     run(program(venv, "lint-imports"))
-    run(python, "-m", "pytest", *pytest_arguments)
+    # A thread each: on few cores, thread pools of several processes do little but wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *pytest_arguments)
 
 
 def program(venv: Path, name: str) -> Path:

@@ -86,7 +86,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 @pytest.mark.parametrize("page", [README, *(ROOT / "docs").rglob("*.md")], ids=name_of)
 def test_lines_fit(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if len(line) > MAX_LINE and "](http" not in line] == []
+    # A table's row cannot be broken, nor an address.
+    assert [line for line in lines if len(line) > MAX_LINE and "](http" not in line and line[:1] != "|"] == []
 
 
 # Commands

@@ -38,7 +38,7 @@ def test_table_3_holds_the_six_configurations_and_the_literal_mask() -> None:
 
 
 def test_an_unknown_suite_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no suite 'nonsense'; there are: default, table-3"):
+    with pytest.raises(ConfigError, match="no suite 'nonsense'; there are: default, methods, table-3"):
         suite_named("nonsense")
 
 
