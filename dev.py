@@ -52,6 +52,8 @@ def prepare(venv: Path, *, with_tests: bool) -> None:
         return
     python = program(venv, "python")
     if not has_pip(python):
+        if venv.is_dir() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").is_file():
+            sys.exit(f"dev: {venv} is a folder with other content, no environment; name another")
         run(sys.executable, "-m", "venv", "--clear", venv)
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install")
     run(*pip, "--requirement", TEST_LOCK if with_tests else RUNTIME_LOCK)

@@ -100,3 +100,8 @@ def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", value)
     assert names(tmp_path) == []
+
+
+def test_a_name_as_long_as_may_be_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "whole")
+    assert (tmp_path / ("n" * 255)).read_text() == "whole"

@@ -468,3 +468,13 @@ def test_real_images_read_at_their_full_size(shared_data: Path) -> None:
     masks = find_images(shared_data / "original" / "bottle_sample" / "ground_truth" / "broken_large")
     found = read_mask(masks[0], (900, 900))
     assert 0 < found.mean() < 0.5
+
+
+def test_what_predict_wrote_is_no_image_of_a_product(tmp_path: Path) -> None:
+    for name in ("a.png", "maps/a.png", "overlays/a.png", "sub/maps/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16)).save(tmp_path / name)
+    everything = ["a.png", "maps/a.png", "overlays/a.png", "sub/maps/b.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == everything
+    (tmp_path / "predictions.jsonl").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.png", "sub/maps/b.png"]

@@ -179,7 +179,7 @@ def test_a_process_killed_at_any_moment_is_resumed_to_the_same_bytes(data: Path,
         while not (out / "checkpoint.safetensors").exists():
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.002)
-        time.sleep(random.random())
+        time.sleep(0.5 * random.random())
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (out / "model.safetensors").exists()
@@ -225,7 +225,8 @@ def test_a_run_is_resumed_as_it_was_started_or_not_at_all(
         cut(data, tmp_path, monkeypatch)
     out = finished if state == "finished" else tmp_path
     config = dataclasses.replace(TINY, depth=2) if change == "config" else TINY
-    with pytest.raises(RunError, match=f"was started with {'plan|epochs' if change == 'epochs' else change}"):
+    named = {"epochs": "max_epochs|epochs", "config": "depth 1, now it is 2"}.get(change, change)
+    with pytest.raises(RunError, match=f"was started with ({named})"):
         train(
             data,
             out,
@@ -254,6 +255,33 @@ def test_a_run_on_other_images_is_not_resumed(data: Path, tmp_path: Path, monkey
     shutil.copy(images / "000.png", images / "999.png")
     with pytest.raises(RunError, match="was started with"):
         run(images, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_on_other_images_is_not_taken_for_this_one(data: Path, finished: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(data, tmp_path / "cookie")
+    shutil.copy(images / "000.png", images / "999.png")
+    with pytest.raises(RunError, match="was started with training_hash"):
+        run(images, finished, resume=True)
+    with pytest.raises(DataError, match="no folder"):
+        run(tmp_path / "nowhere", finished, resume=True)
+
+
+def test_the_refusal_to_resume_names_what_differs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(data, tmp_path, monkeypatch)
+    with pytest.raises(RunError, match=r"started with max_epochs \d+, now it is 77"):
+        run(data, tmp_path, resume=True, epochs=77)
+
+
+def test_a_name_that_is_not_utf_8_is_logged_with_escapes(data: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(data, tmp_path / "cookie")
+    try:
+        (images / "bad\udcff\x1b.png").write_text("no image")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    run(images, tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "skipped" in log
+    assert "\\udcff?" in log
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"method": "metal"}'])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from metalad.errors import printable
 from metalad.options import (
     add_benchmark_options,
     add_demo_options,
@@ -22,7 +23,7 @@ from metalad.options import (
     add_predict_options,
     add_train_options,
 )
-from metalad.terminal import BAD_INPUT, explain, note, print_json, printable, survive_odd_file_names
+from metalad.terminal import BAD_INPUT, explain, note, print_json, survive_odd_file_names
 
 if TYPE_CHECKING:
     from metalad.detector import DetectorConfig

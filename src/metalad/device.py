@@ -19,4 +19,7 @@ def choose_device(wanted: str) -> torch.device:
         raise ConfigError(f"there is no device {wanted!r}; take cpu, cuda or auto")
     if not torch.cuda.is_available():
         raise ConfigError(f"device {wanted} was asked for, but no GPU is usable here; take cpu or auto")
+    index = wanted.removeprefix("cuda").removeprefix(":")
+    if index and not (index.isdecimal() and int(index) < torch.cuda.device_count()):
+        raise ConfigError(f"there is no device {wanted!r}; the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
     return torch.device(wanted)

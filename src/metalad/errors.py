@@ -32,3 +32,9 @@ class ModelFileError(MetaladError):
 
 class RunError(MetaladError):
     """A run folder that cannot be written, resumed or used for what was asked."""
+
+
+def printable(text: object) -> str:
+    """Return a text, such as a file name, without the control characters by which it could command the terminal."""
+    # Lone surrogates, of names that are not UTF-8, stay: they are escaped on output.
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in str(text))

@@ -68,7 +68,7 @@ def evaluate(
     report = Report(
         category=category.name,
         method=model.header.method,
-        run=run.name,
+        run=model.path.parent.resolve().name,
         resolution=model.detector.config.image_size,
         smoothing_sigma=model.detector.config.smoothing_sigma,
         scorings=tuple(
@@ -152,7 +152,7 @@ def _scoring(name: Scoring, tally: _Tally, samples: Sequence[Sample], threshold:
     scores, pixels = tally.scores[name], tally.pixels[name]
     truth = np.array([sample.abnormal for sample in samples])
     defects = np.array([sample.defect for sample in samples])
-    flagged = scores > threshold
+    flagged = scores.astype(np.float64) > threshold
     rows, everything = [], pixels[GOOD]
     for defect in sorted(set(pixels) - {GOOD}):
         here = defects == defect
@@ -234,7 +234,7 @@ def _verdicts(root: Path, images: Images, tally: _Tally, scoring: Scoring, thres
             abnormal_truth=sample.abnormal,
             score=float(scores[index]),
             raw_score=float(raw[index]),
-            abnormal=bool(scores[index] > threshold),
+            abnormal=float(scores[index]) > threshold,
         )
         for index, sample in enumerate(images.samples)
     )

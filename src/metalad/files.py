@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: the name itself may be as long as may be
     with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -215,9 +215,9 @@ class Descent:
                 self.state = _Progress(**json.loads(file.metadata()["progress"]))
                 self.rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-        except (SafetensorError, OSError) as error:
+            self.module.load_state_dict(_under(tensors, "module/"))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{self.checkpoint} is damaged ({error}); delete it to train from the start") from error
-        self.module.load_state_dict(_under(tensors, "module/"))
         self.best = _under(tensors, "best/")
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under(tensors, "optimizer/").items():

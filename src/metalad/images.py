@@ -28,6 +28,8 @@ from metalad.files import replacing
 
 MIN_SIDE = 8
 MAX_PIXELS = 150_000_000
+RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
+"""Where `predict` writes its results: a file, and two folders of pictures beside it."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 _FORMATS = {
@@ -193,7 +195,8 @@ def find_images(folder: Path) -> list[Path]:
 def iter_images(folder: Path) -> Iterator[Path]:
     """Yield the image files (by suffix) in a folder and its subfolders, in the order of their POSIX paths.
 
-    Hidden files and folders are left out. Links are followed, each folder once, so loops end.
+    Hidden files and folders are left out, and the pictures that `predict` wrote beside its results. Links are
+    followed, each folder once, so loops end.
 
     Raises:
         DataError: the folder is missing or is a file (at the call), or a folder cannot be read (on the way).
@@ -251,7 +254,9 @@ def _entries(folder: Path) -> list[tuple[Path, bool]]:
                     named.append((entry.name, path, False))
             except OSError:  # a link to itself
                 continue
-    return [(path, is_folder) for _, path, is_folder in sorted(named)]
+    # What `predict` wrote is no picture of a product.
+    judged = {f"{MAPS}/", f"{OVERLAYS}/"} if (folder / RESULTS).exists() else set()
+    return [(path, is_folder) for name, path, is_folder in sorted(named) if name not in judged]
 
 
 def _decode(path: Path) -> Image.Image:

@@ -111,6 +111,7 @@ def read_model(path: Path, device: str = "cpu") -> Model:
 
     Raises:
         ModelFileError: missing, cut short, altered, foreign, a pickle, or of a newer format.
+        ConfigError: of a method that is not installed here.
     """
     file = find_model(path)
     header, tensors = _read(file)

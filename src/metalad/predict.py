@@ -26,11 +26,8 @@ from metalad.device import choose_device
 from metalad.drawing.maps import OUTLINE_COLOUR, RATIO_OCTAVES, contour, outline_width, overlay
 from metalad.errors import ConfigError, DataError, ImageError
 from metalad.files import replacing
-from metalad.images import IMAGE_SUFFIXES, iter_images, read_image, resize_image, resize_map
+from metalad.images import IMAGE_SUFFIXES, MAPS, OVERLAYS, RESULTS, iter_images, read_image, resize_image, resize_map
 from metalad.model_file import read_model
-
-FILE_NAME = "predictions.jsonl"
-MAPS, OVERLAYS = "maps", "overlays"
 
 MAP_STEPS = 16384
 """A map file's value at the threshold: 65535, its highest, stands for four thresholds and more."""
@@ -102,7 +99,7 @@ def predict(
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
         scoring: `calibrated` or `raw` to judge by, the model's own by default.
         false_alarms: wanted fraction of good images above the threshold, the model's own by default.
-        batch_size: images judged at once; memory grows with it, and with nothing else.
+        batch_size: images judged at once; memory grows with it, and by a hash of a name with each image.
         strict: let the first unreadable image be an error instead of a result that names it.
         maps: write the anomaly maps, 16-bit grey PNG files of the images' own sizes; 16384 is the threshold.
         overlays: write the images with the map laid over them, and an outline where it exceeds the threshold.
@@ -370,7 +367,7 @@ def predict_sources(
         read = _in_order(pool, lambda source: _read(source, judge.size, writer.overlays), sources, ahead)
         batches = _in_order(pool, judge.judge, _batches(read, judge.batch_size), workers)
         results = _in_order(pool, writer.write, chain.from_iterable(batches), ahead)
-        record = writer.out / FILE_NAME
+        record = writer.out / RESULTS
         with replacing(record) as temporary, temporary.open("w", encoding="utf-8") as file:
             for result in tqdm(results, "predict", unit="image", disable=not progress, leave=False):
                 file.write(json.dumps(result.to_json(), allow_nan=False) + "\n")

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from metalad.errors import printable
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -211,13 +213,13 @@ def report_table(report: Report) -> str:
     ]
     if report.chosen.per_defect:
         blocks.append(_defects_table(report.chosen.per_defect))
-    blocks.extend(f"note: {_printable(note)}" for note in report.notes)
+    blocks.extend(f"note: {printable(note)}" for note in report.notes)
     return "\n\n".join(blocks) + "\n"
 
 
 def _title(report: Report) -> str:
     height, width = report.resolution
-    return _printable(f"{report.category}: {report.method}, {height} x {width} px, run {report.run}")
+    return printable(f"{report.category}: {report.method}, {height} x {width} px, run {report.run}")
 
 
 def _skipped_line(report: Report) -> list[str]:
@@ -237,7 +239,7 @@ def _scorings_table(report: Report) -> str:
 def _defects_table(defects: Sequence[DefectRow]) -> str:
     shown = ("pixel_auroc_fpr30", "pixel_auroc", "pixel_aupro", "pixel_ap", "image_auroc")
     rows = [
-        [_printable(row.defect), f"{row.found}/{row.images}"]
+        [printable(row.defect), f"{row.found}/{row.images}"]
         + [percent(getattr(row.metrics, name), "-") for name in shown]
         for row in defects
     ]
@@ -249,8 +251,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
-
-
-def _printable(text: str) -> str:
-    # Folder names reach the terminal: no escape sequence may hide in one.
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metalad.errors import RunError
+from metalad.errors import RunError, printable
 from metalad.files import explained, replacing, sweep, write_json
 
 
@@ -86,8 +86,12 @@ class RunFolder:
         """
         new = json.loads(json.dumps(dict(now)))
         for name in new:
-            value = started[name]
-            if value != new[name]:
+            value = started.get(name)
+            if value == new[name]:
+                continue
+            if isinstance(value, Mapping) and isinstance(new[name], Mapping):
+                self.compare(value, new[name])
+            else:
                 raise RunError(
                     f"{self.path} was started with {name} {_short(value)}, now it is {_short(new[name])}; "
                     "resume it as it was, or choose another folder"
@@ -96,10 +100,10 @@ class RunFolder:
     def note(self, line: str) -> None:
         """Append a line to the log, and show it where asked."""
         log = self.path / "train.log"
-        with explained(log), log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        with explained(log), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
         if self.verbose:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 
-from metalad.errors import MetaladError
+from metalad.errors import MetaladError, printable
 
 BAD_INPUT = 2
 BUG = 70
@@ -52,7 +52,7 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, MetaladError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing is half-written, and `train --resume` goes on where it stopped"
+        return "interrupted; nothing is half-written (a training goes on from its last checkpoint by --resume)"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _names_memory(str(error))):
         return "not enough memory; close other programs, or take smaller images or batches"
     if isinstance(error, OSError):
@@ -80,9 +80,3 @@ def survive_odd_file_names() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def printable(text: object) -> str:
-    """Return a text, such as a file name, without the control characters by which it could command the terminal."""
-    # Lone surrogates, of names that are not UTF-8, stay: they are escaped on output.
-    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in str(text))

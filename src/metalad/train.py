@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metalad.calibrate import calibrate
-from metalad.data import Images, Sample, data_hash, load_images, read_category, split_validation
+from metalad.data import Category, Images, Sample, data_hash, load_images, read_category, split_validation
 from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.device import choose_device
 from metalad.errors import ConfigError
@@ -63,10 +63,10 @@ def train(
     chosen, config = _method_and_config(method)
     place = choose_device(device)
     folder = RunFolder(out, verbose=progress)
+    category = read_category(data, seed=seed)
     if resume and folder.model.exists():
         asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
-        return _finished(folder, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
-    category = read_category(data, seed=seed)
+        return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
     split = split_validation(category.train, VALIDATION_FRACTION, seed)
     folder.claim(resume=resume)
     training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
@@ -103,8 +103,10 @@ def _method_and_config(wanted: str | DetectorConfig) -> tuple[Method, DetectorCo
     raise ConfigError(f"{type(wanted).__name__} belongs to no registered method; there are: {', '.join(methods())}")
 
 
-def _finished(folder: RunFolder, asked: Mapping[str, Any], epochs: int | None) -> Model:
+def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], epochs: int | None) -> Model:
     model = read_model(folder.path)
+    if not model.header.images["skipped"]:
+        asked = {**asked, "training_hash": data_hash(category.train)}
     folder.compare(dataclasses.asdict(model.header), asked)
     if epochs is not None and "max_epochs" in model.header.training:
         folder.compare({"epochs": model.header.training["max_epochs"]}, {"epochs": epochs})

@@ -14,7 +14,8 @@ def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     texts = {
         "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 7000 kB\n",
         "/sys/fs/cgroup/memory.max": "5000000\n",
-        "/sys/fs/cgroup/memory.current": "1000000\n",
+        "/sys/fs/cgroup/memory.current": "1500000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 1000000\ninactive_file 500000\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda path, **_: texts[path.as_posix()])
     assert available_memory() == 4_000_000

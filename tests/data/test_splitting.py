@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from metalad.data import Sample, split_validation
 from metalad.data.splitting import choose
-from metalad.errors import DataError
+from metalad.errors import DataError, ImageError
 from tests.data.folders import put_samples
 
 
@@ -56,3 +56,14 @@ def test_copies_alone_are_split_all_the_same(tmp_path: Path) -> None:
 def test_fewer_than_two_cannot_be_split(count: int) -> None:
     with pytest.raises(DataError, match=f"found {count} good images, but at least 2 are needed"):
         split_validation([Sample(Path("a.png"), False, "good")] * count)
+
+
+def test_an_unreadable_file_stops_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = put_samples(tmp_path, [1] * 6)
+
+    def refuse(path: Path) -> str:
+        raise ImageError(f"cannot read {path}")
+
+    monkeypatch.setattr("metalad.data.content.content_hash", refuse)
+    train, validation = split_validation(samples, 0.3, 0)
+    assert len(train) + len(validation) == 6

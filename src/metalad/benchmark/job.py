@@ -110,10 +110,12 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
         training={**model.header.training, **_epochs(work)},
         parameters=_parameters(model.detector),
         metrics=_metrics(report),
-        cost=_cost(
-            log.seconds, evaluating, log.sessions, torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-        ),
+        cost=_cost(log.seconds, evaluating, log.sessions, _gpu_memory(device)),
     )
+
+
+def _gpu_memory(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _row(job: Job, config: DetectorConfig, device: torch.device, **found: Any) -> Row:

@@ -57,8 +57,15 @@ def content_keys(paths: Sequence[Path]) -> list[str]:
     common = {length for length, count in Counter(lengths).items() if count > 1 and length is not None}
     keys = []
     for index, (path, length) in enumerate(zip(paths, lengths, strict=True)):
-        keys.append(content_hash(path) if length in common else f"alone {index}")
+        keys.append(_key(path, index) if length in common else f"alone {index}")
     return keys
+
+
+def _key(path: Path, index: int) -> str:
+    try:
+        return content_hash(path)
+    except ImageError:  # unreadable, and so said where it is decoded
+        return f"alone {index}"
 
 
 def _length(path: Path) -> int | None:

@@ -91,7 +91,7 @@ def _some_images(folder: Path) -> list[Path]:
 def _refuse_mixed(root: Path) -> None:
     """Refuse a folder whose images are hardly all good: defects in training spoil the model unseen."""
     subfolders = _subfolders(root)
-    categories = [name for name in subfolders if (root / name / "train" / GOOD).is_dir()]
+    categories = [name for name in subfolders if os.path.isdir(root / name / "train" / GOOD)]  # noqa: PTH112 (it is False, not an error, where forbidden)
     if categories:
         raise DataError(f"{root} holds several categories; give one of them: {', '.join(categories[:20])}")
     if GOOD in subfolders and len(subfolders) > 1:

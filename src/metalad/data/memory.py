@@ -42,8 +42,10 @@ def _container_memory() -> int | None:
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        used -= int(stat["inactive_file"])  # cached files, which give way
         return None if limit == "max" else max(int(limit) - used, 0)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
