@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metalad.calibration import Calibration, Evidence
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Training
+from metalad.gradient import to_batch as to_batch  # what a detector takes; its callers know detectors
 from metalad.layers import Smoothing
 from metalad.settings import check_choices, setting
 from metalad.threshold import threshold
@@ -138,11 +139,3 @@ class FittedDetector(Detector):
     @abstractmethod
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn from normal images of the config's size."""
-
-
-def to_batch(
-    pixels: UInt8[np.ndarray, "images height width 3"], device: torch.device | str = "cpu"
-) -> Float[Tensor, "images 3 height width"]:
-    """Turn decoded images into what a detector takes: planes of RGB in [0, 1]."""
-    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
-    return torch.from_numpy(planes).to(device).float().div_(255)

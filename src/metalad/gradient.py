@@ -191,9 +191,8 @@ class Descent:
         return total / len(pixels)
 
     def _loss(self, pixels: Pixels) -> Tensor:
-        planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.module.loss(planes.to(self.device).float().div_(255))
+            return self.module.loss(to_batch(pixels, self.device))
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
@@ -225,6 +224,14 @@ class Descent:
             # The step counter of the fused optimizer lives on the CPU or the device, as the optimizer wants.
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def to_batch(
+    pixels: UInt8[np.ndarray, "images height width 3"], device: torch.device | str = "cpu"
+) -> Float[Tensor, "images 3 height width"]:
+    """Turn decoded images into what a detector takes: planes of RGB in [0, 1]."""
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+    return torch.from_numpy(planes).to(device).float().div_(255)
 
 
 def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels) -> float:
