@@ -2,9 +2,9 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalad import gradient
 from metalad.errors import RunError
-from metalad.gradient import Descent, Epoch, Learner, Training, epoch_seconds
+from metalad.gradient import Descent, Epoch, Learner, Objective, Pixels, Training, epoch_seconds
 from metalad.precision import Precision
 
 SHORT = Training(learning_rate=0.01, batch_size=4, max_epochs=6)
@@ -34,7 +34,8 @@ class Small(Learner):
     def __init__(self, killed_at: int = 0) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.layers = nn.Sequential(nn.Linear(108, 7), nn.Dropout(0.3), nn.Linear(7, 108))
+        self.first = nn.Linear(108, 7)
+        self.layers = nn.Sequential(self.first, nn.Dropout(0.3), nn.Linear(7, 108))
         self.register_buffer("seen", torch.zeros(()))
         self.killed_at, self.calls = killed_at, 0
 
@@ -89,7 +90,7 @@ def descend(
     return descent.run(training, validation, progress=False)
 
 
-def history(folder: Path) -> list[dict[str, float]]:
+def history(folder: Path) -> list[dict[str, Any]]:
     """The rows, without their times."""
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
@@ -283,6 +284,127 @@ def test_the_bar_counts_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr()
     assert "12/12" in shown.err
     assert shown.out == ""
+
+
+class Rivals(Learner):
+    """Two weights pulled to 1 by objectives of their own; notes which were stepped on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.turns: list[str] = []
+
+    def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
+        del images
+        return (self.first - 1).square() + (self.second - 1).square()
+
+    def objectives(self) -> tuple[Objective, ...]:
+        def noted(name: str) -> Callable[[Tensor], Tensor]:
+            def loss(images: Tensor) -> Tensor:
+                self.turns.append(name)
+                return self.loss(images)
+
+            return loss
+
+        return Objective(noted("first"), (self.first,)), Objective(noted("second"), (self.second,), every=3, rate=0.5)
+
+
+def test_objectives_take_turns_each_on_its_own_parameters(tmp_path: Path) -> None:
+    rivals = Rivals()
+    descend(rivals, tmp_path, Training(learning_rate=0.01, batch_size=4, max_epochs=4, keep="last"))
+    assert "".join(name[0] for name in rivals.turns) == "fffsfffsff"  # 8 steps; every third the second's too
+    # Adam moves a weight by about its rate in each step.
+    assert rivals.first.item() == pytest.approx(8 * 0.01, rel=0.02)
+    assert rivals.second.item() == pytest.approx(2 * 0.005, rel=0.02)
+
+
+def test_the_last_weights_may_be_kept(tmp_path: Path) -> None:
+    module = Scripted([1.0, 0.25, 0.9, 0.8])
+    plan = Training(learning_rate=1.0, max_epochs=4, keep="last")
+    kept = descend(module, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    assert kept.epoch == 4
+    assert kept.validation_loss == pytest.approx(0.8)
+    assert module.weight.item() == pytest.approx(4, rel=1e-4)
+
+
+@pytest.mark.parametrize(("images", "shown"), [(10, [4, 4]), (8, [4, 4]), (3, [3])])
+def test_whole_batches_leave_out_the_rest(tmp_path: Path, images: int, shown: list[int]) -> None:
+    watching = Watching()
+    plan = Training(batch_size=4, max_epochs=1, whole_batches=True)
+    descend(watching, tmp_path, plan, training=IMAGES[:images], validation=IMAGES[:1])
+    assert [len(batch) for batch in watching.shown] == [*shown, 1]
+
+
+class Staged(Learner):
+    """A teacher, then a student who learns from it what it was prepared for: the teacher's mean, squared."""
+
+    def __init__(self, killed_at: int = 0) -> None:
+        super().__init__()
+        self.teacher, self.student = Small(), Small()
+        self.register_buffer("target", torch.zeros(()))
+        self.killed_at, self.prepared = killed_at, list[str]()
+
+    def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
+        del images
+        raise AssertionError("its stages have losses of their own")
+
+    def learner(self, stage: str) -> Learner:
+        learner = self.teacher if stage == "teacher" else self.student
+        learner.killed_at = self.killed_at if stage == "student" else 0
+        return learner
+
+    def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
+        self.prepared.append(stage)
+        if stage == "student":
+            self.target = self.teacher.first.weight.detach().mean() + len(pixels) + seed
+            with torch.no_grad():
+                self.student.first.weight.mul_(self.target)
+
+
+STAGES = (dataclasses.replace(SHORT, stage="teacher"), dataclasses.replace(SHORT, max_epochs=4, stage="student"))
+
+
+def descend_in_stages(module: Staged, folder: Path) -> list[Epoch]:
+    folder.mkdir(exist_ok=True)
+    return gradient.descend(
+        module,
+        STAGES,
+        seed=1,
+        precision="fp32",
+        folder=folder,
+        training=TRAINING,
+        validation=VALIDATION,
+        progress=False,
+    )
+
+
+@pytest.mark.usefixtures("_checkpoint_each_epoch")
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 8, 12])
+def test_a_run_killed_in_a_later_stage_ends_in_the_same_bits(tmp_path: Path, killed_at: int) -> None:
+    whole, resumed = Staged(), Staged()
+    kept = descend_in_stages(whole, tmp_path / "whole")
+    assert [epoch.stage for epoch in kept] == ["teacher", "student"]
+    assert whole.prepared == ["teacher", "student"]
+    with pytest.raises(Killed):
+        descend_in_stages(Staged(killed_at), tmp_path / "cut")
+    descend_in_stages(resumed, tmp_path / "cut")
+    assert same_bits(whole, resumed)
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+    assert resumed.prepared == (["student"] if killed_at <= 3 else [])
+    assert [row["stage"] for row in history(tmp_path / "whole")] == ["teacher"] * 6 + ["student"] * 4
+
+
+def test_what_does_not_learn_is_in_evaluation_mode(tmp_path: Path) -> None:
+    module, modes = Staged(), list[tuple[bool, bool]]()
+    real = module.student.loss
+
+    def watched(images: Tensor) -> Tensor:
+        modes.append((module.teacher.training, module.student.training))
+        return real(images)
+
+    module.student.loss = watched  # type: ignore[method-assign]
+    descend_in_stages(module, tmp_path)
+    assert set(modes) == {(False, True), (False, False)}
 
 
 @pytest.fixture(autouse=True)

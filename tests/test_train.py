@@ -111,7 +111,11 @@ def test_the_header_says_what_the_model_is(finished: Path) -> None:
     assert (header.method, header.category, header.seed, header.protocol) == ("metal", "cookie", 0, "default")
     assert header.config == json.loads(json.dumps(dataclasses.asdict(TINY)))
     assert header.images == {"training": 11, "validation": 1, "skipped": 0}
-    assert (header.training["max_epochs"], header.training["precision"], header.training["device"]) == (
+    assert (
+        header.training["stages"]["train"]["max_epochs"],
+        header.training["precision"],
+        header.training["device"],
+    ) == (
         3,
         "fp32",
         "cpu",
@@ -294,10 +298,18 @@ def test_a_damaged_record_is_named(data: Path, tmp_path: Path, text: str) -> Non
 def test_minutes_shorten_the_schedule_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "epoch_seconds", lambda *_: 0.6)
     model = train(data, tmp_path / "a", method=TINY, minutes=0.045, device="cpu")
-    assert model.header.training["max_epochs"] == 4
-    assert train(data, tmp_path / "b", method=TINY, minutes=1e-9, device="cpu").header.training["max_epochs"] == 1
+    assert model.header.training["stages"]["train"]["max_epochs"] == 4
     assert (
-        train(data, tmp_path / "c", method=TINY, minutes=9e9, epochs=2, device="cpu").header.training["max_epochs"] == 2
+        train(data, tmp_path / "b", method=TINY, minutes=1e-9, device="cpu").header.training["stages"]["train"][
+            "max_epochs"
+        ]
+        == 1
+    )
+    assert (
+        train(data, tmp_path / "c", method=TINY, minutes=9e9, epochs=2, device="cpu").header.training["stages"][
+            "train"
+        ]["max_epochs"]
+        == 2
     )
 
 

@@ -39,7 +39,7 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
         summary, known = _choose_among(unseen), unseen
         fresh = np.ones(len(unseen.residual), dtype=bool)
     else:
-        summary, known = choose(seen, unseen), _joined(seen, unseen)
+        summary, known = choose(seen, unseen), Evidence.joined((seen, unseen))
         fresh = np.arange(len(known.residual)) >= len(seen.residual)
     detector.cpu()  # the evidence was brought there to be held at once
     for scoring in SCORINGS:
@@ -55,8 +55,7 @@ def _evidence(detector: Detector, pixels: Pixels, batch_size: int) -> Evidence:
             detector.evidence(to_batch(pixels[start : start + batch_size], detector.device))
             for start in range(0, len(pixels), batch_size)
         ]
-    expected = [part.expected.cpu() for part in parts if part.expected is not None]
-    return Evidence(torch.cat([part.residual.cpu() for part in parts]), torch.cat(expected) if expected else None)
+    return Evidence.joined(parts)
 
 
 def _thinned(pixels: Pixels) -> Pixels:
@@ -70,20 +69,9 @@ def _energy(evidence: Evidence) -> float:
     return float(evidence.residual.double().square().mean())
 
 
-def _joined(first: Evidence, second: Evidence) -> Evidence:
-    if first.expected is None or second.expected is None:
-        return Evidence(torch.cat([first.residual, second.residual]))
-    return Evidence(torch.cat([first.residual, second.residual]), torch.cat([first.expected, second.expected]))
-
-
-def _taken(evidence: Evidence, chosen: Tensor) -> Evidence:
-    expected = None if evidence.expected is None else evidence.expected[chosen]
-    return Evidence(evidence.residual[chosen], expected)
-
-
 def _choose_among(evidence: Evidence) -> CalibrationSummary:
     index = torch.arange(len(evidence.residual))
-    return choose(_taken(evidence, index % 2 == 0), _taken(evidence, index % 2 == 1))
+    return choose(evidence.taken(index % 2 == 0), evidence.taken(index % 2 == 1))
 
 
 def _held_out_scores(
@@ -92,8 +80,8 @@ def _held_out_scores(
     scores = np.zeros(len(evidence.residual))
     for fold in _folds(len(scores)):
         if scoring == "calibrated":
-            detector.calibration = Calibration.learn(summary.kind, _taken(evidence, ~fold))
-        part = _taken(evidence, fold)
+            detector.calibration = Calibration.learn(summary.kind, evidence.taken(~fold))
+        part = evidence.taken(fold)
         with torch.no_grad():
             scores[fold.numpy()] = detector.judge(part, scoring).score.numpy()
     return scores

@@ -8,7 +8,7 @@ The moments may depend on the place (aligned objects), on the content (objects t
 likelihood of held-out normal residuals chooses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -42,10 +42,34 @@ class Evidence(NamedTuple):
     residual: signed, one or more channels, 0 where a pixel is as expected.
     expected: the reconstruction in [0, 1], where a method makes one; content calibration looks at it, since it
         cannot see the defect.
+    score: the method's own image score, where its paper has one: positive, higher = more abnormal.
     """
 
     residual: Float[Tensor, "batch channels height width"]
     expected: Float[Tensor, "batch 3 height width"] | None = None
+    score: Float[Tensor, " batch"] | None = None
+
+    def taken(self, chosen: Tensor) -> "Evidence":
+        """Return what is held against the chosen images of the batch."""
+        return self._each(lambda part: part[chosen])
+
+    @classmethod
+    def joined(cls, batches: Sequence["Evidence"]) -> "Evidence":
+        """Return several batches as one, on the CPU."""
+
+        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+            present = [part.cpu() for part in parts if part is not None]
+            return torch.cat(present) if present else None
+
+        residual = torch.cat([batch.residual.cpu() for batch in batches])
+        return cls(residual, joined([batch.expected for batch in batches]), joined([batch.score for batch in batches]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
+        return Evidence(
+            change(self.residual),
+            None if self.expected is None else change(self.expected),
+            None if self.score is None else change(self.score),
+        )
 
 
 @dataclass(frozen=True)

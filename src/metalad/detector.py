@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalad.calibration import Calibration, Evidence
 from metalad.errors import ConfigError
-from metalad.gradient import Learner, Training
+from metalad.gradient import Learner, Pixels, Training
 from metalad.gradient import to_batch as to_batch  # what a detector takes; its callers know detectors
 from metalad.layers import Smoothing
 from metalad.settings import check_choices, setting
@@ -51,8 +51,8 @@ class DetectorConfig:
 
     image_size: tuple[int, int] = setting((128, 128), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    image_score: Literal["max", "mean", "top-k"] = setting(
-        "max", "image score: the map's maximum, its mean, or the mean of its highest 1 %"
+    image_score: Literal["max", "mean", "top-k", "own"] = setting(
+        "max", "image score: the map's maximum, its mean, the mean of its highest 1 %, or the method's own"
     )
     scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
 
@@ -76,10 +76,14 @@ class Detector(nn.Module, ABC):
     name: ClassVar[str]
     scored_smoothed: ClassVar[bool] = True
     """Whether the image score is taken from the map after smoothing, as most papers do, or before."""
+    has_own_score: ClassVar[bool] = False
+    """Whether the evidence comes with an image score, which `image_score="own"` takes."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
+        if config.image_score == "own" and not self.has_own_score:
+            raise ConfigError(f"{self.name} has no image score of its own; set image_score to max, mean or top-k")
         self.config = config
         self.calibration: Calibration | None = None
         self.smoothing = Smoothing(*config.image_size, config.smoothing_sigma)
@@ -106,6 +110,8 @@ class Detector(nn.Module, ABC):
         else:
             maps = self.raw_map(evidence)
         smoothed = self.smoothing(maps)
+        if self.config.image_score == "own" and evidence.score is not None:
+            return Prediction(evidence.score, smoothed)
         return Prediction(self._image_score((smoothed if self.scored_smoothed else maps).flatten(1)), smoothed)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
@@ -125,12 +131,14 @@ class Detector(nn.Module, ABC):
 
 
 class GradientDetector(Detector, Learner):
-    """A method that learns by gradient descent on a loss."""
+    """A method that learns by gradient descent on a loss, in one stage or in several (see `Learner`)."""
 
-    @classmethod
     @abstractmethod
-    def plan(cls, protocol: Protocol) -> Training:
-        """Return how to descend: as the paper did, or the default that is as good much sooner."""
+    def plan(self, protocol: Protocol) -> tuple[Training, ...]:
+        """Return how to descend, stage by stage: as the paper did, or the default that is as good much sooner."""
+
+    def conclude(self, training: Pixels, held_out: Pixels) -> None:
+        """Do what must be done after the last stage, such as units that only held-out good images can give."""
 
 
 class FittedDetector(Detector):

@@ -20,6 +20,7 @@ from metalad.drawing.pictures import Pictures
 from metalad.errors import DataError
 from metalad.files import write_json
 from metalad.images import read_image, read_mask, resize_image, resize_map, resize_mask
+from metalad.methods import method_named
 from metalad.metrics import PixelMetrics, UndefinedMetric, auroc, average_precision, f1_max, roc_curve
 from metalad.model_file import Model, read_model
 from metalad.report import Confusion, Curve, DefectRow, Metrics, Report, Verdict
@@ -249,6 +250,8 @@ def _notes(model: Model, category: str, samples: Sequence[Sample]) -> tuple[str,
     unmasked = sum(sample.abnormal and sample.mask is None for sample in samples)
     if unmasked:
         notes.append(f"{unmasked} abnormal images have no ground-truth mask and take no part in pixel metrics.")
+    if method_named(model.header.method).image_level:
+        notes.append("The method's paper judges whole images; the anomaly map is metalad's own.")
     if category != model.header.category:
         notes.append(f"The model was trained on {model.header.category}, not on {category}.")
     return tuple(notes)

@@ -1,7 +1,10 @@
 """Gradient descent that can be killed at any moment and resumed to the same bits.
 
 All chance is drawn from (seed, epoch), never from a stream that a crash would lose; a checkpoint at the end of an
-epoch therefore holds weights, the optimizer's moments and the best weights so far, and nothing else.
+epoch therefore holds weights, the optimizers' moments and the best weights so far, and nothing else.
+
+A method may descend in several stages (a teacher, then its students), and in each by several objectives that take
+turns on every batch (a critic, then a generator).
 """
 
 import contextlib
@@ -11,7 +14,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +50,12 @@ class Training:
     schedule: Literal["constant", "cosine"] = setting("constant", "constant, or warm-up and cosine to 0")
     patience: int | None = setting(None, "stop when the validation loss has not improved for so many epochs")
     patience_from: int = setting(0, "first epoch at whose end patience may stop the descent")
+    keep: Literal["best", "last"] = setting("best", "weights to keep: of the lowest validation loss, or the last")
+    optimizer: Literal["adam", "rmsprop"] = setting("adam", "Adam or RMSprop")
+    betas: tuple[float, float] = setting((0.9, 0.999), "decay rates of Adam's two moments")
+    weight_decay: float = setting(0.0, "squared-weight penalty, added to the gradient")
+    whole_batches: bool = setting(False, "leave out the smaller batch at an epoch's end: batch norm needs company")
+    stage: str = setting("train", "name of this stage of training")
 
     def resolved(self, images: int) -> "Training":
         """Return the same plan with its length in epochs, for a training set of `images`."""
@@ -55,7 +64,9 @@ class Training:
         return dataclasses.replace(self, max_epochs=math.ceil(self.steps / self.steps_per_epoch(images)), steps=None)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Return the number of steps that see every image once."""
+        """Return the number of steps that see every image once, or, of whole batches alone, nearly every one."""
+        if self.whole_batches:
+            return max(1, images // self.batch_size)
         return math.ceil(images / self.batch_size)
 
     def rate(self, step: int, total: int) -> float:
@@ -76,16 +87,31 @@ class Epoch:
     validation_loss: float
     learning_rate: float
     seconds: float
+    stage: str = "train"
 
 
 @dataclass
 class _Progress:
     """Where the descent stands: what a checkpoint stores beside tensors."""
 
+    stage: str
     epoch: int = 0
     best_epoch: int = 0
     best_loss: float = math.inf
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What to minimise on a batch, by which parameters, and in every how-manieth step.
+
+    every: 1 for the first objective, whose loss the history tells. rate: a factor on the plan's learning rate.
+    """
+
+    loss: Callable[[Tensor], Tensor]
+    parameters: tuple[nn.Parameter, ...]
+    every: int = 1
+    rate: float = 1.0
 
 
 class Learner(nn.Module, ABC):
@@ -93,11 +119,32 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return what to minimise on a batch of normal images in [0, 1]."""
+        """Return what to minimise on a batch of normal images in [0, 1]; on held-out ones, the validation loss."""
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """Return what a step minimises, one after the other: by default the loss, by all parameters not frozen."""
+        return (Objective(self.loss, tuple(part for part in self.parameters() if part.requires_grad)),)
+
+    def learner(self, stage: str) -> "Learner":  # noqa: ARG002 (one stage needs no name)
+        """Return who learns in a stage of training: this module, or one that holds a part of it and the rest as given.
+
+        The one returned is set to training mode, the rest of this module to evaluation mode.
+        """
+        return self
+
+    def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
+        """Do what must be done before a stage begins, such as statistics of its targets over the training images.
+
+        What it leaves must be parameters and buffers of the shapes they were made with: a resumed stage reads them from
+        its checkpoint.
+        """
 
 
 class Descent:
-    """One run of gradient descent over `module`, with its history and checkpoint in `folder`."""
+    """One stage of gradient descent over `module`, with its history and checkpoint in `folder`.
+
+    earlier: the history of the stages before.
+    """
 
     def __init__(
         self,
@@ -107,14 +154,17 @@ class Descent:
         seed: int,
         precision: Precision,
         folder: Path,
+        earlier: Sequence[Epoch] = (),
     ) -> None:
         self.module, self.plan, self.seed, self.precision = module, plan, seed, precision
+        self.learner = module.learner(plan.stage)
         self.device = next(module.parameters()).device
         self.checkpoint, self.history = folder / "checkpoint.safetensors", folder / "history.jsonl"
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=plan.learning_rate, fused=True)
+        self.objectives = self.learner.objectives()
+        self.optimizers = [_optimizer(plan, objective) for objective in self.objectives]
         self.best = self._weights()
-        self.state = _Progress()
-        self.rows: list[Epoch] = []
+        self.earlier, self.rows = list(earlier), list[Epoch]()
+        self.state = _Progress(plan.stage, seconds=earlier[-1].seconds if earlier else 0.0)
 
     def run(self, training: Pixels, validation: Pixels, *, progress: bool) -> Epoch:
         """Descend to the end of the plan, put the best weights into the module, and return their epoch's losses.
@@ -122,11 +172,14 @@ class Descent:
         Raises:
             RunError: the folder cannot be written, its checkpoint is damaged, or no epoch had a finite loss.
         """
-        if self.checkpoint.exists():
+        if stored_stage(self.checkpoint) == self.plan.stage:
             self._resume()
+        else:
+            self.module.prepare(self.plan.stage, training, self.seed)
+            self.best = self._weights()
         saved = time.monotonic()
         with explained(self.history), self.history.open("w", encoding="utf-8") as lines:
-            lines.writelines(_line(row) for row in self.rows)
+            lines.writelines(_line(row) for row in (*self.earlier, *self.rows))
             with _bar(self.plan, len(training), self.state.epoch, progress) as bar:
                 while not self._finished():
                     self.rows.append(self._epoch(training, validation, bar))
@@ -135,7 +188,7 @@ class Descent:
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
                         saved = time.monotonic()
-        if not self.state.best_epoch:
+        if not self.state.best_epoch or not math.isfinite(self.state.best_loss):
             raise RunError("the validation loss was never a finite number; check the images and the settings")
         self.module.load_state_dict(self.best)
         self.module.eval()
@@ -155,44 +208,54 @@ class Descent:
         order = np.random.default_rng([self.seed, number]).permutation(len(training))
         per_epoch = plan.steps_per_epoch(len(training))
         total, rate, losses = plan.max_epochs * per_epoch, 0.0, 0.0
-        self.module.train()
+        seen = 0
+        self.module.eval()
+        self.learner.train()
         for index in range(per_epoch):
-            rate = plan.rate(self.state.epoch * per_epoch + index, total)
+            step = self.state.epoch * per_epoch + index
+            rate = plan.rate(step, total)
             chosen = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
-            loss = self.step(training[chosen], rate)
-            losses += loss * len(chosen)
+            loss = self.step(training[chosen], rate, step)
+            losses, seen = losses + loss * len(chosen), seen + len(chosen)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
         validation_loss = self._validate(validation)
         self.state.epoch = number
-        if validation_loss < self.state.best_loss:
+        if plan.keep == "last" or validation_loss < self.state.best_loss:
             self.state.best_epoch, self.state.best_loss = number, validation_loss
             self.best = self._weights()
         self.state.seconds += time.perf_counter() - start
-        return Epoch(number, losses / len(training), validation_loss, rate, round(self.state.seconds, 3))
+        return Epoch(number, losses / seen, validation_loss, rate, round(self.state.seconds, 3), plan.stage)
 
-    def step(self, pixels: Pixels, rate: float) -> float:
-        """Take one step on a batch at a learning rate, and return the loss before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(pixels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return float(loss.detach())
+    def step(self, pixels: Pixels, rate: float, number: int = 0) -> float:
+        """Take the step of that number, from 0, on a batch; return the first objective's loss before it."""
+        images, losses = to_batch(pixels, self.device), list[Tensor]()
+        for objective, optimizer in zip(self.objectives, self.optimizers, strict=True):
+            if (number + 1) % objective.every:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = rate * objective.rate
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                loss = objective.loss(images)
+            loss.backward(inputs=objective.parameters)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.detach())
+        return float(losses[0])
 
     def _validate(self, pixels: Pixels) -> float:
         self.module.eval()
+        self.learner.eval()
         size, total = self.plan.batch_size, 0.0
         with torch.no_grad():
             for start in range(0, len(pixels), size):
                 batch = pixels[start : start + size]
-                total += float(self._loss(batch)) * len(batch)
+                with self._autocast():
+                    total += float(self.learner.loss(to_batch(batch, self.device))) * len(batch)
         return total / len(pixels)
 
-    def _loss(self, pixels: Pixels) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.module.loss(to_batch(pixels, self.device))
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
@@ -200,11 +263,12 @@ class Descent:
     def _save(self) -> None:
         tensors = {f"module/{name}": tensor for name, tensor in self._weights().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{index}/{name}": tensor for name, tensor in moments.items()}
         metadata = {
             "progress": json.dumps(dataclasses.asdict(self.state)),
-            "history": json.dumps(self.rows, default=vars),
+            "history": json.dumps([*self.earlier, *self.rows], default=vars),
         }
         write_bytes(self.checkpoint, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
@@ -212,18 +276,76 @@ class Descent:
         try:
             with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
                 self.state = _Progress(**json.loads(file.metadata()["progress"]))
-                self.rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
+                rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
             self.module.load_state_dict(_under(tensors, "module/"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.checkpoint} is damaged ({error}); delete it to train from the start") from error
+            raise _damaged(self.checkpoint, error) from error
+        self.earlier = [row for row in rows if row.stage != self.plan.stage]
+        self.rows = [row for row in rows if row.stage == self.plan.stage]
         self.best = _under(tensors, "best/")
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under(tensors, "optimizer/").items():
-            index, key = name.split("/")
-            # The step counter of the fused optimizer lives on the CPU or the device, as the optimizer wants.
-            moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for number, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _under(tensors, f"optimizer/{number}/").items():
+                index, key = name.split("/")
+                # The step counter of the fused optimizer lives on the CPU or the device, as the optimizer wants.
+                moments.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def descend(
+    module: Learner,
+    plans: Sequence[Training],
+    *,
+    seed: int,
+    precision: Precision,
+    folder: Path,
+    training: Pixels,
+    validation: Pixels,
+    progress: bool,
+) -> list[Epoch]:
+    """Go through all stages, or on from the one in which a run was stopped; return the epoch kept of each of those.
+
+    Raises:
+        RunError: as `Descent.run` does.
+    """
+    checkpoint = folder / "checkpoint.safetensors"
+    stages = [plan.stage for plan in plans]
+    reached = stored_stage(checkpoint)
+    kept: list[Epoch] = []
+    rows: list[Epoch] = []
+    for plan in plans[stages.index(reached) if reached in stages else 0 :]:
+        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows)
+        kept.append(descent.run(training, validation, progress=progress))
+        rows = [*descent.earlier, *descent.rows]
+    return kept
+
+
+def stored_stage(checkpoint: Path) -> str | None:
+    """Return the stage that a checkpoint was written in, None if there is no checkpoint.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not checkpoint.exists():
+        return None
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            return str(json.loads(file.metadata()["progress"])["stage"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, error: Exception) -> RunError:
+    return RunError(f"{checkpoint} is damaged ({error}); delete it to train from the start")
+
+
+def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
+    if plan.optimizer == "rmsprop":
+        return torch.optim.RMSprop(objective.parameters, plan.learning_rate, weight_decay=plan.weight_decay)
+    return torch.optim.Adam(
+        objective.parameters, plan.learning_rate, plan.betas, weight_decay=plan.weight_decay, fused=True
+    )
 
 
 def to_batch(
@@ -235,14 +357,16 @@ def to_batch(
 
 
 def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels) -> float:
-    """Return the time that an epoch will take, measured by three steps of a copy of the module."""
+    """Return the time that an epoch will take, measured by a few steps of a copy of the module."""
     descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path())
     batch = training[: plan.batch_size]
-    descent.step(batch, plan.learning_rate)
+    turn = max(2, *(objective.every for objective in descent.objectives))
+    descent.learner.train()
+    descent.step(batch, plan.learning_rate, turn - 1)
     start = time.perf_counter()
-    for _ in range(2):
-        descent.step(batch, plan.learning_rate)
-    return (time.perf_counter() - start) / 2 * len(training) / len(batch)
+    for number in range(turn):
+        descent.step(batch, plan.learning_rate, number)
+    return (time.perf_counter() - start) / turn * len(training) / len(batch)
 
 
 def _line(row: Epoch) -> str:
@@ -260,5 +384,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _bar(plan: Training, images: int, done: int, shown: bool) -> Iterator[Any]:
     steps = plan.steps_per_epoch(images)
-    with tqdm(total=plan.max_epochs * steps, initial=done * steps, disable=not shown, desc="train", unit="step") as bar:
+    with tqdm(
+        total=plan.max_epochs * steps, initial=done * steps, disable=not shown, desc=plan.stage, unit="step"
+    ) as bar:
         yield bar

@@ -16,7 +16,7 @@ from metalad.files import explained, replacing, sweep, write_json
 class RunSettings:
     """What a run was started with; a resumed one must agree, or its end would not be the uninterrupted one's.
 
-    plan: the training plan with its length in epochs; empty for a method with a closed form.
+    plan: the training plan of each stage with its length in epochs; none for a method with a closed form.
     """
 
     method: str

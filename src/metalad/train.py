@@ -16,11 +16,12 @@ from metalad.data import Category, Images, Sample, data_hash, load_images, read_
 from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.device import choose_device
 from metalad.errors import ConfigError
-from metalad.gradient import Descent, Training, epoch_seconds
+from metalad.gradient import Training, descend, epoch_seconds
 from metalad.methods import Method, method_named, methods
 from metalad.model_file import Header, Model, read_model, write_model
 from metalad.precision import Precision, fastest_precision
 from metalad.run_folder import RunFolder, RunSettings
+from metalad.settings import from_json
 
 VALIDATION_FRACTION = 0.1
 
@@ -74,11 +75,11 @@ def train(
     torch.manual_seed(seed)
     detector = chosen.load()(config).to(place)
     stored = folder.stored()
-    plan = _plan(detector, protocol, epochs, minutes, training, stored)
+    plans = _plan(detector, protocol, epochs, minutes, training, stored)
     samples = (*training.samples, *validation.samples)
-    settings = _settings(chosen.name, detector, plan, protocol, seed, false_alarms, samples, stored)
+    settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, samples, stored)
     folder.record(settings)
-    _learn(detector, plan, settings, training, validation, folder)
+    _learn(detector, plans, settings, training, validation, folder)
     return _conclude(detector, settings, category.name, training, validation, folder)
 
 
@@ -108,8 +109,8 @@ def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], e
     if not model.header.images["skipped"]:
         asked = {**asked, "training_hash": data_hash(category.train)}
     folder.compare(dataclasses.asdict(model.header), asked)
-    if epochs is not None and "max_epochs" in model.header.training:
-        folder.compare({"epochs": model.header.training["max_epochs"]}, {"epochs": epochs})
+    for plan in model.header.training["stages"].values() if epochs is not None else ():
+        folder.compare({"epochs": plan["max_epochs"]}, {"epochs": epochs})
     folder.note(f"{folder.path} is finished; nothing to resume")
     return model
 
@@ -132,24 +133,26 @@ def _plan(
     minutes: float | None,
     training: Images,
     stored: RunSettings | None,
-) -> Training | None:
+) -> tuple[Training, ...]:
     if not isinstance(detector, GradientDetector):
-        return None
-    plan = detector.plan(protocol).resolved(len(training))
+        return ()
+    plans = tuple(plan.resolved(len(training)) for plan in detector.plan(protocol))
     if epochs is not None:
-        plan = dataclasses.replace(plan, max_epochs=epochs)
+        plans = tuple(dataclasses.replace(plan, max_epochs=epochs) for plan in plans)
     if minutes is None:
-        return plan
-    if stored is not None:
-        return Training(**stored.plan)  # the time was measured once; measured again it would differ
-    seconds = epoch_seconds(detector, plan, _precision(detector), training.pixels)
-    return dataclasses.replace(plan, max_epochs=max(1, min(plan.max_epochs, int(60 * minutes / seconds))))
+        return plans
+    if stored is not None:  # the time was measured once; measured again it would differ
+        return tuple(from_json(Training, plan) for plan in stored.plan.values())
+    each = [epoch_seconds(detector, plan, _precision(detector), training.pixels) for plan in plans]
+    whole = sum(seconds * plan.max_epochs for seconds, plan in zip(each, plans, strict=True))
+    part = min(1.0, 60 * minutes / whole)
+    return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
 
 
 def _settings(
     method: str,
     detector: Detector,
-    plan: Training | None,
+    plans: Sequence[Training],
     protocol: Protocol,
     seed: int,
     false_alarms: float,
@@ -160,7 +163,7 @@ def _settings(
         method=method,
         config=dataclasses.asdict(detector.config),
         protocol=protocol,
-        plan=dataclasses.asdict(plan) if plan else {},
+        plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
         seed=seed,
         false_alarms=false_alarms,
         training_hash=data_hash(samples),
@@ -172,7 +175,7 @@ def _settings(
 
 def _learn(
     detector: Detector,
-    plan: Training | None,
+    plans: Sequence[Training],
     settings: RunSettings,
     training: Images,
     validation: Images,
@@ -180,12 +183,23 @@ def _learn(
 ) -> None:
     if isinstance(detector, FittedDetector):
         detector.fit(training.pixels, settings.seed)
-    if isinstance(detector, GradientDetector) and plan is not None:
-        precision: Precision = "bf16" if settings.precision == "bf16" else "fp32"
-        descent = Descent(detector, plan, seed=settings.seed, precision=precision, folder=folder.path)
-        folder.note(f"{plan.max_epochs} epochs in {precision} on {settings.device}, {settings.threads} threads")
-        best = descent.run(training.pixels, validation.pixels, progress=folder.verbose)
-        folder.note(f"kept epoch {best.epoch} of {descent.state.epoch}: validation loss {best.validation_loss:.5f}")
+    if isinstance(detector, GradientDetector):
+        epochs = " + ".join(str(plan.max_epochs) for plan in plans)
+        folder.note(f"{epochs} epochs in {settings.precision} on {settings.device}, {settings.threads} threads")
+        kept = descend(
+            detector,
+            plans,
+            seed=settings.seed,
+            precision="bf16" if settings.precision == "bf16" else "fp32",
+            folder=folder.path,
+            training=training.pixels,
+            validation=validation.pixels,
+            progress=folder.verbose,
+        )
+        for best in kept:
+            folder.note(f"{best.stage}: kept epoch {best.epoch}: validation loss {best.validation_loss:.5f}")
+        detector.eval()
+        detector.conclude(training.pixels, validation.pixels)
 
 
 def _conclude(
@@ -205,7 +219,7 @@ def _conclude(
         category=category,
         seed=settings.seed,
         protocol=settings.protocol,
-        training={**settings.plan, "precision": settings.precision, "device": settings.device},
+        training={"stages": settings.plan, "precision": settings.precision, "device": settings.device},
         images={
             "training": len(training),
             "validation": len(validation),

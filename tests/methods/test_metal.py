@@ -149,7 +149,7 @@ def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token
 
 
 def test_the_papers_protocol_is_section_4_2() -> None:
-    plan = Metal.plan("paper")
+    (plan,) = Metal(MetalConfig()).plan("paper")
     assert (plan.learning_rate, plan.batch_size, plan.max_epochs) == (1e-4, 64, 3000)
     assert (plan.schedule, plan.patience, plan.patience_from) == ("constant", 50, 500)
 

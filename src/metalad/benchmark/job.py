@@ -107,7 +107,7 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
         config,
         device,
         data={**hashes, **_counts(model, report)},
-        training={**model.header.training, **_epochs(work)},
+        training={**model.header.training, **_epochs(work, model.header.training["stages"])},
         parameters=_parameters(model.detector),
         metrics=_metrics(report),
         cost=_cost(log.seconds, evaluating, log.sessions, _gpu_memory(device)),
@@ -172,13 +172,15 @@ def _metrics(report: Report) -> dict[str, Any]:
     }
 
 
-def _epochs(work: Path) -> dict[str, Any]:
-    """Return how many epochs were trained and which was kept; nothing for a method with a closed form."""
+def _epochs(work: Path, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many epochs were trained and which was kept in the last stage; nothing where none were."""
     history = _history(work)
     if not history:
         return {}
-    best = min(history, key=lambda row: float(row["validation_loss"]))
-    return {"epochs": len(history), "kept_epoch": best["epoch"], "validation_loss": best["validation_loss"]}
+    last = [row for row in history if row["stage"] == history[-1]["stage"]]
+    keeps_last = stages[history[-1]["stage"]]["keep"] == "last"
+    kept = last[-1] if keeps_last else min(last, key=lambda row: float(row["validation_loss"]))
+    return {"epochs": len(history), "kept_epoch": kept["epoch"], "validation_loss": kept["validation_loss"]}
 
 
 def _history(work: Path) -> list[dict[str, Any]]:

@@ -87,6 +87,9 @@ def benchmark(
     with claimed(out / "runs" / f".{declared.name}.lock"):
         before = latest(read_rows(results))
         pending = [cell for cell in cells if cell.key not in before]
+        for cell in () if keep else cells:  # a kill between a row and the end of its folder leaves the folder
+            if cell.key in before:
+                shutil.rmtree(runs / cell.key, ignore_errors=True)
         places = locate(declared, pending, data)
         here = [cell for cell in pending if cell.category is None or places[cell.category].path]
         jobs = _jobs(declared, here, places, runs, threads, device)

@@ -20,6 +20,7 @@ from metalad.benchmark.run import RESULTS
 from metalad.benchmark.suites import suites
 from metalad.errors import ConfigError, MetaladError, RunError
 from metalad.files import write_text
+from metalad.methods import methods
 
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
 OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
@@ -39,7 +40,12 @@ class Line:
     paper: Published | None
 
     def values(self, metric: str) -> list[float]:
-        """Return a metric at the model's resolution from each row that has it."""
+        """Return a metric at the model's resolution from each row that has it.
+
+        A pixel metric of a method whose paper has no anomaly map would measure ours: it has none.
+        """
+        if metric.startswith("pixel_") and any(_image_level(row.method) for row in self.rows):
+            return []
         found = [row.metrics[self.scoring]["model"][metric] for row in self.rows]
         return [value for value in found if value is not None]
 
@@ -196,6 +202,10 @@ def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
     return "\n".join(textwrap.wrap(f"{LEGENDS[suite.table]}{'; '.join(parts)}.", WIDTH))
 
 
+def _image_level(method: str) -> bool:
+    return method in methods() and methods()[method].image_level
+
+
 def _commit(row: Row) -> str:
     if row.commit is None:
         return "commit unknown"
@@ -250,8 +260,8 @@ _COMMON = "Mean ± standard deviation over seeds; Δ: less the paper's number; s
 
 LEGENDS: Mapping[str, str] = {
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and in full, at the "
-    "model's resolution; the paper's number is compared with both, as it may be either. *image*: image AUROC. "
-    + _COMMON,
+    "model's resolution; the paper's number is compared with both, as it may be either. Methods whose papers judge "
+    "whole images have none. *image*: image AUROC. " + _COMMON,
     "image": "*image*: image AUROC. " + _COMMON,
     "parameters": "Δ: less the paper's number. Rows: ",
 }

@@ -20,11 +20,15 @@ GROUP = "metalad.methods"
 
 @dataclass(frozen=True)
 class Method:
-    """A method's name, one line on it, and where its detector class lies (`module:Class`)."""
+    """A method's name, one line on it, and where its detector class lies (`module:Class`).
+
+    image_level: its paper judges whole images; the anomaly map is metalad's own.
+    """
 
     name: str
     summary: str
     detector: str
+    image_level: bool = False
 
     def load(self) -> "type[Detector]":
         """Import the detector class."""

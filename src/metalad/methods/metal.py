@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
+from metalad.detector import DetectorConfig, Protocol
 from metalad.errors import ConfigError
 from metalad.gradient import Training
 from metalad.layers import Mask, MaskedEncoder, perceptron
 from metalad.losses import l1_ssim_loss
+from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
 
 Token = Literal["squares", "rows", "columns"]
@@ -67,7 +67,7 @@ class MetalConfig(DetectorConfig):
         return self.grid[0] * self.grid[1] // self.count(token)
 
 
-class Metal(GradientDetector):
+class Metal(Reconstructor):
     """MeTAL: one masked encoder a token shape, one decoder for all patches."""
 
     name = "metal"
@@ -93,12 +93,11 @@ class Metal(GradientDetector):
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
 
-    @classmethod
-    def plan(cls, protocol: Protocol) -> Training:
+    def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
         if protocol == "paper":
-            return Training(learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500)
-        return Training(learning_rate=5e-4, batch_size=16, steps=900, schedule="cosine")
+            return (Training(learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500),)
+        return (Training(learning_rate=5e-4, batch_size=16, steps=900, schedule="cosine"),)
 
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Rebuild every patch from the others; values are near [0, 1] but not clipped to it."""
@@ -112,11 +111,6 @@ class Metal(GradientDetector):
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
         return l1_ssim_loss(self.reconstruct(images), images)
-
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
-        """Return reconstruction minus image; its square, summed over colours, is the paper's error map."""
-        rebuilt = self.reconstruct(images)
-        return Evidence(rebuilt - images, rebuilt.clamp(0, 1))
 
     def _encode(
         self, token: Token, patches: Float[Tensor, "batch down across values"]

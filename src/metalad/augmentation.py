@@ -1,0 +1,44 @@
+"""Shifts, turns and flips of training images, drawn anew in every step from torch's own chance (resumable: seeded)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def augment(
+    images: Float[Tensor, "batch channels height width"],
+    *,
+    degrees: float = 0.0,
+    shift: float = 0.0,
+    flip: bool = False,
+) -> Float[Tensor, "batch channels height width"]:
+    """Return each image turned, shifted and mirrored by chance, as Bergmann et al. (CVPR 2019) augment objects.
+
+    What comes in at the border is the image's own mirror image.
+
+    Args:
+        images: a batch.
+        degrees: turn by up to so many, either way.
+        shift: move by up to this part of the side, either way.
+        flip: mirror half of the images left to right; only for things that have no left and right.
+    """
+    count, _, height, width = images.shape
+
+    def drawn(limit: float) -> Tensor:
+        return (2 * torch.rand(count, device=images.device) - 1) * limit
+
+    angle, across, down = drawn(math.radians(degrees)), drawn(2 * shift), drawn(2 * shift)
+    mirrored = torch.where(torch.rand(count, device=images.device) < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
+    cosine, sine, aspect = angle.cos(), angle.sin(), height / width
+    matrix = torch.stack(
+        [
+            torch.stack([mirrored * cosine, -sine * aspect, across], 1),
+            torch.stack([mirrored * sine / aspect, cosine, down], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
