@@ -112,6 +112,11 @@ def add_benchmark_options(parser: ArgumentParser) -> None:
         default=[],
         help="cells by the beginning of a key, or by a pattern for names such as 'bottle:*'",
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("default", "paper"),
+        help="paper: the cells trained as published, however long; by default those trained with the defaults",
+    )
     parser.add_argument("--list", dest="listing", action="store_true", help="list the cells and do nothing")
     parser.add_argument("--verify", metavar="ROW", help="run a row's cell again (line number or key) and compare")
     parser.add_argument("--tables", action="store_true", help="renew the tables in README.md and docs from the rows")

@@ -43,7 +43,18 @@ def test_a_cell_is_not_declared_twice() -> None:
     with pytest.raises(ValueError, match="declares twice"):
         Suite("twice", "", (grid, grid))
     with pytest.raises(ValueError, match="declares twice: bottle:one:0"):
-        Suite("names", "", (grid, replace(grid, protocol="paper")))
+        Suite("names", "", (grid, replace(grid, epochs=3)))
+
+
+def test_a_protocol_is_chosen_the_default_one_first() -> None:
+    grid = Grid((Configuration("one"),), ("bottle",), seeds=(0, 1))
+    both = Suite("both", "", (grid, replace(grid, protocol="paper")))
+    assert [cell.name for cell in both.chosen(())] == ["bottle:one:0", "bottle:one:1"]
+    assert [cell.name for cell in both.chosen((), "paper")] == ["bottle:one:0:paper", "bottle:one:1:paper"]
+    published = Suite("published", "", (replace(grid, protocol="paper"),))
+    assert published.chosen(()) == published.chosen((), "paper") == published.cells()
+    with pytest.raises(ConfigError, match="no cell of the protocol default"):
+        published.chosen((), "default")
 
 
 def test_cells_are_chosen_by_key_and_by_name() -> None:

@@ -1,5 +1,6 @@
 """The engine, with a stand-in for the jobs; real jobs are in the other files."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,8 +13,8 @@ from metalad.benchmark import job as doing
 from metalad.benchmark.declaration import Configuration, Grid, Suite
 from metalad.benchmark.jobs import Failure, Job
 from metalad.benchmark.machine import commit, machine, peak_memory, reset_peak_memory
-from metalad.benchmark.rows import Row, read_rows
-from metalad.benchmark.run import Outcome, benchmark
+from metalad.benchmark.rows import Row, append_row, read_rows
+from metalad.benchmark.run import Outcome, benchmark, known_rows
 from metalad.errors import ConfigError, RunError
 from tests.benchmark.material import SUITE, put_category, row_of
 
@@ -57,6 +58,42 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "out" / "runs" / "trial").iterdir()] == [outcome.failed[0][0].key]
     (tmp_path / "out" / "runs" / "trial" / outcome.failed[0][0].key).rmdir()
     assert [row.name for row in run(tmp_path, stand_in()).done] == ["cookie:one:1"]
+
+
+def test_a_row_of_the_same_cell_in_another_file_counts(tmp_path: Path) -> None:
+    append_row(tmp_path / "out" / "elsewhere.jsonl", row_of(SUITE.cells()[1], suite="elsewhere"))
+    outcome = run(tmp_path, stand_in())
+    assert [cell.name for cell in outcome.done_before] == ["cookie:one:1"]
+    assert len(outcome.done) == 3
+    assert set(known_rows(tmp_path / "out", SUITE)) == {cell.key for cell in SUITE.cells()}
+
+
+def test_what_a_kill_left_of_a_finished_cell_is_cleared(tmp_path: Path) -> None:
+    attempt = stand_in()
+    run(tmp_path, attempt)
+    left = tmp_path / "out" / "runs" / "trial" / SUITE.cells()[0].key
+    left.mkdir()
+    run(tmp_path, attempt)
+    assert not left.exists()
+
+
+def test_a_row_holds_some_fifty_losses_and_the_kept_epoch() -> None:
+    def lines(count: int, stage: str) -> list[dict[str, object]]:
+        return [
+            {"epoch": n, "training_loss": n / 2, "validation_loss": abs(n - 7.0), "stage": stage, "seconds": n}
+            for n in range(1, count + 1)
+        ]
+
+    history = lines(3, "teacher") + lines(1000, "train")
+    with mock.patch.object(doing, "_history", return_value=history):
+        best = doing._epochs(Path(), {"teacher": {"keep": "best"}, "train": {"keep": "best"}})
+        last = doing._epochs(Path(), {"teacher": {"keep": "best"}, "train": {"keep": "last"}})
+    assert (best["epochs"], best["kept_epoch"], best["validation_loss"]) == (1003, 7, 0.0)
+    assert (last["kept_epoch"], last["validation_loss"]) == (1000, 993.0)
+    epochs = [epoch for epoch, _, _ in best["losses"]]
+    assert 45 <= len(epochs) <= 55
+    assert epochs[-1] == 1000
+    assert len({b - a for a, b in itertools.pairwise(epochs[:-1])}) == 1
 
 
 def test_kept_work_stays(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from metalad.benchmark.declaration import Suite
 from metalad.benchmark.paper import IMAGES, PRODUCTS, TABLES, TEXTURES, column_of
 from metalad.benchmark.suites import suite_named, suites
 from metalad.errors import ConfigError
-from metalad.methods import method_named
+from metalad.methods import method_named, methods
 from metalad.settings import from_texts
 
 EVERY = list(suites().values())
@@ -31,10 +31,27 @@ def test_the_default_suite_is_what_was_promised() -> None:
 def test_table_3_holds_the_six_configurations_and_the_literal_mask() -> None:
     cells = [cell for cell in suite_named("table-3").cells() if cell.category == "bottle"]
     assert {cell.configuration.paper for cell in cells} == set(TABLES["Table 3"].columns)
-    assert sum("mask=zero-logit" in cell.configuration.settings for cell in cells) == 2
-    assert {cell.protocol for cell in cells} == {"paper"}
+    assert sum("mask=zero-logit" in cell.configuration.settings for cell in cells) == 2 * 2
+    assert {cell.protocol for cell in cells} == {"default", "paper"}
     depths = {cell.category: cell.configuration.settings[-1] for cell in suite_named("table-3").cells()}
     assert depths == dict.fromkeys(PRODUCTS, "depth=1") | dict.fromkeys(TEXTURES, "depth=2")
+
+
+def test_every_method_with_a_column_has_a_place_in_tables_4_and_5() -> None:
+    """What the paper compares itself with, and is here, is measured beside it."""
+    for name in ("table-4", "table-5"):
+        labels = {cell.configuration.label for cell in suite_named(name).cells()}
+        paper = f"Table {name[-1]}"
+        missing = {method for method in methods() if method != "metal" and column_of(paper, method)} - labels
+        assert not missing
+
+
+def test_what_two_suites_ask_for_is_done_once() -> None:
+    def keys(name: str) -> set[str]:
+        return {cell.key for cell in suite_named(name).cells()}
+
+    assert len(keys("ablation-mask") & keys("table-3")) == 2
+    assert len(keys("loss") & keys("table-3")) == 1
 
 
 def test_an_unknown_suite_names_those_there_are() -> None:

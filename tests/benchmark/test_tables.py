@@ -47,6 +47,26 @@ def test_seeds_are_averaged_and_compared_with_the_paper_in_both_readings() -> No
     assert cells_of(cable) == ["cable", "all", *["–"] * 9]
 
 
+def test_both_protocols_have_lines_of_their_own_where_they_were_trained() -> None:
+    grid = Grid((Configuration("one"), Configuration("two", settings=("depth=2",))), ("bottle",))
+    suite = Suite("trial", "", (grid, replace(grid, protocol="paper")), scorings=("raw",))
+    cells = {cell.name: cell for cell in suite.cells()}
+    rows = {cells[name].key: row_of(cells[name], value) for name, value in (("bottle:one:0", 0.1),)}
+    published = cells["bottle:one:0:paper"]
+    assert [cells_of(line)[1:6] for line in render(suite, rows).splitlines()[2:4]] == [
+        ["one", "default", "raw", "1", "0.100"],
+        ["two", "default", "–", "–", "–"],
+    ]
+    lines = render(suite, rows | {published.key: row_of(published, 0.2)}).splitlines()[2:5]
+    assert cells_of(lines[2])[1:6] == ["one", "as published", "raw", "1", "0.200"]
+
+
+def test_a_setting_younger_than_a_row_had_its_default_then() -> None:
+    first, second = PAPER.cells()[:2]
+    rows = {first.key: row_of(first, 0.2), second.key: row_of(second, 0.4, config={"depth": 1, "young": "default"})}
+    assert "0.300" in render(PAPER, rows)
+
+
 def test_the_two_readings_are_not_mixed() -> None:
     row = row_of(PAPER.cells()[0])
     metrics = {"raw": {"model": {"pixel_auroc_fpr30": 0.6, "pixel_auroc": 0.9, "image_auroc": None}}}
@@ -56,9 +76,11 @@ def test_the_two_readings_are_not_mixed() -> None:
 
 def test_head_ct_is_in_percent_and_parameters_in_millions() -> None:
     table_5 = suite_named("table-5")
-    rows = [row_of(cell, 0.8635) for cell in table_5.cells() if cell.configuration.label == "squares+rows"]
+    cells = [cell for cell in table_5.chosen(()) if cell.configuration.label == "squares+rows"]
+    rows = [row_of(cell, 0.8635) for cell in cells]
     line = render(table_5, {row.key: row for row in rows}).splitlines()[3]
-    assert cells_of(line)[:7] == ["headct", "squares+rows", "raw", "5", "86.35 ± 0.00", "86.32 ± 4.03", "+0.03"]
+    assert cells_of(line)[:3] == ["headct", "squares+rows", "default"]
+    assert cells_of(line)[3:8] == ["raw", "5", "86.35 ± 0.00", "86.32 ± 4.03", "+0.03"]
     table_6 = suite_named("table-6")
     row = row_of(table_6.cells()[0], metrics={}, training={})
     assert cells_of(render(table_6, {row.key: row}).splitlines()[2]) == ["metal, products", "17.86", "17.8", "+0.06"]

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from metalad.errors import ConfigError
 from metalad.layers import Mask
+from metalad.losses import ssim_map
 from metalad.methods.metal import Metal, MetalConfig, Token
 from metalad.settings import from_texts
 
@@ -146,6 +148,15 @@ def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token
         score, maps = Metal(config)(torch.rand(2, 3, *config.image_size))
     assert maps.shape == (2, *config.image_size)
     torch.testing.assert_close(score, maps.amax((1, 2)))
+
+
+def test_the_absolute_error_may_be_a_sum_as_eq_2_has_it() -> None:
+    model = small()
+    model.config = dataclasses.replace(model.config, absolute_error="sum")
+    images = torch.rand(2, 3, *model.config.image_size)
+    rebuilt = model.reconstruct(images)
+    per_image = (rebuilt - images).abs().sum((1, 2, 3))
+    torch.testing.assert_close(model.loss(images), per_image.mean() - ssim_map(rebuilt, images).mean())
 
 
 def test_the_papers_protocol_is_section_4_2() -> None:

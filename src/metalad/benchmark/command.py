@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalad.benchmark.declaration import Cell, Suite
-from metalad.benchmark.rows import latest, read_rows
-from metalad.benchmark.run import Outcome, benchmark, locate
+from metalad.benchmark.declaration import Cell, Protocol, Suite
+from metalad.benchmark.run import Outcome, benchmark, known_rows, locate
 from metalad.benchmark.suites import suite_named, suites
 from metalad.errors import ConfigError
 
@@ -34,7 +33,9 @@ def answer(*, listing: bool, tables: bool, verify: str | None, **keywords: Any) 
     if keywords["suite"] is None:
         return _suites()
     if listing:
-        return _list(suite_named(keywords["suite"]), keywords["only"], keywords["out"], keywords["data"])
+        return _list(
+            suite_named(keywords["suite"]), keywords["out"], keywords["data"], keywords["only"], keywords["protocol"]
+        )
     if verify is not None:
         return _verify(verify, **{name: keywords[name] for name in ("suite", "data", "out", "progress")})
     return _run(benchmark(**keywords))
@@ -58,9 +59,9 @@ def _suites() -> Answer:
     )
 
 
-def _list(suite: Suite, only: Sequence[str], out: Path, data: Path | None) -> Answer:
-    cells = suite.chosen(only)
-    rows = latest(read_rows(out / f"{suite.name}.jsonl"))
+def _list(suite: Suite, out: Path, data: Path | None, only: Sequence[str], protocol: Protocol | None) -> Answer:
+    cells = suite.chosen(only, protocol)
+    rows = known_rows(out, suite)
     absent = {name for name, place in locate(suite, cells, data).items() if place.path is None} if data else set()
 
     def state(cell: Cell) -> str:

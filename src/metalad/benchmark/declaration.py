@@ -59,8 +59,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What a reader calls it, such as `bottle:squares+rows:0`."""
-        return f"{self.category or 'parameters'}:{self.configuration.label}:{self.seed}"
+        """What a reader calls it, such as `bottle:squares+rows:0`, with `:paper` behind it if trained as published."""
+        protocol = ":paper" if self.protocol == "paper" else ""
+        return f"{self.category or 'parameters'}:{self.configuration.label}:{self.seed}{protocol}"
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,20 @@ class Suite:
         """Return all cells in the order of their declaration."""
         return tuple(cell for grid in self.grids for cell in grid.cells())
 
-    def chosen(self, only: Sequence[str]) -> tuple[Cell, ...]:
+    def chosen(self, only: Sequence[str], protocol: Protocol | None = None) -> tuple[Cell, ...]:
         """Return the cells that any of `only` means: the beginning of a key, or a pattern for names (`bottle:*`).
 
+        protocol: the one to train by; None: the default one, if the suite has any such cell.
+
         Raises:
-            ConfigError: one of them means no cell.
+            ConfigError: one of `only` means no cell, or there is none of the protocol.
         """
         cells = self.cells()
+        there = {cell.protocol for cell in cells}
+        wanted_protocol = protocol or ("default" if "default" in there else "paper")
+        if wanted_protocol not in there:
+            raise ConfigError(f"suite {self.name} has no cell of the protocol {wanted_protocol}; leave --protocol out")
+        cells = tuple(cell for cell in cells if cell.protocol == wanted_protocol)
         for wanted in only:
             if not any(_means(wanted, cell) for cell in cells):
                 raise ConfigError(

@@ -33,6 +33,9 @@ from metalad.report import Report
 from metalad.settings import from_json, from_texts
 from metalad.train import train
 
+MOST_LOSSES = 50
+"""About so many losses of a training are kept in a row."""
+
 
 def attempt(job: Job, *, progress: bool = False) -> Row | Failure:
     """Do the job; whatever goes wrong becomes a `Failure`, so that other jobs can go on."""
@@ -180,7 +183,15 @@ def _epochs(work: Path, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     last = [row for row in history if row["stage"] == history[-1]["stage"]]
     keeps_last = stages[history[-1]["stage"]]["keep"] == "last"
     kept = last[-1] if keeps_last else min(last, key=lambda row: float(row["validation_loss"]))
-    return {"epochs": len(history), "kept_epoch": kept["epoch"], "validation_loss": kept["validation_loss"]}
+    found = {"epochs": len(history), "kept_epoch": kept["epoch"], "validation_loss": kept["validation_loss"]}
+    return {**found, "losses": _thinned(last)}
+
+
+def _thinned(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    """Return (epoch, training loss, validation loss) of at most some fifty epochs, spread evenly, and of the last."""
+    step = max(1, len(history) // MOST_LOSSES)
+    kept = [*history[step - 1 : -1 : step], history[-1]]
+    return [(row["epoch"], round(row["training_loss"], 6), round(row["validation_loss"], 6)) for row in kept]
 
 
 def _history(work: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalad.benchmark.declaration import Cell, Suite
+from metalad.benchmark.declaration import Cell, Protocol, Suite
 from metalad.benchmark.jobs import Failure, Job, Needs, Results, in_processes, on_ray, one_by_one
 from metalad.benchmark.machine import commit
 from metalad.benchmark.paper import IMAGES
@@ -49,6 +49,7 @@ def benchmark(
     *,
     out: Path = RESULTS,
     only: Sequence[str] = (),
+    protocol: Protocol | None = None,
     workers: int | None = None,
     ray: str | None = None,
     threads: int = 2,
@@ -59,14 +60,15 @@ def benchmark(
 ) -> Outcome:
     """Do all cells of a suite that have no row yet, and append a row of each that succeeds to `out/SUITE.jsonl`.
 
-    It may be killed at any moment; called again, it goes on where it stopped, inside a cell too. A cell that fails
-    is named in the outcome and stops no other.
+    A row of the same cell in another suite's file counts, too. It may be killed at any moment; called again, it goes
+    on where it stopped, inside a cell too. A cell that fails is named in the outcome and stops no other.
 
     Args:
         suite: a shipped suite's name, or one declared in Python.
         data: the folder below which the categories lie; a category that is not there is named in the outcome.
         out: where rows are kept; cells in flight lie in `out/runs/SUITE/KEY`.
         only: cells to do, by the beginning of a key or a pattern for names (`bottle:*`); all by default.
+        protocol: `paper`: the cells trained as published, however long; None: those of the default protocol.
         workers: do so many cells at once, each in a process of its own; None: one by one in this process.
         ray: do the cells as tasks on Ray: the address of a cluster, or `local`; `workers` limits them.
         threads: of torch in each cell; the same number gives the same bits anywhere on one kind of machine.
@@ -81,11 +83,11 @@ def benchmark(
     """
     _check(workers, threads, memory)
     declared = suite_named(suite) if isinstance(suite, str) else suite
-    cells = declared.chosen(only)
+    cells = declared.chosen(only, protocol)
     results = out / f"{declared.name}.jsonl"
     runs = out / "runs" / declared.name
     with claimed(out / "runs" / f".{declared.name}.lock"):
-        before = latest(read_rows(results))
+        before = known_rows(out, declared)
         pending = [cell for cell in cells if cell.key not in before]
         for cell in () if keep else cells:  # a kill between a row and the end of its folder leaves the folder
             if cell.key in before:
@@ -104,6 +106,19 @@ def benchmark(
         failed=tuple(failed),
         absent=tuple((cell, places[cell.category]) for cell in pending if cell.category and cell not in here),
     )
+
+
+def known_rows(out: Path, suite: Suite) -> dict[str, Row]:
+    """Return the rows of a suite's cells by their keys: its own, or else another suite's of the same cell.
+
+    Raises:
+        RunError: rows cannot be read.
+    """
+    keys = {cell.key for cell in suite.cells()}
+    own = out / f"{suite.name}.jsonl"
+    others = sorted(path for path in out.glob("*.jsonl") if path != own)
+    borrowed = {row.key: row for path in others for row in read_rows(path) if row.key in keys}
+    return borrowed | latest(read_rows(own))
 
 
 def _collected(

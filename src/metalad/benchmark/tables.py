@@ -15,8 +15,8 @@ from pathlib import Path
 
 from metalad.benchmark.declaration import Configuration, ScoringName, Suite
 from metalad.benchmark.paper import TABLES, Published
-from metalad.benchmark.rows import Row, latest, read_rows
-from metalad.benchmark.run import RESULTS
+from metalad.benchmark.rows import Row
+from metalad.benchmark.run import RESULTS, known_rows
 from metalad.benchmark.suites import suites
 from metalad.errors import ConfigError, MetaladError, RunError
 from metalad.files import write_text
@@ -35,6 +35,7 @@ class Line:
 
     category: str
     label: str
+    protocol: str
     scoring: ScoringName
     rows: tuple[Row, ...]
     paper: Published | None
@@ -72,7 +73,8 @@ def render(suite: Suite, rows: Mapping[str, Row]) -> str:
     Raises:
         RunError: rows that would be averaged differ in more than their seed.
     """
-    columns = COLUMNS[suite.table]
+    both = len({cell.protocol for cell in suite.cells()}) > 1
+    columns = [column for column in COLUMNS[suite.table] if both or column != _TRAINED]
     lines = [[column(line) for _, column in columns] for line in _lines(suite, rows)]
     return f"{_markdown([title for title, _ in columns], lines)}\n{_caption(suite, rows)}\n"
 
@@ -103,7 +105,7 @@ def fill(text: str, results: Path, where: str) -> str:
             return f"{block[1]}{render_suites()}{block[4]}"
         if name not in suites():
             raise ConfigError(f"{where}: a table of {name!r}, which is no suite; there are: {', '.join(suites())}")
-        return f"{block[1]}{render(suites()[name], latest(read_rows(results / f'{name}.jsonl')))}{block[4]}"
+        return f"{block[1]}{render(suites()[name], known_rows(results, suites()[name]))}{block[4]}"
 
     return BLOCK.sub(renewed, text)
 
@@ -138,27 +140,33 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _lines(suite: Suite, rows: Mapping[str, Row]) -> Iterator[Line]:
     """Yield the lines in the order of declaration; a category without any row gets one for all configurations."""
-    groups: dict[str, dict[Configuration, list[Row]]] = {}
+    groups: dict[str, dict[tuple[Configuration, str], list[Row]]] = {}
     for cell in suite.cells():
-        group = groups.setdefault(cell.category or "", {}).setdefault(cell.configuration, [])
+        group = groups.setdefault(cell.category or "", {}).setdefault((cell.configuration, cell.protocol), [])
         if cell.key in rows:
             group.append(rows[cell.key])
     for category, configurations in groups.items():
         if len(configurations) > 1 and not any(configurations.values()):
-            yield Line(category, "all", suite.scorings[0], (), None)
+            yield Line(category, "all", "", suite.scorings[0], (), None)
             continue
-        for configuration, found in configurations.items():
+        measured = {configuration for (configuration, _), found in configurations.items() if found}
+        for (configuration, protocol), found in configurations.items():
+            if not found and (configuration in measured or protocol == "paper"):
+                continue  # one empty line for a configuration that nobody has trained by either protocol
             _see_that_only_seeds_differ(suite, category, configuration, found)
             paper = _paper(suite, configuration, category)
             for scoring in suite.scorings if found and suite.table != "parameters" else suite.scorings[:1]:
-                yield Line(category, configuration.label, scoring, tuple(found), paper)
+                yield Line(category, configuration.label, protocol, scoring, tuple(found), paper)
 
 
 def _see_that_only_seeds_differ(suite: Suite, category: str, configuration: Configuration, rows: list[Row]) -> None:
-    def sameness(row: Row) -> tuple[object, ...]:
-        return row.config, row.data.get("all")
+    def same(row: Row, other: Row) -> bool:
+        # A setting that is younger than one of the rows had its default then.
+        both = row.config.keys() & other.config.keys()
+        same_settings = all(row.config[name] == other.config[name] for name in both)
+        return same_settings and row.data.get("all") == other.data.get("all")
 
-    if any(sameness(row) != sameness(rows[0]) for row in rows):
+    if not all(same(row, rows[0]) for row in rows):
         raise RunError(
             f"suite {suite.name}: the rows of {category}, {configuration.label} differ in settings or images, not in "
             "their seed alone; remove the lines of the older ones to run their cells again"
@@ -221,9 +229,13 @@ def _machine(row: Row) -> str:
 
 Column = tuple[str, Callable[[Line], str]]
 
+_TRAINED: Column = ("trained", lambda line: {"paper": "as published", "default": "default"}.get(line.protocol, NOTHING))
+"""In suites that have both protocols."""
+
 _WHAT: tuple[Column, ...] = (
     ("category", lambda line: line.category),
     ("configuration", lambda line: line.label),
+    _TRAINED,
     ("score", lambda line: line.scoring if line.rows else NOTHING),
     ("seeds", lambda line: str(len(line.rows)) if line.rows else NOTHING),
 )

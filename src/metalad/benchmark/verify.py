@@ -113,7 +113,7 @@ def _path(row: Row, data: Path | None) -> str | None:
 
 
 def _cell(row: Row) -> Cell:
-    label = row.name.split(":", 1)[1].rsplit(":", 1)[0]
+    label = row.name.removesuffix(":paper").split(":", 1)[1].rsplit(":", 1)[0]
     configuration = Configuration(label, row.method, tuple(row.settings))
     return Cell(configuration, row.category, row.seed, "paper" if row.protocol == "paper" else "default", row.epochs)
 

@@ -16,7 +16,7 @@ from metalad.detector import DetectorConfig, Protocol
 from metalad.errors import ConfigError
 from metalad.gradient import Training
 from metalad.layers import Mask, MaskedEncoder, perceptron
-from metalad.losses import l1_ssim_loss
+from metalad.losses import l1_ssim_loss, mean_ssim
 from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
 
@@ -35,6 +35,7 @@ class MetalConfig(DetectorConfig):
     hidden_width: int = setting(1024, "hidden units of the embedding and decoding perceptrons")
     heads: int = setting(4, "attention heads")
     feed_forward_ratio: int = setting(2, "hidden units of a block's feed-forward part, in widths")
+    absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
@@ -110,7 +111,10 @@ class Metal(Reconstructor):
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
-        return l1_ssim_loss(self.reconstruct(images), images)
+        rebuilt = self.reconstruct(images)
+        if self.config.absolute_error == "sum":
+            return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
+        return l1_ssim_loss(rebuilt, images)
 
     def _encode(
         self, token: Token, patches: Float[Tensor, "batch down across values"]
