@@ -2,8 +2,9 @@
 
 Parsing needs argparse alone; a verb is imported when it runs, so that `--help` answers at once.
 
-Exit codes: 0 done; 1 `predict --fail-on-abnormal` found an abnormal image, or `benchmark` has a cell that failed or a
-row that does not hold; 2 bad input; 70 a bug in metalad; 130 Ctrl-C; 141 the reader of a pipe went away.
+Exit codes: 0 done; 1 `predict --fail-on-abnormal` found an abnormal image, `datasets` found a copy that is not whole,
+or `benchmark` has a cell that failed or a row that does not hold; 2 bad input; 70 a bug in metalad; 130 Ctrl-C; 141 the
+reader of a pipe went away.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from metalad.errors import printable
 from metalad.options import (
     add_benchmark_options,
+    add_datasets_options,
     add_demo_options,
     add_evaluate_options,
     add_methods_options,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from metalad.report import Report
 
 ABNORMAL_FOUND = 1
+NOT_WHOLE = 1
 
 NOT_PASSED_ON = {"verb", "version", "json", "quiet", "set", "fail_on_abnormal", "listing", "tables", "verify"}
 """Options that only the command line knows; all others are keywords of the verb's function."""
@@ -167,6 +170,19 @@ def _method_settings(options: Namespace) -> int:
     return 0
 
 
+def _datasets(options: Namespace) -> int:
+    from metalad.datasets import datasets
+
+    found = datasets(options.name, options.data)
+    if options.json:
+        every = [copy.to_json() for copy in found]
+        print_json(every if options.name is None else every[0])
+    else:
+        for copy in found:
+            print("\n".join(map(printable, copy.text().splitlines())))
+    return 0 if all(copy.is_whole for copy in found) else NOT_WHOLE
+
+
 def _demo(options: Namespace) -> int:
     from metalad.demo import demo
 
@@ -219,6 +235,13 @@ VERBS: Mapping[str, Verb] = {
         "examples:\n  metalad methods\n  metalad methods metal",
         add_methods_options,
         _methods,
+    ),
+    "datasets": Verb(
+        "list the data sets known by name, or check a copy of one",
+        "exits with 1 if the copy is not whole; nothing is downloaded.\n\n"
+        "examples:\n  metalad datasets\n  metalad datasets mvtec --data datasets",
+        add_datasets_options,
+        _datasets,
     ),
     "demo": Verb(
         "train and evaluate on photographs of cookies that ship with metalad",

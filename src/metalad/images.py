@@ -107,13 +107,15 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
     A JPEG mask is cut at half brightness instead, as its compression leaves faint noise in the black.
 
     Args:
-        path: the mask's file, of any kind that `read_image` reads.
+        path: the mask's file, of any kind that `read_image` reads, or a folder of masks: true where any is.
         size: height and width of the mask's image, or None to accept any.
 
     Raises:
         ImageError: as `read_image`.
-        DataError: the mask's size is not `size`.
+        DataError: the mask's size is not `size`, or a folder holds no masks or masks of several sizes.
     """
+    if path.is_dir():
+        return _read_masks(path, size)
     image = _decode(path)
     found = (image.height, image.width)
     if size is not None and found != tuple(size):
@@ -127,6 +129,13 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
     floor = 127 if image.format == "JPEG" else 0
     rgba = np.asarray(image.convert("RGBA"))
     return (rgba[:, :, :3] > floor).any(axis=2) & (rgba[:, :, 3] > 0)
+
+
+def _read_masks(folder: Path, size: tuple[int, int] | None) -> Bool[np.ndarray, "height width"]:
+    masks = [read_mask(path, size) for path in find_images(folder)]
+    if len({mask.shape for mask in masks}) != 1:
+        raise DataError(f"the folder {folder} must hold masks, all of one size; it holds {len(masks)}; copy it anew")
+    return np.array(np.logical_or.reduce(masks))
 
 
 def resize_image(

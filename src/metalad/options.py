@@ -78,6 +78,13 @@ def add_methods_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_datasets_options(parser: ArgumentParser) -> None:
+    """Add what `metalad datasets` takes."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one data set; without it, all are listed")
+    parser.add_argument("--data", metavar="ROOT", type=Path, help="check the copy of that set below this folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def add_demo_options(parser: ArgumentParser) -> None:
     """Add what `metalad demo` takes."""
     parser.add_argument(

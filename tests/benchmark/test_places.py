@@ -2,9 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from metalad.benchmark.places import find_places
+from metalad.benchmark.places import find_places, published_splits
+from metalad.data.published import Part
 from metalad.errors import DataError
 from tests.benchmark.material import put_category
+from tests.data.trees import TREES
+
+SCREW: dict[str, dict[Part, int]] = {"screw": {"train": 6, "test good": 2, "test abnormal": 2}}
 
 
 def test_a_category_is_found_by_its_folders_name_three_floors_below(tmp_path: Path) -> None:
@@ -23,11 +27,11 @@ def test_the_folder_given_may_be_the_category(tmp_path: Path) -> None:
 
 def test_a_part_of_a_published_category_is_absent_and_the_whole_one_is_preferred(tmp_path: Path) -> None:
     put_category(tmp_path / "a_part" / "screw", train=3)
-    part = find_places(tmp_path, ["screw"], {"screw": (6, 4)})["screw"]
+    part = find_places(tmp_path, ["screw"], SCREW)["screw"]
     assert part.path is None
-    assert "not the whole category: 3 + 4 images of 6 + 4" in part.reason
+    assert part.reason.endswith("screw is not the whole category: 3 of 6 train images are missing")
     whole = put_category(tmp_path / "whole" / "screw")
-    assert find_places(tmp_path, ["screw"], {"screw": (6, 4)})["screw"].path == whole
+    assert find_places(tmp_path, ["screw"], SCREW)["screw"].path == whole
     assert find_places(tmp_path, ["screw"], {})["screw"].path == tmp_path / "a_part" / "screw"
 
 
@@ -52,5 +56,23 @@ def test_no_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_what_lies_in_the_shared_folder_is_found(shared_data: Path) -> None:
     wanted = ["bottle", "magnetic_tile", "metal_plate", "cookie", "headct", "hazelnut"]
-    found = find_places(shared_data, wanted, {"bottle": (209, 83), "hazelnut": (391, 110)})
+    found = find_places(shared_data, wanted, published_splits(wanted))
     assert [name for name in wanted if found[name].path is None] == ["hazelnut"]
+    assert "62 of 70 test abnormal images are missing" in found["hazelnut"].reason
+
+
+def test_only_what_was_published_with_a_split_must_be_whole() -> None:
+    wanted = ["bottle", "btad/01", "magnetic_tile", "headct", "cookie", "Class1"]
+    assert list(published_splits(wanted)) == ["bottle", "btad/01"]
+
+
+def test_a_category_of_any_set_is_found_and_told_from_another_of_its_name(tmp_path: Path) -> None:
+    for name, tree in TREES.items():
+        tree.put(tmp_path / name)
+    put_category(tmp_path / "mine" / "03")
+    wanted = ["mvtec2/can", "breakfast_box", "candle", "btad/03", "mine/03", "ksdd", "mtd/magnetic_tile", "Class1"]
+    found = find_places(tmp_path, wanted, {})
+    expected = ["mvtec2/can", "loco/breakfast_box", "visa/candle", "btad/03", "mine/03", "ksdd", "mtd", "dagm/Class1"]
+    assert [found[name].path for name in wanted] == [tmp_path / place for place in expected]
+    whole = find_places(tmp_path, ["btad/03"], published_splits(["btad/03"]))["btad/03"]
+    assert "998 of 1,000 train images are missing" in whole.reason

@@ -34,7 +34,7 @@ class Configuration:
 class Cell:
     """One job: train a configuration on a category with a seed, and evaluate it.
 
-    category: None to count parameters only; nothing is trained then.
+    category: the name of its folder, or SET/CATEGORY; None to count parameters only; nothing is trained then.
     epochs: instead of the protocol's number.
     """
 
@@ -90,7 +90,7 @@ class Suite:
     table: `pixel` metrics, `image` AUROC in percent, or numbers of `parameters`.
     scorings: those that the table shows, a line each.
     paper_table: the paper's table to compare with; see `metalad.benchmark.paper`.
-    whole: a category must have as many images as were published; a part of it counts as absent.
+    whole: a category that was published with a split must have as many images; a part of it counts as absent.
 
     Raises:
         ValueError: two cells are the same, or have the same name.

@@ -8,6 +8,8 @@ Table 6: millions of parameters. Table 4 mixes configurations of Table 3 and dis
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from metalad.data.published import plain
+
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 PRODUCTS = (
     "bottle",
@@ -21,25 +23,6 @@ PRODUCTS = (
     "transistor",
     "zipper",
 )
-
-IMAGES: Mapping[str, tuple[int, int]] = {
-    "carpet": (280, 117),
-    "grid": (264, 78),
-    "leather": (245, 124),
-    "tile": (230, 117),
-    "wood": (247, 79),
-    "bottle": (209, 83),
-    "cable": (224, 150),
-    "capsule": (219, 132),
-    "hazelnut": (391, 110),
-    "metal_nut": (220, 115),
-    "pill": (267, 167),
-    "screw": (320, 160),
-    "toothbrush": (60, 42),
-    "transistor": (213, 100),
-    "zipper": (240, 151),
-}
-"""Images to train on and to test on of each whole category: MVTec AD, Table 1 (Bergmann et al. 2019)."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +136,3 @@ def column_of(table: str, method: str) -> str | None:
     name = plain(method)
     wanted = {name, _OTHER_NAMES.get(name, name)}
     return next((column for column in TABLES[table].columns if plain(column) in wanted), None)
-
-
-def plain(name: str) -> str:
-    """Return a name without case, spaces and hyphens, by which different spellings agree."""
-    return "".join(character for character in name.lower() if character.isalnum())

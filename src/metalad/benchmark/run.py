@@ -11,8 +11,7 @@ from typing import Any
 from metalad.benchmark.declaration import Cell, Protocol, Suite
 from metalad.benchmark.jobs import Failure, Job, Needs, Results, in_processes, on_ray, one_by_one
 from metalad.benchmark.machine import commit
-from metalad.benchmark.paper import IMAGES
-from metalad.benchmark.places import Place, find_places
+from metalad.benchmark.places import Place, find_places, published_splits
 from metalad.benchmark.rows import Row, append_row, claimed, latest, read_rows
 from metalad.benchmark.suites import suite_named
 from metalad.errors import ConfigError
@@ -152,7 +151,7 @@ def locate(suite: Suite, cells: Sequence[Cell], data: Path | None) -> dict[str, 
         raise ConfigError(
             f"suite {suite.name} needs images ({', '.join(categories)}); give --data, the folder around them"
         )
-    return find_places(data, categories, IMAGES if suite.whole else {})
+    return find_places(data, categories, published_splits(categories) if suite.whole else {})
 
 
 def _check(workers: int | None, threads: int, memory: float) -> None:

@@ -176,7 +176,7 @@ def _see_that_only_seeds_differ(suite: Suite, category: str, configuration: Conf
 def _paper(suite: Suite, configuration: Configuration, category: str) -> Published | None:
     if suite.paper_table is None or configuration.paper is None:
         return None
-    return TABLES[suite.paper_table].number(category or "parameters", configuration.paper)
+    return TABLES[suite.paper_table].number(category.rpartition("/")[2] or "parameters", configuration.paper)
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

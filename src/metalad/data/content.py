@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metalad.data.sample import Sample
 from metalad.errors import ImageError
+from metalad.images import find_images
 
 
 def data_hash(samples: Sequence[Sample]) -> str:
@@ -36,11 +37,14 @@ def data_hash(samples: Sequence[Sample]) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """SHA-256 of a file's bytes, in hexadecimal; of a folder of masks, over its images' names and bytes.
 
     Raises:
         ImageError: the file cannot be read.
     """
+    if path.is_dir():
+        lines = [f"{file.relative_to(path).as_posix()}\n{content_hash(file)}\n" for file in find_images(path)]
+        return hashlib.sha256(b"".join(map(os.fsencode, lines))).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

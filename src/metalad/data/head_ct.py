@@ -1,16 +1,14 @@
 """Images labelled in a CSV file, as in the Head CT haemorrhage data (F. Kitamura): read it, then split."""
 
-import csv
 from pathlib import Path
 
-from metalad.data.content import content_keys
+from metalad.data.listing import in_order, read_rows
 from metalad.data.sample import GOOD, Sample
-from metalad.data.splitting import choose
+from metalad.data.splitting import hold_out
 from metalad.errors import DataError
 from metalad.images import find_images
 
 LABELS = "labels.csv"
-_TEST_SHARE = 0.2  # of the good images: 80 of Head CT's 100 train, 20 test beside the 100 abnormal
 _NO_DEFECT_NAMES = frozenset({"", GOOD, "class", "label", "target"})
 
 
@@ -29,22 +27,12 @@ def read_labelled(root: Path, seed: int) -> tuple[tuple[Sample, ...], tuple[Samp
     abnormal = [sample for sample in samples if sample.abnormal]
     if len(good) < 2:
         raise DataError(f"{root / LABELS} labels {len(good)} images good (0), but at least 2 are needed")
-    keys = content_keys([sample.path for sample in good + abnormal])
-    # A good image whose copy is labelled abnormal must be tested on, as the abnormal ones are.
-    tested = {index for index, key in enumerate(keys[: len(good)]) if key in keys[len(good) :]}
-    free = [index for index in range(len(good)) if index not in tested]
-    count = max(round(_TEST_SHARE * len(good)) - len(tested), 0)
-    tested |= {free[index] for index in choose([keys[index] for index in free], count, seed)}
-    train = tuple(sample for index, sample in enumerate(good) if index not in tested)
-    if not train:
-        raise DataError(f"the good images of {root / LABELS} are copies of one another or of abnormal ones")
-    test = abnormal + [good[index] for index in sorted(tested)]
-    return train, tuple(sorted(test, key=lambda sample: sample.path.as_posix()))
+    return hold_out(good, abnormal, seed, root / LABELS)
 
 
 def _read_samples(root: Path) -> list[Sample]:
     listing = root / LABELS
-    rows = _read_rows(listing)
+    rows = read_rows(listing, "id,abnormal")
     defect = _defect_name(listing, rows[0][1])
     images = _index_images(root)
     samples: dict[Path, Sample] = {}
@@ -57,21 +45,7 @@ def _read_samples(root: Path) -> list[Sample]:
             raise DataError(f"{where}: {path.name} was listed before; remove one of the two")
         abnormal = row[1] == "1"
         samples[path] = Sample(path, abnormal, defect if abnormal else GOOD)
-    return sorted(samples.values(), key=lambda sample: sample.path.as_posix())
-
-
-def _read_rows(listing: Path) -> list[tuple[int, list[str]]]:
-    """The lines that are not blank, numbered from 1, their fields stripped."""
-    try:
-        with listing.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            stripped = ((reader.line_num, [field.strip() for field in row]) for row in reader)
-            rows = [(line, row) for line, row in stripped if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {listing}: {error}; it must be a CSV file in UTF-8") from error
-    if len(rows) < 2:
-        raise DataError(f"{listing} lists no images; it needs a heading such as id,abnormal and a line for each")
-    return rows
+    return list(in_order(samples.values()))
 
 
 def _defect_name(listing: Path, heading: list[str]) -> str:

@@ -8,7 +8,10 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file; `defect` is "good" or the kind of defect, `mask` its ground truth, if there is one."""
+    """One image file; `defect` is "good" or the kind of defect.
+
+    mask: its ground truth, if there is one: a file, or a folder of several that are one mask together.
+    """
 
     path: Path
     abnormal: bool
@@ -23,10 +26,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Category:
-    """The images of one kind of thing; `layout` is "mvtec", "folder" or "head-ct", `train` is all good."""
+    """The images of one kind of thing.
+
+    layout: how its folder is laid out, as `read_category` names it.
+    train: all good.
+    validation: good images that the set's authors set aside; counted and not used, as `train` is split anew.
+    left_out: abnormal images among those published to train on; counted and not used.
+    """
 
     name: str
     root: Path
     layout: str
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    validation: tuple[Sample, ...] = ()
+    left_out: tuple[Sample, ...] = ()

@@ -2,10 +2,37 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from metalad.data.content import content_keys
+from metalad.data.listing import in_order
 from metalad.data.sample import Sample
 from metalad.errors import DataError
+
+_TEST_SHARE = 0.2  # of the good images: 80 of Head CT's 100 train, 20 test beside the 100 abnormal
+
+
+def hold_out(
+    good: Sequence[Sample], abnormal: Sequence[Sample], seed: int, source: Path
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Split images that were published without a split into (train, test), the test in the order of its paths.
+
+    A fifth of the good images, chosen by `seed`, and all abnormal ones are for the test. Identical files go to the
+    same side.
+
+    Raises:
+        DataError: the good images are copies of one another or of abnormal ones; `source` is where they come from.
+    """
+    keys = content_keys([sample.path for sample in (*good, *abnormal)])
+    # A good image whose copy is labelled abnormal must be tested on, as the abnormal ones are.
+    tested = {index for index, key in enumerate(keys[: len(good)]) if key in keys[len(good) :]}
+    free = [index for index in range(len(good)) if index not in tested]
+    count = max(round(_TEST_SHARE * len(good)) - len(tested), 0)
+    tested |= {free[index] for index in choose([keys[index] for index in free], count, seed)}
+    train = tuple(sample for index, sample in enumerate(good) if index not in tested)
+    if good and not train:
+        raise DataError(f"the good images of {source} are copies of one another or of abnormal ones")
+    return train, in_order((*abnormal, *(good[index] for index in sorted(tested))))
 
 
 def split_validation(

@@ -1,0 +1,272 @@
+"""The layouts that published data sets have of their own, each recognized by its folders and read as it was published.
+
+Abnormal images among those published to train on are left out of training, and are not tested on either.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from metalad.data.listing import (
+    good_samples,
+    images_in,
+    in_order,
+    mask_files,
+    mask_folders,
+    read_rows,
+    samples_by_defect,
+    subfolders,
+)
+from metalad.data.sample import GOOD, Sample
+from metalad.data.splitting import hold_out
+from metalad.errors import DataError
+from metalad.images import read_mask
+
+DEFECT = "defect"
+VISA_SPLIT = Path("split_csv", "1cls.csv")
+_VISA_HEADING = ["object", "split", "label", "image", "mask"]
+_KOLEKTOR_ITEM = re.compile(r"kos\d+")
+_TILES = "MT_"
+
+
+class Listing(NamedTuple):
+    """The samples of a category; see `Category`."""
+
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    validation: tuple[Sample, ...] = ()
+    left_out: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class OwnLayout:
+    """A layout's name, whether a folder has it, and how to list it: by a seed, where no split was published."""
+
+    name: str
+    fits: Callable[[Path], bool]
+    read: Callable[[Path, int], Listing]
+
+
+def own_layout(root: Path) -> OwnLayout | None:
+    """Return the layout of its own that a category's folder has, if any.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return next((layout for layout in _LAYOUTS if layout.fits(root)), None)
+
+
+# MVTec AD 2: train/good, validation/good, test_public/{good,bad}, test_public/ground_truth/bad/STEM_mask.png
+
+
+def _is_mvtec_2(root: Path) -> bool:
+    return (root / "test_public").is_dir()
+
+
+def _read_mvtec_2(root: Path, _: int) -> Listing:
+    test, truth = root / "test_public", "ground_truth"
+    return Listing(
+        good_samples(images_in(root / "train" / GOOD)),
+        samples_by_defect(test, lambda defect: mask_files(test / truth / defect), apart=truth),
+        good_samples(images_in(root / "validation" / GOOD)),
+    )
+
+
+# MVTec LOCO AD: as MVTec AD, but validation/good, and a folder of masks for each image, ground_truth/DEFECT/STEM
+
+
+def _is_loco(root: Path) -> bool:
+    return any((root / "test" / f"{kind}_anomalies").is_dir() for kind in ("logical", "structural"))
+
+
+def _read_loco(root: Path, _: int) -> Listing:
+    return Listing(
+        good_samples(images_in(root / "train" / GOOD)),
+        samples_by_defect(root / "test", lambda defect: mask_folders(root / "ground_truth" / defect)),
+        good_samples(images_in(root / "validation" / GOOD)),
+    )
+
+
+# BTAD: train/ok, test/{ok,ko}, ground_truth/ko
+
+
+def _is_btad(root: Path) -> bool:
+    return (root / "train" / "ok").is_dir() or all((root / "test" / name).is_dir() for name in ("ok", "ko"))
+
+
+def _read_btad(root: Path, _: int) -> Listing:
+    return Listing(
+        good_samples(images_in(root / "train" / "ok")),
+        samples_by_defect(root / "test", lambda defect: mask_files(root / "ground_truth" / defect), good="ok"),
+    )
+
+
+# VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly; beside the category split_csv/1cls.csv says what to train on
+
+
+def _is_visa(root: Path) -> bool:
+    return any((root / "Data" / "Images" / name).is_dir() for name in ("Normal", "Anomaly"))
+
+
+def _read_visa(root: Path, _: int) -> Listing:
+    root = root.absolute()
+    split = root.parent / VISA_SPLIT
+    if not split.is_file():
+        raise DataError(
+            f"no file {split}, which says which images of {root.name} to train on; it comes with VisA: put it there"
+        )
+    rows = read_rows(split, ",".join(_VISA_HEADING))
+    if rows[0][1] != _VISA_HEADING:
+        raise DataError(f"{split}, line 1: needs the heading {','.join(_VISA_HEADING)}; found {','.join(rows[0][1])}")
+    here = set(images_in(root / "Data"))
+    train: list[Sample] = []
+    test: list[Sample] = []
+    for line, row in rows[1:]:
+        if row[0] != root.name:
+            continue
+        _require_visa_row(f"{split}, line {line}", row)
+        abnormal = row[2] == "anomaly"
+        image, mask = (root.parent / name if name else None for name in row[3:])
+        if image in here:  # a part of the category is a part; how much is missing, `datasets` says
+            sample = Sample(image, abnormal, "anomaly" if abnormal else GOOD, mask if mask in here else None)
+            (train if row[1] == "train" else test).append(sample)
+    return Listing(in_order(train), in_order(test))
+
+
+def _require_visa_row(where: str, row: Sequence[str]) -> None:
+    fits = len(row) == len(_VISA_HEADING) and row[1] in ("train", "test") and row[2] in ("normal", "anomaly")
+    if not fits or row[1:3] == ["train", "anomaly"]:
+        raise DataError(
+            f"{where}: needs train or test, normal or anomaly (tested on only), an image and its mask or nothing; "
+            f"found {','.join(row)}"
+        )
+
+
+# KolektorSDD: kosNN/PartN.jpg, PartN_label.bmp; the label is black where there is no defect
+
+
+def _is_kolektor(root: Path) -> bool:
+    return any(_KOLEKTOR_ITEM.fullmatch(name) for name in subfolders(root))
+
+
+def _read_kolektor(root: Path, seed: int) -> Listing:
+    items = [root / name for name in subfolders(root) if _KOLEKTOR_ITEM.fullmatch(name)]
+    paths = [path for item in items for path in images_in(item)]
+    return _split(root, _told_by_masks(paths, "_label", ".bmp"), seed)
+
+
+# KolektorSDD2: {train,test}/NNNNN.png, NNNNN_GT.png; the mask is black where there is no defect
+
+
+def _is_kolektor_2(root: Path) -> bool:
+    folders = [root / name for name in ("train", "test") if (root / name).is_dir()]
+    return any(path.name.endswith("_GT.png") for folder in folders for path in folder.iterdir())
+
+
+def _read_kolektor_2(root: Path, _: int) -> Listing:
+    train, test = (_told_by_masks(images_in(root / name), "_GT", ".png") for name in ("train", "test"))
+    return Listing(_good(train), test, left_out=_abnormal(train))
+
+
+# Magnetic tile defects: MT_DEFECT/Imgs/STEM.jpg, its mask beside it as STEM.png; MT_Free is good
+
+
+def _is_tiles(root: Path) -> bool:
+    return any(name.startswith(_TILES) and (root / name / "Imgs").is_dir() for name in subfolders(root))
+
+
+def _read_tiles(root: Path, seed: int) -> Listing:
+    samples: list[Sample] = []
+    for name in subfolders(root):
+        paths = images_in(root / name / "Imgs") if name.startswith(_TILES) else []
+        masks = {path for path in paths if path.suffix == ".png"}
+        defect = GOOD if name == "MT_Free" else name.removeprefix(_TILES).lower()
+        for path in paths:
+            mask = path.with_suffix(".png")
+            if path not in masks:
+                known = mask if defect != GOOD and mask in masks else None
+                samples.append(Sample(path, defect != GOOD, defect, known))
+    return _split(root, samples, seed)
+
+
+# DAGM 2007: {Train,Test}/NNNN.PNG, {Train,Test}/Label/NNNN_label.PNG of abnormal images, and Label/Labels.txt
+
+
+def _is_dagm(root: Path) -> bool:
+    # By exact names, which a file system that ignores case would not compare.
+    return any((root / name / "Label").is_dir() for name in subfolders(root) if name in ("Train", "Test"))
+
+
+def _read_dagm(root: Path, _: int) -> Listing:
+    train, test = (_read_dagm_part(root / name) for name in ("Train", "Test"))
+    return Listing(_good(train), test, left_out=_abnormal(train))
+
+
+def _read_dagm_part(folder: Path) -> tuple[Sample, ...]:
+    masks, listed = mask_files(folder / "Label"), _listed_as_abnormal(folder / "Label" / "Labels.txt")
+    samples = []
+    for path in images_in(folder):
+        if path.parent == folder:
+            mask = masks.get(f"{path.stem}_label")
+            abnormal = mask is not None or path.name.lower() in listed
+            samples.append(Sample(path, abnormal, DEFECT if abnormal else GOOD, mask))
+    return tuple(samples)
+
+
+def _listed_as_abnormal(labels: Path) -> frozenset[str]:
+    """The names of images that the list calls abnormal: number, 1 (abnormal) or 0, image; some copies lack the list."""
+    if not labels.is_file():
+        return frozenset()
+    rows = [line.split() for line in labels.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return frozenset(row[2].lower() for row in rows if len(row) > 2 and row[1] == "1")
+
+
+def _good(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    return tuple(sample for sample in samples if not sample.abnormal)
+
+
+def _abnormal(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    return tuple(sample for sample in samples if sample.abnormal)
+
+
+def _split(root: Path, samples: Sequence[Sample], seed: int) -> Listing:
+    return Listing(*hold_out(_good(samples), _abnormal(samples), seed, root))
+
+
+def _told_by_masks(paths: Sequence[Path], ending: str, suffix: str) -> tuple[Sample, ...]:
+    """Make samples of images that all have a mask beside them; only the mask says whether they are good.
+
+    Raises:
+        DataError: an image has no mask beside it, or a mask cannot be read.
+    """
+    present = set(paths)
+    images = [path for path in paths if not path.stem.endswith(ending)]
+    masks = [path.with_name(f"{path.stem}{ending}{suffix}") for path in images]
+    for path, mask in zip(images, masks, strict=True):
+        if mask not in present:
+            raise DataError(f"no mask {mask.name} beside {path}, so nobody knows whether it is good; copy the set anew")
+    with ThreadPoolExecutor() as pool:
+        abnormal = list(pool.map(_marks_a_defect, masks))
+    return tuple(
+        Sample(path, True, DEFECT, mask) if bad else Sample(path, False, GOOD)
+        for path, mask, bad in zip(images, masks, abnormal, strict=True)
+    )
+
+
+def _marks_a_defect(mask: Path) -> bool:
+    return bool(read_mask(mask).any())
+
+
+_LAYOUTS = (
+    OwnLayout("mvtec-ad-2", _is_mvtec_2, _read_mvtec_2),
+    OwnLayout("mvtec-loco", _is_loco, _read_loco),
+    OwnLayout("btad", _is_btad, _read_btad),
+    OwnLayout("visa", _is_visa, _read_visa),
+    OwnLayout("kolektor-sdd", _is_kolektor, _read_kolektor),
+    OwnLayout("kolektor-sdd2", _is_kolektor_2, _read_kolektor_2),
+    OwnLayout("magnetic-tile", _is_tiles, _read_tiles),
+    OwnLayout("dagm", _is_dagm, _read_dagm),
+)
