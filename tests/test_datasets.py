@@ -1,6 +1,7 @@
 """Data sets by name: a whole copy is whole, and what another lacks is named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,20 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         datasets("unicorn", tmp_path)
     with pytest.raises(DataError, match="no folder"):
         datasets("mvtec", tmp_path / "nowhere")
+
+
+def test_the_page_tells_every_set_as_it_is_declared() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[:4] for line in page.splitlines() if re.match(r"\| `\w+` \| ", line)]
+    assert rows == [
+        [
+            f"| `{data_set.name}`",
+            data_set.title,
+            str(len(data_set.categories)),
+            ", ".join(f"{part} {count:,}" for part, count in data_set.counts.items()),
+        ]
+        for data_set in DATA_SETS
+    ]
 
 
 # The command line

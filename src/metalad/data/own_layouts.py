@@ -32,6 +32,10 @@ _KOLEKTOR_ITEM = re.compile(r"kos\d+")
 _TILES = "MT_"
 
 
+Folders = Sequence[str]
+"""The names of the folders in a category's folder, exactly as written, even where the file system ignores case."""
+
+
 class Listing(NamedTuple):
     """The samples of a category; see `Category`."""
 
@@ -43,10 +47,14 @@ class Listing(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnLayout:
-    """A layout's name, whether a folder has it, and how to list it: by a seed, where no split was published."""
+    """A layout of its own.
+
+    fits: whether a folder with such subfolders has it.
+    read: how to list it; by a seed, where no split was published.
+    """
 
     name: str
-    fits: Callable[[Path], bool]
+    fits: Callable[[Path, Folders], bool]
     read: Callable[[Path, int], Listing]
 
 
@@ -56,14 +64,15 @@ def own_layout(root: Path) -> OwnLayout | None:
     Raises:
         OSError: the folder cannot be read.
     """
-    return next((layout for layout in _LAYOUTS if layout.fits(root)), None)
+    folders = subfolders(root)
+    return next((layout for layout in _LAYOUTS if layout.fits(root, folders)), None)
 
 
 # MVTec AD 2: train/good, validation/good, test_public/{good,bad}, test_public/ground_truth/bad/STEM_mask.png
 
 
-def _is_mvtec_2(root: Path) -> bool:
-    return (root / "test_public").is_dir()
+def _is_mvtec_2(_: Path, folders: Folders) -> bool:
+    return "test_public" in folders
 
 
 def _read_mvtec_2(root: Path, _: int) -> Listing:
@@ -78,7 +87,7 @@ def _read_mvtec_2(root: Path, _: int) -> Listing:
 # MVTec LOCO AD: as MVTec AD, but validation/good, and a folder of masks for each image, ground_truth/DEFECT/STEM
 
 
-def _is_loco(root: Path) -> bool:
+def _is_loco(root: Path, _: Folders) -> bool:
     return any((root / "test" / f"{kind}_anomalies").is_dir() for kind in ("logical", "structural"))
 
 
@@ -93,7 +102,7 @@ def _read_loco(root: Path, _: int) -> Listing:
 # BTAD: train/ok, test/{ok,ko}, ground_truth/ko
 
 
-def _is_btad(root: Path) -> bool:
+def _is_btad(root: Path, _: Folders) -> bool:
     return (root / "train" / "ok").is_dir() or all((root / "test" / name).is_dir() for name in ("ok", "ko"))
 
 
@@ -107,7 +116,7 @@ def _read_btad(root: Path, _: int) -> Listing:
 # VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly; beside the category split_csv/1cls.csv says what to train on
 
 
-def _is_visa(root: Path) -> bool:
+def _is_visa(root: Path, _: Folders) -> bool:
     return any((root / "Data" / "Images" / name).is_dir() for name in ("Normal", "Anomaly"))
 
 
@@ -148,8 +157,8 @@ def _require_visa_row(where: str, row: Sequence[str]) -> None:
 # KolektorSDD: kosNN/PartN.jpg, PartN_label.bmp; the label is black where there is no defect
 
 
-def _is_kolektor(root: Path) -> bool:
-    return any(_KOLEKTOR_ITEM.fullmatch(name) for name in subfolders(root))
+def _is_kolektor(_: Path, folders: Folders) -> bool:
+    return any(_KOLEKTOR_ITEM.fullmatch(name) for name in folders)
 
 
 def _read_kolektor(root: Path, seed: int) -> Listing:
@@ -161,9 +170,9 @@ def _read_kolektor(root: Path, seed: int) -> Listing:
 # KolektorSDD2: {train,test}/NNNNN.png, NNNNN_GT.png; the mask is black where there is no defect
 
 
-def _is_kolektor_2(root: Path) -> bool:
-    folders = [root / name for name in ("train", "test") if (root / name).is_dir()]
-    return any(path.name.endswith("_GT.png") for folder in folders for path in folder.iterdir())
+def _is_kolektor_2(root: Path, folders: Folders) -> bool:
+    parts = [root / name for name in ("train", "test") if name in folders]
+    return any(path.name.endswith("_GT.png") for part in parts for path in part.iterdir())
 
 
 def _read_kolektor_2(root: Path, _: int) -> Listing:
@@ -174,8 +183,8 @@ def _read_kolektor_2(root: Path, _: int) -> Listing:
 # Magnetic tile defects: MT_DEFECT/Imgs/STEM.jpg, its mask beside it as STEM.png; MT_Free is good
 
 
-def _is_tiles(root: Path) -> bool:
-    return any(name.startswith(_TILES) and (root / name / "Imgs").is_dir() for name in subfolders(root))
+def _is_tiles(root: Path, folders: Folders) -> bool:
+    return any(name.startswith(_TILES) and (root / name / "Imgs").is_dir() for name in folders)
 
 
 def _read_tiles(root: Path, seed: int) -> Listing:
@@ -195,9 +204,8 @@ def _read_tiles(root: Path, seed: int) -> Listing:
 # DAGM 2007: {Train,Test}/NNNN.PNG, {Train,Test}/Label/NNNN_label.PNG of abnormal images, and Label/Labels.txt
 
 
-def _is_dagm(root: Path) -> bool:
-    # By exact names, which a file system that ignores case would not compare.
-    return any((root / name / "Label").is_dir() for name in subfolders(root) if name in ("Train", "Test"))
+def _is_dagm(root: Path, folders: Folders) -> bool:
+    return any((root / name / "Label").is_dir() for name in folders if name in ("Train", "Test"))
 
 
 def _read_dagm(root: Path, _: int) -> Listing:
