@@ -17,6 +17,7 @@ from metalad.benchmark.declaration import Configuration, ScoringName, Suite
 from metalad.benchmark.paper import TABLES, Published
 from metalad.benchmark.rows import Row
 from metalad.benchmark.run import RESULTS, known_rows
+from metalad.benchmark.studies import FOLDER, PREFIX, read_study, study_cells, study_origin, study_path
 from metalad.benchmark.suites import suites
 from metalad.errors import ConfigError, MetaladError, RunError
 from metalad.files import write_text
@@ -89,7 +90,7 @@ def fill(text: str, results: Path, where: str) -> str:
     """Return a page with each of its tables made anew from the rows in `results`.
 
     Args:
-        text: the page; a block named `suites` gets the list of suites.
+        text: the page; a block named `suites` gets the list of suites, one named `study:NAME` a study's findings.
         results: the folder of rows.
         where: the page's name, for errors.
 
@@ -103,11 +104,22 @@ def fill(text: str, results: Path, where: str) -> str:
         name = block[2]
         if name == SUITES:
             return f"{block[1]}{render_suites()}{block[4]}"
+        if name.startswith(PREFIX):
+            return f"{block[1]}{_render_study(results, name.removeprefix(PREFIX), where)}{block[4]}"
         if name not in suites():
             raise ConfigError(f"{where}: a table of {name!r}, which is no suite; there are: {', '.join(suites())}")
         return f"{block[1]}{render(suites()[name], known_rows(results, suites()[name]))}{block[4]}"
 
     return BLOCK.sub(renewed, text)
+
+
+def _render_study(results: Path, name: str, where: str) -> str:
+    findings = read_study(results, name)
+    if not findings:
+        raise ConfigError(f"{where}: a table of the study {name!r}, but there is no {study_path(results, name)}")
+    header, *lines = study_cells(findings)
+    origin = "\n".join(textwrap.wrap(f"`{FOLDER}/{name}.jsonl`; {study_origin(findings)}.", WIDTH))
+    return f"{_markdown(header, lines)}\n{origin}\n"
 
 
 def drifted(root: Path, results: Path) -> dict[Path, str]:
