@@ -14,6 +14,7 @@ from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.metal import MetalConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
+from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.variation_model import VariationModelConfig
 from metalad.model_file import read_model
 from metalad.train import train
@@ -26,6 +27,14 @@ SMALL: dict[str, DetectorConfig] = {
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
     "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=300),
+    "texture_inspection": TextureInspectionConfig(
+        # By Weber's law the inside of a patch of one colour is as usual as any flat place; see the method's page.
+        image_size=(48, 64),
+        levels=4,
+        components=3,
+        samples=1000,
+        normalization="none",
+    ),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -33,6 +42,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "padim": (PadimConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),
     "feature_dictionary": (FeatureDictionaryConfig(), 700_768),
+    "texture_inspection": (TextureInspectionConfig(), 0),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from metalad.detector import to_batch
 from metalad.errors import ConfigError, DataError
-from metalad.methods.feature_dictionary import FeatureDictionary, FeatureDictionaryConfig, k_means, principal_components
+from metalad.methods.feature_dictionary import FeatureDictionary, FeatureDictionaryConfig, principal_components
 from tests.cookies import cookies
 
 SIZE = (32, 48)
@@ -28,20 +27,6 @@ def test_the_components_are_scikit_learns(variance: float) -> None:
     np.testing.assert_allclose(centre, reference.mean_, atol=1e-5)
     same = np.abs(reference.components_ @ directions.numpy())
     np.testing.assert_allclose(same, np.eye(len(reference.components_)), atol=1e-3)
-
-
-def test_the_words_are_as_good_as_scikit_learns() -> None:
-    rng = np.random.default_rng(1)
-    points = (rng.standard_normal((500, 3)) + 4 * rng.integers(0, 3, (500, 3))).astype(np.float32)
-    words = k_means(torch.from_numpy(points), 10, 0)
-    cost = float(torch.cdist(torch.from_numpy(points), words).amin(1).square().sum())
-    assert cost < 1.02 * KMeans(10, n_init=10, random_state=0).fit(points).inertia_
-
-
-def test_separate_clusters_are_found() -> None:
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    points = centres.repeat_interleave(5, 0)
-    assert sorted(k_means(points, 3, 0).tolist()) == sorted(centres.tolist())
 
 
 def test_the_map_is_the_distance_from_the_nearest_word() -> None:

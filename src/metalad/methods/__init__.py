@@ -65,6 +65,11 @@ OWN = (
         "distance of each window's feature from a few typical ones (Napoletano 2018)",
         "metalad.methods.feature_dictionary:FeatureDictionary",
     ),
+    Method(
+        "texture_inspection",
+        "how unlikely small patches are at each level of a pyramid (Böttger & Ulrich 2016)",
+        "metalad.methods.texture_inspection:TextureInspection",
+    ),
 )
 
 

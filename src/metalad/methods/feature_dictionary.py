@@ -14,14 +14,13 @@ from torch import Tensor
 
 from metalad.backbones import Backbone, BackboneName, Tap
 from metalad.calibration import Evidence
+from metalad.clustering import k_means
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.settings import setting
 
 BATCH_SIZE = 1024
 """Windows that the network sees at once."""
-STARTS = 10
-MAX_ROUNDS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,35 +150,3 @@ def principal_components(
     held = values.cumsum(0) / values.sum().clamp_min(torch.finfo(torch.double).tiny)
     count = min(int((held < variance - 1e-12).sum()) + 1, len(values))
     return centre.float(), vectors[:, :count].float()
-
-
-def k_means(points: Float[Tensor, "points channels"], words: int, seed: int) -> Float[Tensor, "words channels"]:
-    """Return the centres of the best of ten starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007)."""
-    generator = torch.Generator().manual_seed(seed)
-    best, least = points[:words], float("inf")
-    for _ in range(STARTS):
-        centres = _spread(points, words, generator)
-        for _ in range(MAX_ROUNDS):
-            owner = torch.cdist(points, centres).argmin(1)
-            sums = torch.zeros_like(centres).index_add_(0, owner, points)
-            count = torch.bincount(owner, minlength=words)[:, None]
-            moved = torch.where(count > 0, sums / count.clamp_min(1), centres)
-            if torch.equal(moved, centres):
-                break
-            centres = moved
-        cost = float(torch.cdist(points, centres).amin(1).double().square().sum())
-        if cost < least:
-            best, least = centres, cost
-    return best
-
-
-def _spread(points: Tensor, words: int, generator: torch.Generator) -> Tensor:
-    """Draw each centre with a probability that grows with the square of its distance from those before."""
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    far = (points - points[chosen[0]]).square().sum(1)
-    while len(chosen) < words:
-        reached = far.double().cumsum(0).cpu()
-        aim = torch.rand(1, generator=generator, dtype=torch.double) * reached[-1]
-        chosen.append(min(int(torch.searchsorted(reached, aim)), len(points) - 1))
-        far = torch.minimum(far, (points - points[chosen[-1]]).square().sum(1))
-    return points[chosen]
