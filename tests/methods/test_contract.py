@@ -11,6 +11,7 @@ from metalad.detector import SCORINGS, Detector, DetectorConfig, Scoring, to_bat
 from metalad.errors import DataError
 from metalad.methods import OWN, method_named
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
+from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.metal import MetalConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
@@ -35,6 +36,7 @@ SMALL: dict[str, DetectorConfig] = {
         samples=1000,
         normalization="none",
     ),
+    "gt": GeometricTransformationsConfig(image_size=(16, 16), widening=1, shift=4, transforms="unshifted"),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -43,6 +45,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "variation_model": (VariationModelConfig(), 0),
     "feature_dictionary": (FeatureDictionaryConfig(), 700_768),
     "texture_inspection": (TextureInspectionConfig(), 0),
+    "gt": (GeometricTransformationsConfig(), 1_214_744),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -70,6 +70,12 @@ OWN = (
         "how unlikely small patches are at each level of a pyramid (Böttger & Ulrich 2016)",
         "metalad.methods.texture_inspection:TextureInspection",
     ),
+    Method(
+        "gt",
+        "a classifier of flips, shifts and turns, and the law of its answers (Golan & El-Yaniv 2018)",
+        "metalad.methods.gt:GeometricTransformations",
+        image_level=True,
+    ),
 )
 
 
