@@ -28,6 +28,7 @@ LINES = {
     "train": ["train", "data", "--out", "run"],
     "evaluate": ["evaluate", "run", "data"],
     "predict": ["predict", "run", "a.png", "b.png", "--out", "judged"],
+    "compare": ["compare", "run", "other"],
     "demo": ["demo"],
 }
 REPORT = Report(

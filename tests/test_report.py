@@ -83,6 +83,27 @@ def test_flat_has_null_for_a_raw_scoring_that_was_not_made() -> None:
     assert report(scorings=(scoring(),)).flat()["raw"] is None
 
 
+def test_a_report_survives_json() -> None:
+    whole = report(
+        scorings=(scoring(threshold=math.inf, curves=(Curve("pixel_roc", (0.0, 1.0), (0.5, 1.0), 0.75),)),),
+        skipped=(("bad.png", "not an image"),),
+        settings={"seed": 3, "config": {"depth": 1}},
+        notes=("a note",),
+        data="/images/bottle",
+    )
+    stored = json.loads(json.dumps(whole.to_json(), allow_nan=False))
+    assert Report.from_json(stored | {"of a later version": 1}) == whole
+    # What an earlier version did not write has its default.
+    assert Report.from_json({name: stored[name] for name in stored if name != "data"}).data is None
+
+
+@pytest.mark.parametrize("broken", [{}, {"scorings": []}, {"scorings": [{}]}, {"verdicts": None}, {"resolution": 1}])
+def test_what_is_no_report_is_refused(broken: dict[str, object]) -> None:
+    stored = json.loads(json.dumps(report().to_json()))
+    with pytest.raises(ValueError, match=r"not a report|needs at least one scoring"):
+        Report.from_json(stored | broken if broken else {})
+
+
 @given(st.floats() | st.none(), st.floats())
 def test_json_never_holds_nan_or_infinity(metric: float | None, threshold: float) -> None:
     changed = scoring(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from metalad.errors import printable
 from metalad.options import (
     add_benchmark_options,
+    add_compare_options,
     add_datasets_options,
     add_demo_options,
     add_evaluate_options,
@@ -140,6 +141,18 @@ def _predict(options: Namespace) -> int:
     return ABNORMAL_FOUND if options.fail_on_abnormal and abnormal else 0
 
 
+def _compare(options: Namespace) -> int:
+    from metalad.compare import compare
+    from metalad.comparison import comparison_table
+
+    comparison = compare(**_keywords(options))
+    if options.json:
+        print_json({**comparison.to_json(), "page": str(options.out)})
+    else:
+        print(f"{comparison_table(comparison)}\npage: {options.out}")
+    return 0
+
+
 def _methods(options: Namespace) -> int:
     from metalad.methods import methods
 
@@ -229,6 +242,12 @@ VERBS: Mapping[str, Verb] = {
         "example:\n  metalad predict runs/bottle new-images --out judged --fail-on-abnormal",
         add_predict_options,
         _predict,
+    ),
+    "compare": Verb(
+        "set runs side by side in one page",
+        "example:\n  metalad compare runs/metal runs/patchcore --data bottle",
+        add_compare_options,
+        _compare,
     ),
     "methods": Verb(
         "list the methods, or the settings of one",

@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Bool, Float32
 from tqdm import tqdm
 
-from metalad.data import Images, Sample, load_images, read_category
+from metalad.data import Category, Images, Sample, load_images, read_category, read_truth
 from metalad.detector import SCORINGS, Detector, Scoring, to_batch
 from metalad.device import choose_device
 from metalad.drawing.html_report import write_html_report
-from metalad.drawing.maps import verdict_overlay
 from metalad.drawing.pictures import Pictures
 from metalad.errors import DataError
 from metalad.files import write_json
-from metalad.images import read_image, read_mask, resize_image, resize_map, resize_mask
+from metalad.images import resize_map, resize_mask
 from metalad.methods import method_named
 from metalad.metrics import PixelMetrics, UndefinedMetric, auroc, average_precision, f1_max, roc_curve
 from metalad.model_file import Model, read_model
+from metalad.painting import paint
 from metalad.report import Confusion, Curve, DefectRow, Metrics, Report, Verdict
 from metalad.report import Scoring as ScoringReport
 
@@ -76,10 +76,11 @@ def evaluate(
             _scoring(name, tally, images.samples, rates[name], false_alarms or model.header.false_alarms)
             for name in sorted(SCORINGS, key=lambda name: name != chosen)
         ),
-        verdicts=_verdicts(category.root, images, tally, chosen, rates[chosen]),
+        verdicts=_verdicts(category, images, tally, chosen, rates[chosen]),
         skipped=tuple((str(skipped.path), skipped.reason) for skipped in images.skipped),
         settings=dataclasses.asdict(model.header),
         notes=_notes(model, category.name, images.samples),
+        data=str(category.root.resolve()),
     )
     folder = out or model.path.parent / "evaluation"
     write_json(folder / "report.json", report.to_json())
@@ -128,20 +129,13 @@ def _judge(detector: Detector, images: Images, progress: bool) -> _Tally:
             for scoring, prediction in judged.items():
                 scores[scoring][start : start + BATCH_SIZE] = prediction.score.numpy(force=True)
             for offset in range(len(batch)):
-                mask = _mask(images.samples[start + offset], images.sizes[start + offset])
+                mask = read_truth(images.samples[start + offset], images.sizes[start + offset])
                 if mask is not None:
                     for scoring, prediction in judged.items():
                         group = pixels[scoring][images.samples[start + offset].defect]
                         _add(group, prediction.anomaly_map[offset].numpy(force=True), mask)
             bar.update(len(batch))
     return _Tally(scores, pixels)
-
-
-def _mask(sample: Sample, size: tuple[int, int]) -> Bool[np.ndarray, "height width"] | None:
-    """Return the ground truth at the image's own size; None for an abnormal image that has none."""
-    if not sample.abnormal:
-        return np.zeros(size, dtype=bool)
-    return None if sample.mask is None else read_mask(sample.mask, size)
 
 
 def _add(group: Resolution, anomaly_map: Float32[np.ndarray, "h w"], mask: Bool[np.ndarray, "height width"]) -> None:
@@ -226,11 +220,13 @@ def _points(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values[chosen].astype(float).tolist())
 
 
-def _verdicts(root: Path, images: Images, tally: _Tally, scoring: Scoring, threshold: float) -> tuple[Verdict, ...]:
+def _verdicts(
+    category: Category, images: Images, tally: _Tally, scoring: Scoring, threshold: float
+) -> tuple[Verdict, ...]:
     scores, raw = tally.scores[scoring], tally.scores["raw"]
     return tuple(
         Verdict(
-            path=_relative(sample.path, root),
+            path=category.relative(sample),
             defect=sample.defect,
             abnormal_truth=sample.abnormal,
             score=float(scores[index]),
@@ -239,10 +235,6 @@ def _verdicts(root: Path, images: Images, tally: _Tally, scoring: Scoring, thres
         )
         for index, sample in enumerate(images.samples)
     )
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _notes(model: Model, category: str, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -258,23 +250,13 @@ def _notes(model: Model, category: str, samples: Sequence[Sample]) -> tuple[str,
 
 
 def _painter(model: Model, images: Images, scoring: Scoring, threshold: float) -> Callable[[int], Pictures]:
-    def paint(index: int) -> Pictures:
-        sample, detector = images.samples[index], model.detector
-        image = read_image(sample.path)
-        with torch.inference_mode():
-            evidence = detector.evidence(to_batch(images.pixels[index : index + 1], detector.device))
-            anomaly_map = detector.judge(evidence, scoring).anomaly_map[0].numpy(force=True)
-        rebuilt = None
-        if evidence.expected is not None:
-            planes = (255 * evidence.expected[0]).round().byte().numpy(force=True)
-            rebuilt = np.ascontiguousarray(np.moveaxis(planes, 0, -1))
-        full = resize_map(anomaly_map, image.shape[:2])
-        truth = _mask(sample, image.shape[:2])
+    def draw(index: int) -> Pictures:
+        painting = paint(model.detector, images.samples[index], images.pixels[index], scoring)
         return Pictures(
-            image=image,
-            reconstruction=None if rebuilt is None else resize_image(rebuilt, image.shape[:2]),
-            anomaly_map=verdict_overlay(image, full, threshold),
-            ground_truth=None if truth is None else truth.astype(np.uint8) * 255,
+            image=painting.image,
+            reconstruction=painting.reconstruction,
+            anomaly_map=painting.overlay(threshold),
+            ground_truth=painting.white_truth,
         )
 
-    return paint
+    return draw

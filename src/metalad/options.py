@@ -72,6 +72,22 @@ def add_predict_options(parser: ArgumentParser) -> None:
     _common_options(parser)
 
 
+def add_compare_options(parser: ArgumentParser) -> None:
+    """Add what `metalad compare` takes."""
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders or model files, two or more")
+    parser.add_argument(
+        "--data",
+        metavar="CATEGORY",
+        type=Path,
+        help="the category's folder, to evaluate runs that were not; by default where the first was evaluated",
+    )
+    parser.add_argument(
+        "--out", metavar="PAGE", type=Path, default=Path("comparison.html"), help="the page; %(default)s by default"
+    )
+    parser.add_argument("--images", metavar="N", type=int, default=12, help="images to show; %(default)s by default")
+    _common_options(parser)
+
+
 def add_methods_options(parser: ArgumentParser) -> None:
     """Add what `metalad methods` takes."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="list this method's settings")

@@ -7,7 +7,7 @@ without masks. A higher score is more abnormal everywhere.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from metalad.errors import printable
 
@@ -102,7 +102,8 @@ class Report:
     """One evaluated run; the first scoring is the one that gave the verdicts.
 
     `resolution` is the model's (height, width) in pixels, `smoothing_sigma` is in those pixels, `skipped`
-    holds (path, reason) of unreadable images, `settings` whatever is needed to repeat the run.
+    holds (path, reason) of unreadable images, `settings` whatever is needed to repeat the run, `data` the
+    folder that the verdicts' paths are relative to, if it is known.
 
     Raises:
         ValueError: there is no scoring.
@@ -118,6 +119,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if not self.scorings:
@@ -136,6 +138,20 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON's own types; NaN and infinity become null."""
         return {entry.name: _jsonable(getattr(self, entry.name)) for entry in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: object) -> "Report":
+        """Rebuild a report from what `to_json` gave; what this version does not know is left out.
+
+        Raises:
+            ValueError: it is no report, or lacks something.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError("not a report: not an object")
+        try:
+            return _report_from(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a report: {error}") from error
 
     def flat(self) -> dict[str, Any]:
         """The short JSON object of `--json`: the chosen scoring's metrics at model resolution on top.
@@ -159,6 +175,55 @@ class Report:
             "category": self.category,
         }
         return {key: _jsonable(value) for key, value in flat.items()}
+
+
+Made = TypeVar("Made")
+
+
+def _made(kind: type[Made], values: Mapping[str, Any], **decoded: Any) -> Made:
+    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in known} | decoded)
+
+
+def _report_from(values: Mapping[str, Any]) -> Report:
+    return _made(
+        Report,
+        values,
+        resolution=tuple(values["resolution"]),
+        scorings=tuple(map(_scoring_from, values["scorings"])),
+        verdicts=tuple(
+            _made(Verdict, each, score=_number(each["score"]), raw_score=_number(each["raw_score"]))
+            for each in values["verdicts"]
+        ),
+        skipped=tuple((path, reason) for path, reason in values["skipped"]),
+        notes=tuple(values["notes"]),
+    )
+
+
+def _scoring_from(values: Mapping[str, Any]) -> Scoring:
+    return _made(
+        Scoring,
+        values,
+        # The only number that is ever infinite: that of a model which must not reject anything.
+        threshold=_number(values["threshold"], math.inf),
+        metrics_model=_made(Metrics, values["metrics_model"]),
+        metrics_original=_made(Metrics, values["metrics_original"]),
+        confusion=_made(Confusion, values["confusion"]),
+        per_defect=tuple(
+            _made(
+                DefectRow,
+                row,
+                metrics=_made(Metrics, row["metrics"]),
+                metrics_original=_made(Metrics, row["metrics_original"]),
+            )
+            for row in values["per_defect"]
+        ),
+        curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
+    )
+
+
+def _number(value: float | None, missing: float = math.nan) -> float:
+    return missing if value is None else float(value)
 
 
 def _jsonable(value: object) -> object:
@@ -233,7 +298,7 @@ def _scorings_table(report: Report) -> str:
         header += [f"{scoring.name} (model)", f"{scoring.name} (original)"]
         columns += [scoring.metrics_model, scoring.metrics_original]
     rows = [[name, *(percent(getattr(column, name), "-") for column in columns)] for name in METRIC_NAMES]
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def _defects_table(defects: Sequence[DefectRow]) -> str:
@@ -243,10 +308,11 @@ def _defects_table(defects: Sequence[DefectRow]) -> str:
         + [percent(getattr(row.metrics, name), "-") for name in shown]
         for row in defects
     ]
-    return _aligned([["defect", "found", *shown], *rows])
+    return aligned([["defect", "found", *shown], *rows])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from metalad.drawing.plots import curve_plot, score_histogram
+from metalad.drawing.plots import curve_plot, curve_plots, score_histogram
 from metalad.report import Curve
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -86,3 +86,24 @@ def test_names_are_text_never_markup_nor_formulas() -> None:
     assert "<script" not in svg
     assert "$a$" in texts(svg)
     assert "</svg><script>$x^2$" in texts(svg)
+
+
+def test_sixteen_curves_are_told_apart() -> None:
+    many = [Curve(str(index), (0.0, 1.0), (0.0, 1.0)) for index in range(16)]
+    lines = [group for group in curve_plot(many, "t", "x", "y").split("<g ") if "line2d" in group]
+    styles = re.findall(
+        r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"|style="(fill: none; stroke[^"]*)"', "".join(lines)
+    )
+    drawn = {style for pair in styles for style in pair if "stroke-width: 1.8" in style}
+    assert len(drawn) == 16
+
+
+def test_curves_of_one_kind_share_a_plot_and_groups_differ_in_title_and_ids() -> None:
+    curves = [("a", Curve("pixel_roc", (0.0, 1.0), (0.0, 1.0), 0.5)), ("b", Curve("mine", (0.0, 1.0), (1.0, 1.0)))]
+    curves.append(("c", curves[0][1]))
+    assert [plot.title for plot in curve_plots(curves)] == ["Pixel ROC", "mine"]
+    raw, calibrated = (next(curve_plots(curves, group)) for group in ("raw", "calibrated"))
+    assert (raw.title, calibrated.title) == ("Pixel ROC, raw", "Pixel ROC, calibrated")
+    assert {"a  50.00 %", "c  50.00 %"} <= {" ".join(text.split(" ")) for text in texts(raw.svg)}
+    ids = [set(re.findall(r'\bid="([^"]+)"', plot.svg)) for plot in (raw, calibrated)]
+    assert not ids[0] & ids[1]

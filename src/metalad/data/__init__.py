@@ -2,7 +2,7 @@
 
 from metalad.data.content import data_hash
 from metalad.data.layouts import read_category
-from metalad.data.loading import Images, Skipped, load_images
+from metalad.data.loading import Images, Skipped, load_images, read_truth
 from metalad.data.sample import Category, Sample
 from metalad.data.splitting import split_validation
 
@@ -14,5 +14,6 @@ __all__ = [
     "data_hash",
     "load_images",
     "read_category",
+    "read_truth",
     "split_validation",
 ]

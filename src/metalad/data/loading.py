@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from metalad.data.memory import allocate, available_memory
 from metalad.data.sample import Sample
 from metalad.errors import DataError, ImageError
-from metalad.images import read_image, resize_image
+from metalad.images import read_image, read_mask, resize_image
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,17 @@ def load_images(
         first = skipped[0]
         raise DataError(f"none of {len(samples)} images can be read; the first, {first.path}: {first.reason}")
     return Images(tuple(kept), pixels[: len(kept)], tuple(skipped), tuple(sizes))
+
+
+def read_truth(sample: Sample, size: tuple[int, int]) -> Bool[np.ndarray, "height width"] | None:
+    """Return a sample's ground truth at its image's own size; None for an abnormal image that has none.
+
+    Raises:
+        ImageError: the mask cannot be read. DataError: the mask's size is not `size`.
+    """
+    if not sample.abnormal:
+        return np.zeros(size, dtype=bool)
+    return None if sample.mask is None else read_mask(sample.mask, size)
 
 
 _Decoded = tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]

@@ -41,3 +41,8 @@ class Category:
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
     left_out: tuple[Sample, ...] = ()
+
+    def relative(self, sample: Sample) -> str:
+        """The sample's path below the category's folder, with slashes; the whole path of one that lies elsewhere."""
+        path = sample.path
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()

@@ -5,12 +5,23 @@ A page reaches for nothing outside itself, and its content security policy makes
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jinja2
 
 from metalad.files import replacing
-from metalad.report import percent
+from metalad.report import Verdict, percent
+
+METRIC_LABELS = {
+    "pixel_auroc_fpr30": "Pixel AUROC, false alarms ≤ 30 %",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_aupro": "Pixel AUPRO, false alarms ≤ 30 %",
+    "pixel_ap": "Pixel average precision",
+    "pixel_f1max": "Pixel F1, best",
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image average precision",
+    "image_f1max": "Image F1, best",
+}
 
 
 def write_html_page(path: Path, template: str, values: Mapping[str, object]) -> None:
@@ -47,3 +58,21 @@ def _environment() -> jinja2.Environment:
 def digits(value: float) -> str:
     """A score with four significant digits, trailing zeros kept so that a column of them lines up."""
     return f"{value:#.4g}".removesuffix(".")
+
+
+def outcome(verdict: Verdict) -> str:
+    """Whether a verdict is right, and if not, how it is wrong."""
+    if verdict.correct:
+        return "correct"
+    return "false alarm" if verdict.abnormal else "missed defect"
+
+
+def name_and_folder(path: str) -> tuple[str, str]:
+    """A path's last part, and what is before it with its slash, to be shown apart."""
+    place = PurePosixPath(path)
+    return place.name or path, "" if str(place.parent) == "." else f"{place.parent}/"
+
+
+def times_threshold(score: float, threshold: float) -> str:
+    """A score in units of its threshold; nothing where that is no unit."""
+    return f"{score / threshold:.2f} × threshold" if threshold > 0 else ""

@@ -25,11 +25,28 @@ class Pictures:
     ground_truth: Picture | None = None
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One picture in the page: its address, and its size in pixels so that the layout never jumps."""
+
+    uri: str
+    width: int
+    height: int
+
+
 def thumbnail(picture: Picture, side: int = THUMBNAIL_SIDE) -> Image.Image:
     """Shrink a picture so that neither side exceeds `side` pixels; a smaller one is kept as it is."""
     small = Image.fromarray(np.ascontiguousarray(picture))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
+
+
+def embed(picture: Picture | None) -> Shown | None:
+    """Make a picture small and put it into an address; None stays None."""
+    if picture is None:
+        return None
+    small = thumbnail(picture)
+    return Shown(data_uri(small), small.width, small.height)
 
 
 def data_uri(picture: Image.Image) -> str:

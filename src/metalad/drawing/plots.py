@@ -9,11 +9,13 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
+from markupsafe import Markup
 
 from metalad.report import Curve, percent
 
@@ -53,8 +55,50 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+
+@dataclass(frozen=True)
+class CurveKind:
+    """How a curve of a known name is labelled; `limit` is the false-alarm rate up to which it counts."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    limit: float | None = None
+
+
+CURVE_KINDS = {
+    "pixel_roc": CurveKind("Pixel ROC", "false-alarm rate of pixels", "defect pixels found", 0.3),
+    "pixel_pro": CurveKind("Region overlap (PRO)", "false-alarm rate of pixels", "mean overlap of regions", 0.3),
+    "pixel_pr": CurveKind("Pixel precision and recall", "recall", "precision"),
+    "image_roc": CurveKind("Image ROC", "false-alarm rate of images", "defective images found"),
+    "image_pr": CurveKind("Image precision and recall", "recall", "precision"),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot in the page."""
+
+    title: str
+    svg: Markup
+
+
 # Scores that span more than this factor are binned on a logarithmic axis.
 _LOG_SPAN = 30.0
+
+
+def curve_plots(curves: Iterable[tuple[str, Curve]], group: str = "") -> Iterator[Plot]:
+    """One plot for each kind of curve, in the order of their coming; a curve comes with its name in the legend.
+
+    `group` tells these plots from others of the same kinds on the page.
+    """
+    together: dict[str, list[Curve]] = {}
+    for legend, curve in curves:
+        together.setdefault(curve.name, []).append(Curve(legend, curve.x, curve.y, curve.area))
+    for name, same in together.items():
+        kind = CURVE_KINDS.get(name, CurveKind(name, "x", "y"))
+        title = f"{kind.title}, {group}" if group else kind.title
+        yield Plot(title, Markup(curve_plot(same, title, kind.xlabel, kind.ylabel, kind.limit)))
 
 
 def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, limit: float | None = None) -> str:
@@ -70,7 +114,8 @@ def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, li
                 curve.x,
                 curve.y,
                 color=_LINES[index % len(_LINES)],
-                linestyle=_DASHES[index % len(_DASHES)],
+                # Colours repeat after four curves, colours with dashes after sixteen.
+                linestyle=_DASHES[(index + index // len(_LINES)) % len(_DASHES)],
                 linewidth=1.8,
                 label=f"{curve.name}{area}",
                 clip_on=False,

@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const FOLDED = 12; // rows shown before "Show all"
   const body = document.querySelector("#image-table tbody");
@@ -35,41 +34,10 @@
     fold();
   }
 
-  const dialog = document.getElementById("zoom");
-  let zoomed = null;
-
-  function zoom(row) {
-    zoomed = row;
-    document.getElementById("zoom-title").textContent =
-      `${row.dataset.path} · ${row.querySelector(".chip").textContent}, ${row.querySelector(".verdict small").textContent}`;
-    const pictures = [...row.querySelectorAll("td.picture")].filter((cell) => cell.querySelector("img"));
-    document.getElementById("zoom-pictures").replaceChildren(...pictures.map((cell) => {
-      const figure = document.createElement("figure");
-      const caption = document.createElement("figcaption");
-      caption.textContent = cell.dataset.label;
-      figure.append(caption, cell.querySelector("img").cloneNode());
-      return figure;
-    }));
-    if (!dialog.open) dialog.showModal();
-  }
-
-  function step(by) {
-    const seen = [...body.rows].filter((row) => !row.hidden && !row.classList.contains("later"));
-    const next = seen[seen.indexOf(zoomed) + by];
-    if (next) zoom(next);
-  }
-
   for (const button of document.querySelectorAll("#image-table thead button"))
     button.addEventListener("click", () => sortBy(button));
   wrongOnly.addEventListener("change", fold);
   showAll.addEventListener("click", () => { unfolded = true; fold(); });
-  body.addEventListener("click", (event) => {
-    if (event.target.closest(".zoom")) zoom(event.target.closest("tr"));
-  });
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowRight" || event.key === "ArrowDown") { event.preventDefault(); step(1); }
-    if (event.key === "ArrowLeft" || event.key === "ArrowUp") { event.preventDefault(); step(-1); }
-  });
+  zoomable(body);
   fold();
 })();
