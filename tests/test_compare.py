@@ -18,6 +18,7 @@ from metalad.drawing.pictures import data_uri, thumbnail
 from metalad.errors import ConfigError, DataError, MetaladError, ModelFileError, RunError
 from metalad.evaluate import evaluate
 from metalad.images import read_image
+from metalad.methods.variation_model import VariationModelConfig
 from metalad.report import METRIC_NAMES
 from metalad.train import train
 from tests.drawing.test_html_report import Page
@@ -37,7 +38,7 @@ def runs(category: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     folder = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(NAMES[:2]):
         train(category, folder / name, method=TINY, seed=seed, epochs=1)
-    train(category, folder / NAMES[2], method="variation_model")
+    train(category, folder / NAMES[2], method=VariationModelConfig(image_size=(48, 48), smoothing_sigma=1.0))
     for name in NAMES[:2]:
         evaluate(folder / name, category)
     return [folder / name for name in NAMES]

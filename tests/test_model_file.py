@@ -189,6 +189,15 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.parametrize("length", [0x10280, 0x10380, 0x10480, 0x10580])
+def test_a_head_whose_length_looks_like_a_pickle_is_read(content: bytes, tmp_path: Path, length: int) -> None:
+    longer = length - int.from_bytes(content[:8], "little")
+    padded = dataclasses.replace(header(), category="c" * (longer + len("cookie") - 4))
+    write_model(tmp_path / FILE_NAME, trained(), padded)
+    assert (tmp_path / FILE_NAME).read_bytes()[:2] == length.to_bytes(8, "little")[:2]
+    assert read_model(tmp_path).header.category == padded.category
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_is_refused_unopened(tmp_path: Path, refused: Callable[[bytes], str], protocol: int) -> None:
     said = refused(pickle.dumps(Bomb(tmp_path / "mark"), protocol))

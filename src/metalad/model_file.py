@@ -137,10 +137,11 @@ def summary(header: Header) -> CalibrationSummary:
 def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
     try:
         with file.open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
     except OSError as error:
         raise ModelFileError(f"{file}: cannot be read ({error.strerror}); see to its permissions") from error
-    if start.startswith(PICKLE_STARTS):
+    # A safetensors file begins with the length of its head, which may be any bytes, and then the head's brace.
+    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
         raise ModelFileError(
             f"{file}: this is a pickle or a zip archive, which can run code when opened, and is never read; "
             "train the model with metalad, which writes safetensors"
