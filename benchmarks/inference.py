@@ -27,7 +27,8 @@ from metalad.images import find_images, read_image, resize_image
 from metalad.methods import method_named
 from metalad.model_file import read_model
 from metalad.precision import product_rate
-from metalad.predict import MAX_WORKERS, Judge, Writer, find_sources, predict_sources
+from metalad.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
+from metalad.predict.sources import find_sources
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from PIL import Image
 
-from metalad import predict as module
 from metalad.calibrate import calibrate
 from metalad.data import Sample, load_images
 from metalad.demo import DATA
@@ -28,17 +27,11 @@ from metalad.errors import ConfigError, DataError, ImageError, ModelFileError, R
 from metalad.images import image_size, read_image, resize_map
 from metalad.methods.metal import Metal, MetalConfig
 from metalad.model_file import Header, Model, read_model, write_model
-from metalad.predict import (
-    Judge,
-    PredictedImage,
-    Source,
-    Writer,
-    draw_overlay,
-    find_sources,
-    predict,
-    predict_sources,
-    to_steps,
-)
+from metalad.predict import PredictedImage, predict, sources
+from metalad.predict import pipeline as module
+from metalad.predict.journal import FOLDER
+from metalad.predict.pipeline import Judge, Writer, draw_overlay, predict_sources, to_steps
+from metalad.predict.sources import Source, find_sources
 
 SIZE = (40, 24)
 
@@ -104,7 +97,9 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Return the names of the files in a folder but for what `predict` keeps to itself."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {file.as_posix() for file in files if file.parts[0] != FOLDER}
 
 
 def judge_of(model: Model, batch_size: int = 4) -> Judge:
@@ -277,7 +272,7 @@ def test_several_paths_are_named_below_what_they_share(tmp_path: Path) -> None:
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a-3", "b", "a.c"]), max_size=12))
 def test_names_are_unique_whatever_the_images_are_called(stems: list[str]) -> None:
     paths = [Path("/in") / f"{stem}.{index}.png".replace(f".{index}.", ".") for index, stem in enumerate(stems)]
-    names = [source.name for source in module._named(iter(paths), Path("/in"))]
+    names = [source.name for source in sources._named(iter(paths), Path("/in"))]
     assert len({name.casefold() for name in names}) == len(paths)
 
 

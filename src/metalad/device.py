@@ -1,18 +1,24 @@
 """Where tensors live: the CPU, or a GPU where there is one."""
 
+import os
+
 import torch
 
 from metalad.errors import ConfigError
+from metalad.tasks import WORKER
 
 
 def choose_device(wanted: str) -> torch.device:
     """Return the device of a name; `auto` is a GPU where there is one, else the CPU.
 
+    A GPU that is not named by its number is the first one; in one of several processes (see `metalad.tasks`) it is
+    that process's share of them.
+
     Raises:
         ConfigError: no such device, or no GPU although one was asked for.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     if wanted == "cpu":
         return torch.device("cpu")
     if wanted.partition(":")[0] != "cuda":
@@ -22,4 +28,8 @@ def choose_device(wanted: str) -> torch.device:
     index = wanted.removeprefix("cuda").removeprefix(":")
     if index and not (index.isdecimal() and int(index) < torch.cuda.device_count()):
         raise ConfigError(f"there is no device {wanted!r}; the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
-    return torch.device(wanted)
+    return torch.device(wanted) if index else _own_gpu()
+
+
+def _own_gpu() -> torch.device:
+    return torch.device("cuda", int(os.environ.get(WORKER, "0")) % torch.cuda.device_count())

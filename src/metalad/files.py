@@ -40,6 +40,30 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def claimed(path: Path, work: str) -> Iterator[None]:
+    """Hold a lock file, so that no two processes do the same work; a killed process holds none.
+
+    Where the system knows no locks (Windows, some network drives), nothing watches over it.
+
+    Raises:
+        RunError: another process holds it, or it cannot be made.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{path} is held by another {work}; wait for it, or choose another --out") from None
+        except (ImportError, OSError):
+            pass
+        yield
+
+
+@contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a `RunError` that says how to mend it."""
     try:

@@ -67,6 +67,10 @@ def add_predict_options(parser: ArgumentParser) -> None:
     )
     for name in ("maps", "overlays"):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"write no {name}")
+    _many_options(parser, "judge in N processes at once; else in this one", "judge")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what was stopped; no finished image is judged again"
+    )
     _judging_options(parser)
     _strict_option(parser)
     _common_options(parser)
@@ -148,17 +152,19 @@ def add_benchmark_options(parser: ArgumentParser) -> None:
     _common_options(parser)
 
 
-def _scale_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", metavar="N", type=int, help="do N cells at once, each in a process of its own; else one by one"
-    )
+def _many_options(parser: ArgumentParser, in_processes: str, verb: str) -> None:
+    parser.add_argument("--workers", metavar="N", type=int, help=in_processes)
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
         nargs="?",
         const="local",
-        help="do the cells on a Ray cluster, by default a local one",
+        help=f"{verb} on a Ray cluster, by default a local one",
     )
+
+
+def _scale_options(parser: ArgumentParser) -> None:
+    _many_options(parser, "do N cells at once, each in a process of its own; else one by one", "do the cells")
     parser.add_argument(
         "--threads",
         metavar="N",

@@ -52,7 +52,7 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, MetaladError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing is half-written (a training goes on from its last checkpoint by --resume)"
+        return "interrupted; nothing is half-written (train and predict go on where they stopped by --resume)"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _names_memory(str(error))):
         return "not enough memory; close other programs, or take smaller images or batches"
     if isinstance(error, OSError):

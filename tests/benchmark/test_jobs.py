@@ -7,10 +7,10 @@ from unittest import mock
 
 import pytest
 
-from metalad.benchmark import jobs as module
-from metalad.benchmark.jobs import Failure, Job, Needs, in_processes, on_ray, one_by_one
+from metalad.benchmark.jobs import Failure, Job, in_processes, on_ray, one_by_one
 from metalad.benchmark.rows import Row, comparable
 from metalad.errors import ConfigError
+from metalad.tasks import LOCAL
 from tests.benchmark.material import SUITE, put_category
 
 
@@ -49,7 +49,7 @@ def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, monkeypatch: pyte
 
 def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
     with mock.patch.dict(sys.modules, {"ray": None}), pytest.raises(ConfigError, match=r'pip install "metalad\[ray\]"'):
-        next(on_ray(jobs_of(tmp_path), module.LOCAL, 2, Needs()))
+        next(on_ray(jobs_of(tmp_path), LOCAL, 2, 1.0))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -57,7 +57,7 @@ def test_ray_ends_in_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("ray", reason='Ray is not installed; pip install "metalad[ray]"', exc_type=ImportError)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     jobs = jobs_of(tmp_path)
-    there = dict(on_ray(jobs, module.LOCAL, 2, Needs(memory_gib=0.2)))
+    there = dict(on_ray(jobs, LOCAL, 2, 0.2))
     for job in jobs:
         assert (Path(job.work) / "state.json").exists() == (job.data != str(tmp_path / "nowhere"))
     fresh = [Job(**{**vars(job), "work": job.work + "-here"}) for job in jobs]

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalad.benchmark import rows as module
-from metalad.benchmark.rows import append_row, claimed, comparable, latest, read_rows
+from metalad.benchmark.rows import append_row, comparable, latest, read_rows
 from metalad.errors import RunError
+from metalad.files import claimed
 from tests.benchmark.material import SUITE, row_of
 
 ROWS = [row_of(cell) for cell in SUITE.cells()]
@@ -81,10 +82,10 @@ def test_two_runs_are_compared_without_the_clock() -> None:
 def test_only_one_benchmark_holds_a_suite(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     with (
-        claimed(tmp_path / "runs" / ".lock"),
+        claimed(tmp_path / "runs" / ".lock", "benchmark"),
         pytest.raises(RunError, match="held by another"),
-        claimed(tmp_path / "runs" / ".lock"),
+        claimed(tmp_path / "runs" / ".lock", "benchmark"),
     ):
         pass
-    with claimed(tmp_path / "runs" / ".lock"):
+    with claimed(tmp_path / "runs" / ".lock", "benchmark"):
         pass

@@ -1,15 +1,9 @@
-"""Do one cell: train, or go on with training, evaluate, and return its row. In a process of its own, on demand.
-
-`python -m metalad.benchmark.job` reads a job as one line of JSON from stdin and prints its outcome as another.
-"""
+"""Do one cell: train, or go on with training, evaluate, and return its row."""
 
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -50,6 +44,11 @@ def attempt(job: Job, *, progress: bool = False) -> Row | Failure:
             write_text(page, "".join(traceback.format_exception(error)))
             reason += f"; see {page}"
         return Failure(" ".join(reason.split()))
+
+
+def answer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Do a job told in JSON's own types, and return its outcome in them: what `metalad.tasks` calls elsewhere."""
+    return attempt(Job.from_json(values)).to_json()
 
 
 def do(job: Job, *, progress: bool = False) -> Row:
@@ -265,23 +264,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def main() -> None:
-    """Do the job that stdin holds, and print its outcome; end at once when the process that wants it ends."""
-    line = sys.stdin.readline()
-    if not line:  # who wanted it is gone already
-        return
-    job = Job.from_json(json.loads(line))
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    outcome = attempt(job)
-    print(json.dumps(outcome.to_json(), allow_nan=False), flush=True)
-
-
-def _end_with_stdin() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

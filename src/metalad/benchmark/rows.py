@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -115,28 +115,6 @@ def append_row(path: Path, row: Row) -> None:
             os.fsync(file.fileno())
         if is_new:
             _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that no two benchmarks work on the same cells; a killed process holds none.
-
-    Raises:
-        RunError: another process holds it, or it cannot be made.
-    """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: nothing watches over it
-            pass
-        except OSError:
-            raise RunError(f"{path} is held by another benchmark; wait for it, or choose another --out") from None
-        yield
 
 
 def _parse(path: Path, number: int, line: bytes) -> Row:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from metalad.benchmark.declaration import Cell, Protocol, Suite
-from metalad.benchmark.jobs import Failure, Job, Needs, Results, in_processes, on_ray, one_by_one
+from metalad.benchmark.jobs import Failure, Job, Results, in_processes, on_ray, one_by_one
 from metalad.benchmark.machine import commit
 from metalad.benchmark.places import Place, find_places, published_splits
-from metalad.benchmark.rows import Row, append_row, claimed, latest, read_rows
+from metalad.benchmark.rows import Row, append_row, latest, read_rows
 from metalad.benchmark.suites import suite_named
 from metalad.errors import ConfigError
+from metalad.files import claimed
+from metalad.tasks import Needs
 
 RESULTS = Path("benchmarks/results")
 
@@ -85,7 +87,7 @@ def benchmark(
     cells = declared.chosen(only, protocol)
     results = out / f"{declared.name}.jsonl"
     runs = out / "runs" / declared.name
-    with claimed(out / "runs" / f".{declared.name}.lock"):
+    with claimed(out / "runs" / f".{declared.name}.lock", "benchmark"):
         before = known_rows(out, declared)
         pending = [cell for cell in cells if cell.key not in before]
         for cell in () if keep else cells:  # a kill between a row and the end of its folder leaves the folder
@@ -186,7 +188,7 @@ def _results(
     jobs: Sequence[Job], workers: int | None, ray: str | None, memory: float, progress: bool
 ) -> Iterator[Results]:
     if ray is not None and jobs:
-        results = on_ray(jobs, ray, workers, Needs(memory_gib=memory))
+        results = on_ray(jobs, ray, workers, memory)
     elif workers is not None:
         results = in_processes(jobs, workers)
     else:

@@ -1,14 +1,13 @@
-"""Judge images and write their anomaly maps, in memory that does not grow with their number.
+"""Judge images and write their anomaly maps, in one process and in memory that does not grow with their number.
 
 Images are decoded one by one, judged in batches, drawn and written one by one. One pool of threads does all three,
 handing images on in order, each stage at most a little ahead of the next.
 """
 
-import json
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -19,15 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
-from tqdm import tqdm
 
 from metalad.detector import Detector, Scoring, to_batch
-from metalad.device import choose_device
 from metalad.drawing.maps import OUTLINE_COLOUR, RATIO_OCTAVES, contour, outline_width, overlay
-from metalad.errors import ConfigError, DataError, ImageError
+from metalad.errors import ImageError
 from metalad.files import replacing
-from metalad.images import IMAGE_SUFFIXES, MAPS, OVERLAYS, RESULTS, iter_images, read_image, resize_image, resize_map
-from metalad.model_file import read_model
+from metalad.images import MAPS, OVERLAYS, read_image, resize_image, resize_map
+from metalad.predict.sources import Source
 
 MAP_STEPS = 16384
 """A map file's value at the threshold: 65535, its highest, stands for four thresholds and more."""
@@ -63,6 +60,14 @@ class PredictedImage:
     overlay: Path | None
     error: str | None = None
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], threshold: float) -> "PredictedImage":
+        """Rebuild a result from what `to_json` returned, which has no threshold where there is an error."""
+        found: dict[str, Any] = {name: values.get(name) for name in ("score", "abnormal", "error")}
+        for name in ("map", "overlay"):
+            found[name] = None if values.get(name) is None else Path(values[name])
+        return cls(path=Path(values["path"]), threshold=threshold, **found)
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object: path, score, threshold, abnormal, map and overlay; or path and error alone."""
         if self.error is not None:
@@ -72,126 +77,6 @@ class PredictedImage:
             **{"path": str(self.path), "score": self.score, "threshold": self.threshold, "abnormal": self.abnormal},
             **{name: None if file is None else str(file) for name, file in files.items()},
         }
-
-
-def predict(
-    run: Path,
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    scoring: Scoring | None = None,
-    false_alarms: float | None = None,
-    batch_size: int = 16,
-    strict: bool = False,
-    maps: bool = True,
-    overlays: bool = True,
-    device: str = "auto",
-    progress: bool = False,
-) -> Generator[PredictedImage, None, None]:
-    """Judge images one after the other, in the order given, and write a map and an overlay of each into `out`.
-
-    `predictions.jsonl` there holds the results, a JSON object a line; it appears when the last is out. Stop by
-    closing the generator: all files written are whole.
-
-    Args:
-        run: a run folder or a model file.
-        paths: images, and folders whose images are found at any depth.
-        out: gets `maps/` and `overlays/`, which mirror the folders of the images.
-        scoring: `calibrated` or `raw` to judge by, the model's own by default.
-        false_alarms: wanted fraction of good images above the threshold, the model's own by default.
-        batch_size: images judged at once; memory grows with it, and by a hash of a name with each image.
-        strict: let the first unreadable image be an error instead of a result that names it.
-        maps: write the anomaly maps, 16-bit grey PNG files of the images' own sizes; 16384 is the threshold.
-        overlays: write the images with the map laid over them, and an outline where it exceeds the threshold.
-        device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        progress: show a progress bar on the terminal.
-
-    Raises:
-        ModelFileError: no usable model. DataError: no images there. ConfigError: a setting that cannot be.
-        ImageError: an image cannot be read, and `strict` is set. RunError: `out` cannot be written.
-        The first three at the call, the others while results are taken.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-    model = read_model(run, str(choose_device(device)))
-    judge = Judge(model.detector, model.scoring(scoring), model.threshold(false_alarms, scoring), batch_size)
-    writer = Writer(out, judge.threshold, strict, maps, overlays)
-    return predict_sources(judge, find_sources(paths, out), writer, progress=progress)
-
-
-# Which images, and what their maps are called
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image file, and what its outputs are called: a relative path without a suffix."""
-
-    path: Path
-    name: str
-
-
-def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
-    """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
-
-    Names mirror the path below the folder given; below the folder that they share, if several paths are given. What
-    lies in the maps and overlays of `out` is left out: they are results, and may be growing.
-
-    Raises:
-        DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
-    """
-    for path in paths:
-        try:
-            path.stat()
-        except OSError as error:
-            raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
-    own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
-    images = (image for image in _images(paths) if not _lies_in(image, own))
-    first = next(images, None)
-    if first is None:
-        where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
-        raise DataError(f"no images in {where}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return _named(chain([first], images), _base(paths))
-
-
-def _images(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        yield from iter_images(path) if path.is_dir() else (path,)
-
-
-def _lies_in(image: Path, folders: tuple[Path, ...]) -> bool:
-    parent = Path(os.path.realpath(image.parent))
-    return any(parent.is_relative_to(folder) for folder in folders)
-
-
-def _base(paths: Sequence[Path]) -> Path:
-    """Return the folder below which names are told: the one given, or the one that all the paths share."""
-    if len(paths) == 1 and paths[0].is_dir():
-        return _absolute(paths[0])
-    try:
-        return Path(os.path.commonpath([_absolute(path).parent for path in paths]))
-    except ValueError:  # several Windows drives
-        return Path(Path.cwd().anchor)
-
-
-def _absolute(path: Path) -> Path:
-    """Return the path without `..`, which a name must not hold, but with its links, as the user sees it."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
-
-
-def _named(images: Iterable[Path], base: Path) -> Iterator[Source]:
-    # Hashes instead of names: 100,000 take 8 MB, and a false match only lengthens a name.
-    taken: set[int] = set()
-    for path in images:
-        absolute = _absolute(path)
-        below = base if absolute.is_relative_to(base) else Path(absolute.anchor)
-        stem = absolute.relative_to(below).with_suffix("").as_posix()
-        name, number = stem, 1
-        # Without case, as some file systems have none; x.png and x.jpg become x and x-2.
-        while hash(name.casefold()) in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(hash(name.casefold()))
-        yield Source(path, name)
 
 
 # What is handed from stage to stage
@@ -312,8 +197,12 @@ class Writer:
     def _tell(self, source: Source, error: ImageError) -> PredictedImage:
         if self.strict:
             raise error
-        reason = str(error).removeprefix(f"cannot read {source.path}: ")
-        return PredictedImage(source.path, None, self.threshold, None, None, None, reason)
+        return PredictedImage(source.path, None, self.threshold, None, None, None, reason_of(error, source.path))
+
+
+def reason_of(error: ImageError, path: Path) -> str:
+    """Return why an image cannot be read, without its path."""
+    return str(error).removeprefix(str(ImageError(f"cannot read {path}:"))).strip()
 
 
 def to_steps(relative: Float32[np.ndarray, "height width"]) -> UInt16[np.ndarray, "height width"]:
@@ -349,29 +238,41 @@ def _save(path: Path, pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.nd
 # The stages joined
 
 
+@dataclass(frozen=True)
+class Crew:
+    """So many threads read, judge and write; each has so many of torch's for a matrix product.
+
+    The latter decide the last bits of a score; the former none.
+    """
+
+    workers: int
+    torch_threads: int
+
+    @classmethod
+    def of_machine(cls) -> "Crew":
+        """Return as many as there are cores, but few that hold an image each."""
+        cores = os.cpu_count() or 1
+        workers = min(cores, MAX_WORKERS)
+        # Threads of one matrix product that wait for each other cost more than half of the time of busy cores.
+        return cls(workers, max(1, cores // workers))
+
+
 def predict_sources(
-    judge: Judge, sources: Iterable[Source], writer: Writer, *, progress: bool = False
+    judge: Judge, sources: Iterable[Source], writer: Writer, crew: Crew | None = None
 ) -> Generator[PredictedImage, None, None]:
-    """Judge the sources in order with a detector that is already in memory, and write their files.
+    """Judge the sources in order with a detector that is already in memory, and write their maps and overlays.
 
     Between a source taken and its result yielded are at most as many batches as there are workers, and three more.
-    Raises as `predict` does.
+    The crew is that of the whole machine by default. Raises as `predict` does.
     """
-    cores = os.cpu_count() or 1
-    workers = min(cores, MAX_WORKERS)
+    crew = crew or Crew.of_machine()
     threads = torch.get_num_threads()
-    # Threads of one matrix product that wait for each other cost more than half of the time where all cores are busy.
-    pool = ThreadPoolExecutor(workers, "predict", torch.set_num_threads, (max(1, cores // workers),))
-    ahead = max(judge.batch_size, workers)
+    pool = ThreadPoolExecutor(crew.workers, "predict", torch.set_num_threads, (crew.torch_threads,))
+    ahead = max(judge.batch_size, crew.workers)
     try:
         read = _in_order(pool, lambda source: _read(source, judge.size, writer.overlays), sources, ahead)
-        batches = _in_order(pool, judge.judge, _batches(read, judge.batch_size), workers)
-        results = _in_order(pool, writer.write, chain.from_iterable(batches), ahead)
-        record = writer.out / RESULTS
-        with replacing(record) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for result in tqdm(results, "predict", unit="image", disable=not progress, leave=False):
-                file.write(json.dumps(result.to_json(), allow_nan=False) + "\n")
-                yield result
+        batches = _in_order(pool, judge.judge, _batches(read, judge.batch_size), crew.workers)
+        yield from _in_order(pool, writer.write, chain.from_iterable(batches), ahead)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # threads yet to be started would inherit the workers' number
