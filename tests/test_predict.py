@@ -6,7 +6,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,19 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from PIL import Image
 
-from metalad.calibrate import calibrate
 from metalad.data import Sample, load_images
 from metalad.demo import DATA
 from metalad.detector import Detector, Scoring, to_batch
 from metalad.drawing.maps import verdict_overlay
 from metalad.errors import ConfigError, DataError, ImageError, ModelFileError, RunError
 from metalad.images import image_size, read_image, resize_map
-from metalad.methods.metal import Metal, MetalConfig
-from metalad.model_file import Header, Model, read_model, write_model
+from metalad.methods.metal import Metal
+from metalad.model_file import Model, read_model
 from metalad.predict import PredictedImage, predict, sources
 from metalad.predict import pipeline as module
-from metalad.predict.journal import FOLDER
 from metalad.predict.pipeline import Judge, Writer, draw_overlay, predict_sources, to_steps
 from metalad.predict.sources import Source, find_sources
-
-SIZE = (40, 24)
+from tests.noise import draw, draw_many, files_in, noise_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,28 +43,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with an untrained, calibrated model; its threshold lies amid what noise images score."""
-    torch.manual_seed(0)
-    detector = Metal(MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0))
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-    summary = calibrate(detector, pixels[:8], pixels[8:])
-    header = Header(
-        method="metal",
-        config=asdict(detector.config),
-        calibration=asdict(summary),
-        category="noise",
-        seed=0,
-        protocol="default",
-        training={},
-        images={},
-        training_hash="",
-        versions={},
-        false_alarms=0.2,
-        thresholds={},
-    )
-    folder = tmp_path_factory.mktemp("run")
-    write_model(folder / "model.safetensors", detector, header)
-    return folder
+    return noise_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -76,30 +51,9 @@ def model(run: Path) -> Model:
     return read_model(run)
 
 
-def draw(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
-    """Write an image of noise at `path`: faint for an even seed, harsh for an odd one."""
-    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    pixels = np.where(noise > 127, 255, 0).astype(np.uint8) if seed % 2 else noise // 4 + 96
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def draw_many(folder: Path, count: int) -> Path:
-    for index in range(count):
-        draw(folder / f"{index:03}.png", index)
-    return folder
-
-
 def pixels_of(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.array(image)
-
-
-def files_in(folder: Path) -> set[str]:
-    """Return the names of the files in a folder but for what `predict` keeps to itself."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {file.as_posix() for file in files if file.parts[0] != FOLDER}
 
 
 def judge_of(model: Model, batch_size: int = 4) -> Judge:

@@ -79,7 +79,7 @@ def in_processes(function: str, tasks: Iterable[Task], workers: int, *, fresh: b
 
 def _pumped(
     tasks: Iterable[Task],
-    limit: float,
+    limit: int,
     submit: Callable[[Task], Any],
     ready: Callable[[list[Any]], Iterable[Any]],
     fetch: Callable[[Any], dict[str, Any] | Lost],
@@ -254,11 +254,11 @@ def gpus_on_ray(device: str) -> float | None:
     """Return the GPUs that a task on a device needs, None for one if there is any.
 
     Raises:
-        ConfigError: a GPU by its number, which only means something on one machine.
+        ConfigError: no such device, or a GPU by its number, which only means something on one machine.
     """
-    if ":" in device:
-        raise ConfigError(f"device {device} cannot be had on Ray, which gives each task a GPU; take cuda or auto")
-    return {"cpu": 0.0, "cuda": 1.0}.get(device)
+    if device not in (known := {"cpu": 0.0, "cuda": 1.0, "auto": None}):
+        raise ConfigError(f"there is no device {device!r} on Ray, which gives each task a GPU; take cpu, cuda or auto")
+    return known[device]
 
 
 def _on_worker(function: str, task: Task) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""An untrained model, and images of noise that it judges in no time."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metalad.calibrate import calibrate
+from metalad.methods.metal import Metal, MetalConfig
+from metalad.model_file import Header, write_model
+from metalad.predict.journal import FOLDER
+
+SIZE = (40, 24)
+
+
+def noise_run(folder: Path) -> Path:
+    """Write a run folder with an untrained, calibrated model; its threshold lies amid what noise images score."""
+    torch.manual_seed(0)
+    detector = Metal(MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    summary = calibrate(detector, pixels[:8], pixels[8:])
+    header = Header(
+        method="metal",
+        config=asdict(detector.config),
+        calibration=asdict(summary),
+        category="noise",
+        seed=0,
+        protocol="default",
+        training={},
+        images={},
+        training_hash="",
+        versions={},
+        false_alarms=0.2,
+        thresholds={},
+    )
+    write_model(folder / "model.safetensors", detector, header)
+    return folder
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
+    """Write an image of noise at `path`: faint for an even seed, harsh for an odd one."""
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    pixels = np.where(noise > 127, 255, 0).astype(np.uint8) if seed % 2 else noise // 4 + 96
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def draw_many(folder: Path, count: int) -> Path:
+    for index in range(count):
+        draw(folder / f"{index:03}.png", index)
+    return folder
+
+
+def files_in(folder: Path) -> set[str]:
+    """Return the names of the files in a folder but for what `predict` keeps to itself."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {file.as_posix() for file in files if file.parts[0] != FOLDER}
