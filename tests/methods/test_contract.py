@@ -1,15 +1,18 @@
 """What every registered method promises, on a few real images and with the smallest settings that still work."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from metalad.detector import SCORINGS, Detector, DetectorConfig, Scoring, to_batch
+from metalad import gradient
+from metalad.detector import SCORINGS, Detector, DetectorConfig, GradientDetector, Scoring, to_batch
 from metalad.errors import DataError
-from metalad.methods import OWN, method_named
+from metalad.methods import OWN, method_named, methods
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.metal import MetalConfig
@@ -17,7 +20,7 @@ from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.variation_model import VariationModelConfig
-from metalad.model_file import read_model
+from metalad.model_file import Model, read_model
 from metalad.train import train
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
@@ -50,10 +53,13 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10
 EPOCHS = 150
+SHORT = 2
 BATCH_TOLERANCE = 1e-5
 """A batch's shape may change the order of sums: of the map's largest value."""
 
-each_method = pytest.mark.parametrize("name", [method.name for method in OWN])
+each_method = pytest.mark.parametrize("name", list(methods()))
+"""Those of installed packages, too."""
+each_own_method = pytest.mark.parametrize("name", [method.name for method in OWN])
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
 
 
@@ -68,17 +74,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory, good_images: Path) -> "Runs":
 
 
 class Runs:
-    """One finished run a method, made when first asked for."""
+    """Of each method a trained run and one of a few epochs, made when first asked for and shared by the tests."""
 
     def __init__(self, folder: Path, images: Path) -> None:
         self.folder, self.images = folder, images
-        self.detector = cache(self._detector)
+        self.detector, self.short = cache(self._detector), cache(self._short)
 
-    def train(self, name: str, out: str) -> Path:
-        return train(self.images, self.folder / out, method=SMALL[name], epochs=EPOCHS, seed=3, device="cpu").path
+    def train(self, name: str, out: str, epochs: int, *, resume: bool = False) -> Model:
+        config = small(name)
+        return train(self.images, self.folder / out, method=config, epochs=epochs, seed=3, resume=resume, device="cpu")
 
     def _detector(self, name: str) -> Detector:
-        return read_model(self.train(name, name)).detector
+        return read_model(self.train(name, name, EPOCHS).path).detector
+
+    def _short(self, name: str) -> Model:
+        return self.train(name, f"{name}-short", SHORT)
+
+
+def small(name: str) -> DetectorConfig:
+    """The smallest settings of a method of ours; another's defaults."""
+    return SMALL[name] if name in SMALL else method_named(name).load_config()()
 
 
 def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,14 +106,14 @@ def unseen(detector: Detector, count: int) -> np.ndarray:
     return cookies(IMAGES + count, detector.config.image_size)[IMAGES:]
 
 
-@each_method
-def test_every_method_is_in_the_tables(name: str) -> None:
+@each_own_method
+def test_every_method_of_ours_is_in_the_tables(name: str) -> None:
     assert name in SMALL
     assert name in PARAMETERS
     assert type(SMALL[name]) is method_named(name).load_config()
 
 
-@each_method
+@each_own_method
 def test_it_has_the_declared_number_of_parameters(name: str) -> None:
     config, expected = PARAMETERS[name]
     detector = method_named(name).load()(config)
@@ -147,15 +162,8 @@ def test_batch_mates_change_nothing(runs: Runs, name: str, scoring: Scoring) -> 
 
 
 @each_method
-def test_the_same_seed_gives_the_same_bits(runs: Runs, name: str) -> None:
-    runs.detector(name)
-    again = runs.train(name, f"{name}-again")
-    assert again.read_bytes() == (runs.folder / name / again.name).read_bytes()
-
-
-@each_method
 def test_a_saved_model_predicts_the_same_bits(runs: Runs, name: str) -> None:
-    model = train(runs.images, runs.folder / f"{name}-kept", method=SMALL[name], epochs=1, device="cpu")
+    model = runs.short(name)
     stored = read_model(model.path).detector
     images = unseen(stored, 2)
     for scoring in SCORINGS:
@@ -165,11 +173,47 @@ def test_a_saved_model_predicts_the_same_bits(runs: Runs, name: str) -> None:
 
 
 @each_method
+def test_the_same_seed_gives_the_same_bits(runs: Runs, name: str) -> None:
+    again = runs.train(name, f"{name}-again", SHORT)
+    assert again.path.read_bytes() == runs.short(name).path.read_bytes()
+
+
+@each_method
+def test_a_run_killed_in_every_stage_and_resumed_ends_in_the_same_bits(
+    runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs.short(name)
+    if not isinstance(whole.detector, GradientDetector):
+        pytest.skip("learns in one go: there is nothing to resume")
+    monkeypatch.setattr(gradient, "CHECKPOINT_SECONDS", -1.0)
+    out, resume = f"{name}-killed", False
+    for stage in whole.header.training["stages"]:
+        with monkeypatch.context() as patch:
+            patch.setattr(gradient.Descent, "_epoch", killed_in(stage, gradient.Descent._epoch))
+            with pytest.raises(KeyboardInterrupt):
+                runs.train(name, out, SHORT, resume=resume)
+        resume = True
+    resumed = runs.train(name, out, SHORT, resume=True)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def killed_in(stage: str, epoch: Callable[..., gradient.Epoch]) -> Callable[..., gradient.Epoch]:
+    """An epoch that is not begun, if it is the stage's second."""
+
+    def killed(descent: gradient.Descent, *args: Any) -> gradient.Epoch:
+        if descent.plan.stage == stage and descent.state.epoch == 1:
+            raise KeyboardInterrupt
+        return epoch(descent, *args)
+
+    return killed
+
+
+@each_method
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_images_are_one_clear_line(tmp_path: Path, name: str, count: int) -> None:
     images = put_cookies(tmp_path / "images", count)
     with pytest.raises(DataError, match="images"):
-        train(images, tmp_path / "run", method=SMALL[name], epochs=1, device="cpu")
+        train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
 
 
 @each_method
@@ -178,7 +222,7 @@ def test_two_images_are_enough_or_one_clear_line(tmp_path: Path, name: str) -> N
     images = put_cookies(tmp_path / "images", 2)
     message = ""
     try:
-        model = train(images, tmp_path / "run", method=SMALL[name], epochs=1, device="cpu")
+        model = train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
     except DataError as error:
         message = str(error)
     assert "at least 2 good images" in message or np.isfinite(model.threshold())
