@@ -76,7 +76,9 @@ def test_the_most_abnormal_patch_counts_unsmoothed() -> None:
     assert (soft(images).anomaly_map.flatten(1).amax(1) < soft(images).score).all()
 
 
-@pytest.mark.parametrize("changes", [{"bank_fraction": 0.0}, {"bank_fraction": 2.0}, {"bank_size": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"bank_fraction": 0.0}, {"bank_fraction": 2.0}, {"bank_size": 0}, {"candidates": 0}]
+)
 def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         PatchCoreConfig(**changes)  # type: ignore[arg-type]
@@ -85,3 +87,26 @@ def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
 def test_no_image_is_too_few() -> None:
     with pytest.raises(DataError, match="at least 1"):
         PatchCore(PatchCoreConfig()).fit(np.zeros((0, 224, 224, 3), np.uint8), 0)
+
+
+def test_the_bank_is_chosen_from_as_many_patches_as_wanted() -> None:
+    model, images = fitted(bank_fraction=1.0, candidates=50), cookies(4, SIZE)
+    assert len(model.bank) == 50
+    patches = model.patches(to_batch(images)).flatten(0, 2)
+    apart = torch.cdist(model.bank, patches, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    torch.testing.assert_close(apart, torch.zeros(50), atol=1e-4, rtol=0)
+    assert len({tuple(vector.tolist()) for vector in model.bank}) == 50
+    assert torch.equal(model.bank, fitted(bank_fraction=1.0, candidates=50).bank)
+
+
+@pytest.mark.parametrize("grid", ["s4", "s8", "s16"])
+def test_a_spot_shows_at_its_place_on_every_grid(grid: str) -> None:
+    model, image = fitted(grid=grid), cookies(5, SIZE)[4:]
+    spotted = image.copy()
+    spotted[0, 40:48, 56:64] = (255, 0, 255)
+    change = (model.distances(to_batch(spotted)) - model.distances(to_batch(image)))[0]
+    stride = int(grid[1:])
+    assert change.shape == (SIZE[0] // stride, SIZE[1] // stride)
+    row, column = divmod(int(change.argmax()), change.shape[1])
+    assert abs((row + 0.5) * stride - 44) <= max(stride, 8)
+    assert abs((column + 0.5) * stride - 60) <= max(stride, 8)

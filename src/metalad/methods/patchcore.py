@@ -5,7 +5,6 @@ patch is as abnormal as its feature is far from the nearest of the bank. Nothing
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +22,8 @@ from metalad.settings import setting
 BATCH_SIZE = 16
 BANK_CHUNK = 2048
 """Bank vectors that a batch is compared with at once; bounds memory and still fills a matrix product."""
-ROUNDING = 1e-3
-"""Points are looked at although they are so much too far, since distances between centres come rounded."""
+ROUNDING = 1e-5
+"""Points are looked at although they are too far by so much of the squared lengths, which expanded squares lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,11 @@ class PatchCoreConfig(DetectorConfig):
     image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
     backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    taps: tuple[Tap, ...] = setting(("s8", "s16"), "where features are taken; the finest sets the grid of patches")
+    taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "where features are taken")
+    grid: Tap = setting("s8", "grid of patches, one of the taps")
     bank_fraction: float = setting(0.1, "part of all patches that the bank keeps")
     bank_size: int = setting(10_000, "vectors that the bank keeps at most")
+    candidates: int = setting(50_000, "patches, chosen by chance, that the bank is chosen from, at most")
     projection: int = setting(128, "dimensions in which the bank is chosen, by random projection")
 
     def __post_init__(self) -> None:
@@ -44,8 +45,10 @@ class PatchCoreConfig(DetectorConfig):
         super().__post_init__()
         if not 0 < self.bank_fraction <= 1:
             raise ConfigError(f"bank_fraction is {self.bank_fraction}; it must be more than 0 and at most 1")
-        if min(self.bank_size, self.projection) < 1:
-            raise ConfigError("bank_size and projection must be at least 1")
+        if min(self.bank_size, self.projection, self.candidates) < 1:
+            raise ConfigError("bank_size, candidates and projection must be at least 1")
+        if self.grid not in self.taps:
+            raise ConfigError(f"grid is {self.grid}; it must be one of the taps, {', '.join(self.taps)}")
 
 
 class PatchCore(FittedDetector):
@@ -72,15 +75,20 @@ class PatchCore(FittedDetector):
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         with torch.no_grad():
-            patches = torch.cat([self.patches(batch).flatten(0, 2) for batch in self._batches(pixels)])
-            count = min(math.ceil(self.config.bank_fraction * len(patches)), self.config.bank_size)
+            patches, total = self._candidates(pixels, seed)
+            count = min(math.ceil(self.config.bank_fraction * total), self.config.bank_size, len(patches))
             self.bank = patches[coreset(_projected(patches, self.config.projection, seed), count, seed)]
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across channels"]:
         """Return the feature of each patch: each tap averaged over 3×3, brought to one grid, one after the other."""
         maps = [F.avg_pool2d(tap, 3, 1, 1) for tap in self.backbone(images)]
-        grid = max((tap.shape[-2:] for tap in maps), key=lambda shape: shape[0])
-        same = [tap if tap.shape[-2:] == grid else F.interpolate(tap, grid, mode="bilinear") for tap in maps]
+        height, width = maps[self.config.taps.index(self.config.grid)].shape[-2:]
+        same = [
+            F.adaptive_avg_pool2d(tap, (height, width))
+            if tap.shape[-2] > height
+            else F.interpolate(tap, (height, width), mode="bilinear")
+            for tap in maps
+        ]
         return torch.cat(same, 1).permute(0, 2, 3, 1)
 
     def distances(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
@@ -99,9 +107,19 @@ class PatchCore(FittedDetector):
         """Return the distance itself."""
         return evidence.residual[:, 0]
 
-    def _batches(self, pixels: np.ndarray) -> Iterator[Tensor]:
+    def _candidates(self, pixels: np.ndarray, seed: int) -> tuple[Tensor, int]:
+        """Return the patches that the bank is chosen from, and of how many they were drawn."""
+        stride = int(self.config.grid[1:])
+        height, width = self.config.image_size
+        each = -(-height // stride) * -(-width // stride)
+        total = len(pixels) * each
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: self.config.candidates]
+        drawn, kept = drawn.sort().values.to(self.device), []
         for start in range(0, len(pixels), BATCH_SIZE):
-            yield to_batch(pixels[start : start + BATCH_SIZE], self.device)
+            found = self.patches(to_batch(pixels[start : start + BATCH_SIZE], self.device)).flatten(0, 2)
+            first = start * each
+            kept.append(found[drawn[(drawn >= first) & (drawn < first + len(found))] - first])
+        return torch.cat(kept), total
 
 
 def nearest(
@@ -121,25 +139,24 @@ def nearest(
 def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:
     """Choose `count` points greedily, each the one farthest from those chosen before; the first by chance.
 
-    Exact k-centre greedy (Gonzalez 1985), made fast by the triangle inequality: a new centre can only come nearest
-    to a point whose own centre lies less than twice its distance to that point away from the new one.
+    Exact k-centre greedy (Gonzalez 1985). Only the few points that the newest may lie nearest to, by the expanded
+    squares, have their distance from it taken; one matrix-vector product a step finds them.
     """
     generator = torch.Generator().manual_seed(seed)
     newest = int(torch.randint(len(points), (1,), generator=generator))
-    chosen, centres = [newest], points.new_zeros(count, points.shape[1])
-    squares, centres[0] = points.square().sum(1), points[newest]
+    chosen, squares = [newest], points.square().sum(1)
     distance = torch.linalg.vector_norm(points - points[newest], dim=1)
-    owner = torch.zeros(len(points), dtype=torch.int32, device=points.device)
-    for number in range(1, count):
-        distance[newest] = -1  # never again, even where points repeat
+    reach = distance.square()
+    for _ in range(1, count):
+        distance[newest] = reach[newest] = -1  # never again, even where points repeat
         newest = int(distance.argmax())
-        centre = centres[number] = points[newest]
-        between = torch.addmv(squares[chosen], centres[:number], centre, alpha=-2).add_(squares[newest])
-        reach = between.clamp_min_(0).sqrt_().index_select(0, owner)
-        near = (reach < 2 * (1 + ROUNDING) * distance).nonzero()[:, 0]
+        centre = points[newest]
+        apart = torch.addmv(squares, points, centre, alpha=-2).add_(squares[newest])
+        near = (apart < reach + ROUNDING * (squares + squares[newest])).nonzero()[:, 0]
         closer = torch.linalg.vector_norm(points.index_select(0, near) - centre, dim=1)
         better = closer < distance[near]
-        distance[near[better]], owner[near[better]] = closer[better], number
+        changed, closer = near[better], closer[better]
+        distance[changed], reach[changed] = closer, closer.square()
         chosen.append(newest)
     return torch.tensor(chosen, device=points.device)
 
