@@ -17,7 +17,15 @@ from metalad.cli import VERBS, build_parser
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "src" / "metalad"
 SOURCES = sorted(HOUSE.rglob("*.py"))
-CODE = sorted([*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "dev.py"])
+CODE = sorted(
+    [
+        *SOURCES,
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("benchmarks/**/*.py"),
+        *ROOT.glob("examples/**/*.py"),
+        ROOT / "dev.py",
+    ]
+)
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
