@@ -13,9 +13,12 @@ from metalad import gradient
 from metalad.detector import SCORINGS, Detector, DetectorConfig, GradientDetector, Scoring, to_batch
 from metalad.errors import DataError
 from metalad.methods import OWN, method_named, methods
+from metalad.methods.anogan import AnoGanConfig
+from metalad.methods.f_anogan import FAnoGanConfig
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.metal import MetalConfig
+from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
@@ -40,6 +43,9 @@ SMALL: dict[str, DetectorConfig] = {
         normalization="none",
     ),
     "gt": GeometricTransformationsConfig(image_size=(16, 16), widening=1, shift=4, transforms="unshifted"),
+    "f_anogan": FAnoGanConfig(image_size=(32, 32), smoothing_sigma=0.5, width=2, latent=8),
+    "anogan": AnoGanConfig(image_size=(64, 64), width=2, latent=8, search_steps=5),
+    "ocgan": OcGanConfig(image_size=(29, 29), width=8, smoothing_sigma=0.5, reconstruction_weight=500.0),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -49,6 +55,9 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "feature_dictionary": (FeatureDictionaryConfig(), 700_768),
     "texture_inspection": (TextureInspectionConfig(), 0),
     "gt": (GeometricTransformationsConfig(), 1_214_744),
+    "f_anogan": (FAnoGanConfig(width=64), 24_564_676),
+    "anogan": (AnoGanConfig(), 285_148),
+    "ocgan": (OcGanConfig(), 3_351_494),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

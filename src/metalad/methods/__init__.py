@@ -76,6 +76,22 @@ OWN = (
         "metalad.methods.gt:GeometricTransformations",
         image_level=True,
     ),
+    Method(
+        "f_anogan",
+        "what a Wasserstein GAN cannot draw from an encoder's code (Schlegl 2019)",
+        "metalad.methods.f_anogan:FAnoGan",
+    ),
+    Method(
+        "anogan",
+        "what a GAN cannot draw from any code that a search finds (Schlegl 2017)",
+        "metalad.methods.anogan:AnoGan",
+    ),
+    Method(
+        "ocgan",
+        "autoencoder that can draw nothing but good images (Perera 2019)",
+        "metalad.methods.ocgan:OcGan",
+        image_level=True,
+    ),
 )
 
 
