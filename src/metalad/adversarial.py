@@ -96,7 +96,8 @@ def gradient_penalty(
     # A gradient of a gradient drowns in half precision; autocast must not touch it.
     with torch.autocast(real.device.type, enabled=False):
         (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    penalty: Tensor = (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
+    return penalty
 
 
 def start_small(network: nn.Module) -> None:

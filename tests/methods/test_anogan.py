@@ -29,7 +29,8 @@ def search_loss(detector: AnoGan, images: Tensor, drawings: Tensor) -> Tensor:
     """The paper's loss, written out: sums, of image and features, weighed 0.9 to 0.1."""
     of_image = (images - drawings).abs().flatten(1).sum(1)
     of_features = (detector.features(images) - detector.features(drawings)).abs().flatten(1).sum(1)
-    return 0.9 * of_image + 0.1 * of_features
+    loss: Tensor = 0.9 * of_image + 0.1 * of_features
+    return loss
 
 
 def test_the_search_lowers_the_loss_the_more_the_longer() -> None:

@@ -124,7 +124,12 @@ def test_each_objective_moves_its_own_networks(tmp_path: Path, stage: int) -> No
 def test_only_the_second_stage_mines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     mined = OcGan.mined
-    monkeypatch.setattr(OcGan, "mined", lambda self, count: (asked.append(count), mined(self, count))[1])
+
+    def noted(self: OcGan, count: int) -> Tensor:
+        asked.append(count)
+        return mined(self, count)
+
+    monkeypatch.setattr(OcGan, "mined", noted)
     for stage, expected in ((0, []), (1, [4])):
         run = descent(small(), stage, tmp_path)
         run.learner.train()

@@ -109,7 +109,7 @@ class AnoGan(GradientDetector):
         Each image has a search of its own, so that no rounding that depends on its batch can grow in it.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            found = [self._nearest(signed(image)) for image in images.clone().split(1)]
+            found = [self._nearest(signed(image)) for image in torch.split(images.clone(), 1)]
         return torch.cat([drawing for drawing, _ in found]), torch.stack([loss for _, loss in found])
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:

@@ -86,11 +86,11 @@ class FAnoGan(GradientDetector):
             )
         else:
             gan = Training(
-                stage="gan", learning_rate=1e-3, betas=(0.0, 0.9), batch_size=16, steps=1500, keep="last",
+                stage="gan", learning_rate=1e-3, betas=(0.0, 0.9), batch_size=16, steps=1000, keep="last",
                 whole_batches=True,
             )  # fmt: skip
             encoder = Training(
-                stage="encoder", learning_rate=5e-4, optimizer="rmsprop", batch_size=16, steps=1500, whole_batches=True
+                stage="encoder", learning_rate=5e-4, optimizer="rmsprop", batch_size=16, steps=1000, whole_batches=True
             )
         return gan, encoder
 
@@ -130,17 +130,23 @@ class FAnoGan(GradientDetector):
         return drawn.float()
 
     def _critic_loss(self, images: Tensor) -> Tensor:
-        real = signed(self.config.augmented(images))
+        real = self.config.augmented(images)
         with torch.no_grad():
             fake = self._fakes(images)
-        distance = self.critic(fake).float().mean() - self.critic(real).float().mean()
-        return distance + PENALTY_WEIGHT * gradient_penalty(self.critic, real, fake)
+        penalty = gradient_penalty(self.critic, signed(real), fake)
+        return self._preference(fake) - self._preference(signed(real)) + PENALTY_WEIGHT * penalty
 
     def _generator_loss(self, images: Tensor) -> Tensor:
-        return -self.critic(self._fakes(images)).float().mean()
+        return -self._preference(self._fakes(images))
 
     def _distance(self, images: Tensor) -> Tensor:
-        return self.critic(self._fakes(images)).float().mean() - self.critic(signed(images)).float().mean()
+        """Return the critic's loss without its penalty, which needs gradients."""
+        return self._preference(self._fakes(images)) - self._preference(signed(images))
+
+    def _preference(self, images: Tensor) -> Tensor:
+        """Return the critic's mean verdict on images in [-1, 1]; higher = more like a real one."""
+        verdicts: Tensor = self.critic(images)
+        return verdicts.float().mean()
 
 
 class Residual(nn.Module):
