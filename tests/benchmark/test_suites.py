@@ -46,6 +46,14 @@ def test_every_method_with_a_column_has_a_place_in_tables_4_and_5() -> None:
         assert not missing
 
 
+def test_gans_are_counted_and_compared_at_their_published_width() -> None:
+    for name in ("table-4", "table-6"):
+        cells = [cell for cell in suite_named(name).cells() if cell.configuration.label == "f_anogan"]
+        published = [cell for cell in cells if cell.protocol == "paper" or name == "table-6"]
+        assert published
+        assert all(cell.configuration.settings == ("width=64",) for cell in published)
+
+
 def test_what_two_suites_ask_for_is_done_once() -> None:
     def keys(name: str) -> set[str]:
         return {cell.key for cell in suite_named(name).cells()}
