@@ -24,6 +24,9 @@ from metalad.errors import ConfigError
 BackboneName = Literal["lite0", "lite1", "lite2", "resnet18", "wide_resnet50_2", "vgg16"]
 Tap = Literal["s4", "s8", "s16", "s32"]
 """Where features are taken: the last layer whose map has a 4th, 8th, 16th, 32nd of the image's side."""
+Place = Literal["stem", "s4", "s8", "s16", "s32"]
+Between = Callable[[Place, Tensor], Tensor]
+"""May change the maps at a place of a network before the next layers see them."""
 
 KERNELS, STRIDES = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1)
 TAPPED_STAGES: dict[Tap, int] = {"s4": 1, "s8": 2, "s16": 4, "s32": 6}
@@ -48,14 +51,28 @@ LITE = {
 }
 
 
+def unchanged(place: Place, maps: Tensor) -> Tensor:  # noqa: ARG001 (one of many that could stand here)
+    """Return the maps as they are."""
+    return maps
+
+
 class Network(nn.Module):
     """The layers of a backbone, and its weights' names; a subclass a family."""
 
     mean = IMAGENET_MEAN
     deviation = IMAGENET_DEVIATION
 
-    def features(self, images: Tensor) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the map of each tap, the finest first, of normalised images."""
+    def normalised(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Bring RGB images in [0, 1] to the mean and deviation that the network was trained with."""
+        mean, deviation = (images.new_tensor(values).reshape(3, 1, 1) for values in (self.mean, self.deviation))
+        # A third faster on a CPU: depthwise convolutions like a pixel's channels side by side.
+        return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
+        """Yield the map of each tap, the finest first, of normalised images.
+
+        between: is asked after the stem, where there is one, and at each tap.
+        """
         raise NotImplementedError
 
     def own_name(self, name: str) -> str:
@@ -126,12 +143,13 @@ class EfficientNetLite(Network):
                 yield LiteBlock(inputs, outputs, KERNELS[stage], stride, EXPANSION if stage else 1)
                 inputs = outputs
 
-    def features(self, images: Tensor) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped blocks' outputs."""
-        maps = F.relu6(self.bn0(self.conv_stem(images)))
+        maps = between("stem", F.relu6(self.bn0(self.conv_stem(images))))
         for index, block in enumerate(self.blocks):
             maps = block(maps)
             if index in self.ends:
+                maps = between(self.ends[index], maps)
                 yield self.ends[index], maps
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
@@ -192,12 +210,13 @@ class ResNet(Network):
             if self.wanted <= set(list(TAPPED_STAGES)[: stage + 1]) and tap in self.wanted:
                 break
 
-    def features(self, images: Tensor) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped stages' outputs."""
-        maps = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1)
+        maps = between("stem", F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1))
         for stage, tap in zip(range(1, self.depth + 1), TAPPED_STAGES, strict=False):
             maps = self.get_submodule(f"layer{stage}")(maps)
             if tap in self.wanted:
+                maps = between(tap, maps)
                 yield tap, maps
 
 
@@ -229,12 +248,13 @@ class Vgg(Network):
             if tap == f"s{stride}":
                 self.ends[layer] = tap
 
-    def features(self, images: Tensor) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped layers' outputs."""
         maps = images
         for index, layer in enumerate(self.get_submodule("features_").children()):
             maps = layer(maps)
             if index in self.ends:
+                maps = between(self.ends[index], maps)
                 yield self.ends[index], maps
 
     def own_name(self, name: str) -> str:
@@ -248,9 +268,6 @@ class Backbone(nn.Module):
     Until `load` has been called, or a model file read, its tensors are NaN: it cannot be used by mistake.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, name: BackboneName, taps: Sequence[Tap]) -> None:
         """Lay out the layers.
 
@@ -261,13 +278,11 @@ class Backbone(nn.Module):
         if not taps or len(set(taps)) < len(taps):
             raise ConfigError(f"taps are {','.join(taps)!r}; take each of {', '.join(TAPPED_STAGES)} at most once")
         self.name, self.taps = name, tuple(taps)
-        self.network = _network(name, taps)
+        self.network = network_named(name, taps)
         for tensor in (*self.network.parameters(), *self.network.buffers()):
             tensor.requires_grad_(False)
             if tensor.is_floating_point():
                 tensor.fill_(math.nan)
-        self.register_buffer("mean", torch.tensor(self.network.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(self.network.deviation).reshape(3, 1, 1), persistent=False)
         self.eval()
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 (nn.Module's signature)
@@ -280,27 +295,20 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: no such package or file, or not the weights of this network.
         """
-        path = Path(weights) if weights else _packaged(self.name)
-        own, found = self.network.state_dict(), {}
-        for name, tensor in _read(path).items():
-            found[self.network.own_name(name)] = tensor
-        missing = [name for name, tensor in own.items() if name not in found or found[name].shape != tensor.shape]
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # files before 2018 lack it
-        if missing:
-            raise ConfigError(
-                f"{path}: not the weights of {self.name}; {missing[0]} and {len(missing) - 1} more differ"
-            )
-        self.network.load_state_dict({name: found.get(name, tensor) for name, tensor in own.items()})
+        load_weights(self.network, self.name, weights)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
         """Return the map of each tap, in the order of `taps`, of RGB images in [0, 1]."""
-        normalised = (images - self.mean) / self.deviation
-        # A third faster on a CPU: depthwise convolutions like a pixel's channels side by side.
-        maps = dict(self.network.features(normalised.contiguous(memory_format=torch.channels_last)))
+        maps = dict(self.network.features(self.network.normalised(images)))
         return [maps[tap] for tap in self.taps]
 
 
-def _network(name: BackboneName, taps: Sequence[Tap]) -> Network:
+def network_named(name: BackboneName, taps: Sequence[Tap]) -> Network:
+    """Return the layers up to the deepest tap, with weights by chance.
+
+    Raises:
+        ConfigError: no such network, or it lacks a tap.
+    """
     if name in LITE:
         return EfficientNetLite(LITE[name], taps)
     others: dict[str, Callable[[], Network]] = {
@@ -311,6 +319,39 @@ def _network(name: BackboneName, taps: Sequence[Tap]) -> Network:
     if name not in others:
         raise ConfigError(f"there is no backbone {name!r}; there are: {', '.join([*LITE, *others])}")
     return others[name]()
+
+
+def load_weights(network: Network, name: BackboneName, weights: str | None = None) -> None:
+    """Read the trained weights of the network of that name: the package's, or a file's (see `Backbone.load`).
+
+    Raises:
+        ConfigError: no such package or file, or not the weights of this network.
+    """
+    path = Path(weights) if weights else _packaged(name)
+    own, found = network.state_dict(), {}
+    for key, tensor in _read(path).items():
+        found[network.own_name(key)] = tensor
+    missing = [key for key, tensor in own.items() if key not in found or found[key].shape != tensor.shape]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # files before 2018 lack it
+    if missing:
+        raise ConfigError(f"{path}: not the weights of {name}; {missing[0]} and {len(missing) - 1} more differ")
+    network.load_state_dict({key: found.get(key, tensor) for key, tensor in own.items()})
+
+
+def channels_of(network: Network) -> dict[Place, int]:
+    """Return the number of channels at each place, found with a black image."""
+    found: dict[Place, int] = {}
+
+    def seen(place: Place, maps: Tensor) -> Tensor:
+        found[place] = maps.shape[1]
+        return maps
+
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        list(network.features(torch.zeros(1, 3, 32, 32), seen))
+    network.train(training)
+    return found
 
 
 def _packaged(name: str) -> Path:

@@ -21,8 +21,10 @@ from metalad.methods.metal import MetalConfig
 from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
+from metalad.methods.piade import PiadeConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.variation_model import VariationModelConfig
+from metalad.methods.vt_adl import VtAdlConfig
 from metalad.model_file import Model, read_model
 from metalad.train import train
 from tests.cookies import cookies, put_cookies
@@ -46,6 +48,17 @@ SMALL: dict[str, DetectorConfig] = {
     "f_anogan": FAnoGanConfig(image_size=(32, 32), smoothing_sigma=0.5, width=2, latent=8),
     "anogan": AnoGanConfig(image_size=(64, 64), width=2, latent=8, search_steps=5),
     "ocgan": OcGanConfig(image_size=(29, 29), width=8, smoothing_sigma=0.5, reconstruction_weight=500.0),
+    "vt_adl": VtAdlConfig(
+        image_size=(24, 32),
+        patch_size=8,
+        width=64,
+        depth=1,
+        heads=2,
+        hidden_width=16,
+        components=2,
+        smoothing_sigma=1.0,
+    ),
+    "piade": PiadeConfig(image_size=(24, 24), smoothing_sigma=1.0),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -58,11 +71,15 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "f_anogan": (FAnoGanConfig(width=64), 24_564_676),
     "anogan": (AnoGanConfig(), 285_148),
     "ocgan": (OcGanConfig(), 3_351_494),
+    "vt_adl": (VtAdlConfig(), 2_071_819),
+    "piade": (PiadeConfig(), 7_590_211),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10
 EPOCHS = 150
 SHORT = 2
+FEWER_EPOCHS = {"piade": 60}
+"""Of a method that begins with a trained network: each takes long, and few are enough."""
 BATCH_TOLERANCE = 1e-5
 """A batch's shape may change the order of sums: of the map's largest value."""
 
@@ -94,7 +111,7 @@ class Runs:
         return train(self.images, self.folder / out, method=config, epochs=epochs, seed=3, resume=resume, device="cpu")
 
     def _detector(self, name: str) -> Detector:
-        return read_model(self.train(name, name, EPOCHS).path).detector
+        return read_model(self.train(name, name, FEWER_EPOCHS.get(name, EPOCHS)).path).detector
 
     def _short(self, name: str) -> Model:
         return self.train(name, f"{name}-short", SHORT)

@@ -92,6 +92,17 @@ OWN = (
         "metalad.methods.ocgan:OcGan",
         image_level=True,
     ),
+    Method(
+        "vt_adl",
+        "likelihood of each patch's embedding by a transformer that must rebuild the image (Mishra 2021)",
+        "metalad.methods.vt_adl:VtAdl",
+    ),
+    Method(
+        "piade",
+        "error of an autoencoder that routes an image's features to two capsules (Mishra 2020)",
+        "metalad.methods.piade:Piade",
+        image_level=True,
+    ),
 )
 
 
