@@ -8,38 +8,23 @@ of highest and middle score.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from metalad.data import Sample, load_images, read_category
 from metalad.detector import to_batch
-from metalad.drawing.maps import verdict_overlay
+from metalad.drawing.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
 from metalad.files import replacing
-from metalad.images import read_image, read_mask, resize_image, resize_map
 from metalad.model_file import Model, read_model
+from metalad.painting import paint
 
 HEADINGS = ("input", "rebuilt from\nits context", "anomaly map", "ground truth", "verdict")
-SIDE, TOP, GAP, VERDICT = 118, 12, 10, 96
-PICTURE_WIDTH = 174
-INK, QUIET, RED, GREEN = "#1d242c", "#5c6773", "#a3261b", "#17694a"
+SIDE, GAP, PICTURE_WIDTH = 108, 10, 174
 COLOURS = 256
-
-Pixels = UInt8[np.ndarray, "height width 3"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One image's pictures, and how its score compares with the threshold."""
-
-    pictures: tuple[Pixels, ...]
-    times_threshold: float
-    abnormal: bool
-    truth: bool
 
 
 def main() -> None:
@@ -50,17 +35,15 @@ def main() -> None:
     arguments = parser.parse_args()
     model = read_model(arguments.run)
     images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
-    scores = score(model, images.pixels)
-    columns = []
-    for index in chosen(scores, images.samples):
-        sample = images.samples[index]
-        columns.append(column(model, sample, images.pixels[index]))
-        print(f"{sample.name}: {columns[-1].times_threshold:.2f} x threshold")
-    sheet = compose(columns)
+    columns: list[list[Cell]] = [[heading(text) for text in HEADINGS]]
+    for index in chosen(score(model, images.pixels), images.samples):
+        columns.append(column(model, images.samples[index], images.pixels[index]))
+    rows = list(zip(*columns, strict=True))
+    whole = Image.fromarray(sheet(rows, (SIDE, *(PICTURE_WIDTH for _ in columns[1:])), GAP))
     with replacing(arguments.out) as temporary:
-        small = sheet.quantize(COLOURS, Image.Quantize.FASTOCTREE)
+        small = whole.quantize(COLOURS, Image.Quantize.FASTOCTREE)
         small.save(temporary, "PNG", optimize=True)
-    print(f"{arguments.out}: {sheet.width} x {sheet.height} px, {arguments.out.stat().st_size / 1000:.0f} kB")
+    print(f"{arguments.out}: {whole.width} x {whole.height} px, {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
 def score(model: Model, pixels: UInt8[np.ndarray, "images height width 3"]) -> np.ndarray:
@@ -82,53 +65,27 @@ def chosen(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
     return [*(defective[rank] for rank in ranks), good[0], good[len(good) // 2]]
 
 
-def column(model: Model, sample: Sample, pixels: Pixels) -> Column:
-    """Judge one image and draw its pictures, all of its own size."""
-    image = read_image(sample.path)
-    size = image.shape[:2]
-    with torch.inference_mode():
-        evidence = model.detector.evidence(to_batch(pixels[None]))
-        prediction = model.detector.judge(evidence, model.scoring(None))
-    if evidence.expected is None:
+def heading(text: str) -> Words:
+    """Return what stands before a row."""
+    return Words(tuple((line, 16, QUIET) for line in text.splitlines()))
+
+
+def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Cell]:
+    """Judge one image: its pictures, and whether it is OK, its score, and whether that is right."""
+    painting = paint(model.detector, sample, pixels, model.scoring(None))
+    if painting.reconstruction is None:
         raise SystemExit(f"{model.header.method} rebuilds nothing: there is no reconstruction to show")
-    rebuilt = np.ascontiguousarray((255 * evidence.expected[0]).round().byte().permute(1, 2, 0).numpy())
     threshold = model.threshold()
-    truth = np.zeros(size, dtype=bool) if sample.mask is None else read_mask(sample.mask, size)
-    overlay = verdict_overlay(image, resize_map(prediction.anomaly_map[0].numpy(), size), threshold)
-    drawn = (image, resize_image(rebuilt, size), overlay, np.repeat(np.uint8(255) * truth[..., None], 3, axis=2))
-    times = float(prediction.score[0]) / threshold
-    return Column(drawn, times, times > 1, sample.abnormal)
-
-
-def compose(columns: list[Column]) -> Image.Image:
-    """Put the columns beside their headings."""
-    height = max(round(PICTURE_WIDTH * one.pictures[0].shape[0] / one.pictures[0].shape[1]) for one in columns)
-    tops = [TOP + place * (height + GAP) for place in range(len(HEADINGS))]
-    sheet = Image.new("RGB", (SIDE + len(columns) * (PICTURE_WIDTH + GAP), tops[-1] + VERDICT), "white")
-    draw = ImageDraw.Draw(sheet)
-    for top, heading in zip(tops, HEADINGS, strict=True):
-        draw.multiline_text((GAP, top + 4), heading, QUIET, font(16))
-    for place, one in enumerate(columns):
-        left = SIDE + place * (PICTURE_WIDTH + GAP)
-        for top, picture in zip(tops, one.pictures, strict=False):
-            shown = Image.fromarray(picture)
-            shown.thumbnail((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (left, top))
-        write_verdict(draw, left, tops[-1], one)
-    return sheet
-
-
-def write_verdict(draw: ImageDraw.ImageDraw, left: int, top: int, one: Column) -> None:
-    """Write OK or NG, the score, and whether that is right."""
-    draw.text((left, top), "NG" if one.abnormal else "OK", RED if one.abnormal else GREEN, font(32))
-    draw.text((left, top + 40), f"{one.times_threshold:.2f} x threshold", INK, font(16))
-    wrong = "false alarm" if one.abnormal else "missed defect"
-    draw.text((left, top + 62), "right" if one.abnormal == one.truth else wrong, QUIET, font(16))
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font that ships with Pillow."""
-    return ImageFont.load_default(size)
+    times = painting.score / threshold
+    abnormal = times > 1
+    wrong = "false alarm" if abnormal else "missed defect"
+    verdict = Words((
+        ("NG" if abnormal else "OK", 32, RED if abnormal else GREEN),
+        (f"{times:.2f} x threshold", 16, INK),
+        ("right" if abnormal == sample.abnormal else wrong, 16, QUIET),
+    ))  # fmt: skip
+    print(f"{sample.name}: {times:.2f} x threshold")
+    return [painting.image, painting.reconstruction, painting.overlay(threshold), painting.white_truth, verdict]
 
 
 if __name__ == "__main__":

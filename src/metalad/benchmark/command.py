@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.benchmark.declaration import Cell, Protocol, Suite
-from metalad.benchmark.run import Outcome, benchmark, known_rows, locate
+from metalad.benchmark.run import Outcome, benchmark, is_done, known_rows, locate
 from metalad.benchmark.suites import suite_named, suites
 from metalad.errors import ConfigError
 
@@ -65,7 +65,7 @@ def _list(suite: Suite, out: Path, data: Path | None, only: Sequence[str], proto
     absent = {name for name, place in locate(suite, cells, data).items() if place.path is None} if data else set()
 
     def state(cell: Cell) -> str:
-        if cell.key in rows:
+        if is_done(suite, cell, rows, out):
             return "done"
         return "absent" if cell.category in absent else "to do"
 
@@ -110,4 +110,6 @@ def _run(outcome: Outcome) -> Answer:
     lines += [f"absent  {category}: {reason}" for category, reason in places.items()]
     if outcome.done or outcome.done_before:
         lines.append(f"rows: {outcome.results}")
+    if outcome.picture is not None:
+        lines.append(f"picture: {outcome.picture}")
     return Answer("\n".join(lines), outcome.to_json(), FAILED if outcome.failed else 0)

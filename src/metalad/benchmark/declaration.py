@@ -91,6 +91,7 @@ class Suite:
     scorings: those that the table shows, a line each.
     paper_table: the paper's table to compare with; see `metalad.benchmark.paper`.
     whole: a category that was published with a split must have as many images; a part of it counts as absent.
+    picture: each cell also draws examples of what its model makes, and they are put together in `OUT/NAME.png`.
 
     Raises:
         ValueError: two cells are the same, or have the same name.
@@ -103,6 +104,7 @@ class Suite:
     scorings: tuple[ScoringName, ...] = ("calibrated", "raw")
     paper_table: str | None = None
     whole: bool = False
+    picture: bool = False
 
     def __post_init__(self) -> None:
         cells = self.cells()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from metalad.benchmark.examples import draw_examples
 from metalad.benchmark.jobs import Failure, Job
 from metalad.benchmark.machine import machine, peak_memory, reset_peak_memory, versions
 from metalad.benchmark.rows import Row
@@ -104,6 +105,8 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
     begun = time.perf_counter()
     report = evaluate(work / "run", data, out=work / "evaluation", device=job.device, progress=progress)
     evaluating = time.perf_counter() - begun
+    if job.picture is not None:
+        draw_examples(Path(job.picture), model, data, report)
     return _row(
         job,
         config,

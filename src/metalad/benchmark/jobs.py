@@ -18,6 +18,7 @@ class Job:
     """A cell with all that doing it needs, wherever that is.
 
     data: the category's folder, `work` the folder to train in; both absolute.
+    picture: where examples of what the model makes are to be drawn, absolute; None: nowhere.
     config: all settings, to do a cell as an old row has it; None: the cell's settings and today's defaults.
     """
 
@@ -29,6 +30,7 @@ class Job:
     device: str
     commit: str | None = None
     config: Mapping[str, Any] | None = None
+    picture: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the job in JSON's own types."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.benchmark.declaration import Cell, Protocol, Suite
+from metalad.benchmark.figure import compose, strip
 from metalad.benchmark.jobs import Failure, Job, Results, in_processes, on_ray, one_by_one
 from metalad.benchmark.machine import commit
 from metalad.benchmark.places import Place, find_places, published_splits
@@ -23,7 +24,7 @@ RESULTS = Path("benchmarks/results")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the chosen cells of a suite; `results` is the file of rows."""
+    """What became of the chosen cells of a suite; `results` is the file of rows, `picture` that of a suite with one."""
 
     suite: str
     results: Path
@@ -31,12 +32,14 @@ class Outcome:
     done_before: tuple[Cell, ...]
     failed: tuple[tuple[Cell, str], ...]
     absent: tuple[tuple[Cell, Place], ...]
+    picture: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome in JSON's own types."""
         return {
             "suite": self.suite,
             "results": str(self.results),
+            "picture": None if self.picture is None else str(self.picture),
             "done": [row.to_json() for row in self.done],
             "done_before": [cell.key for cell in self.done_before],
             "failed": [{"key": cell.key, "name": cell.name, "reason": reason} for cell, reason in self.failed],
@@ -89,9 +92,10 @@ def benchmark(
     runs = out / "runs" / declared.name
     with claimed(out / "runs" / f".{declared.name}.lock", "benchmark"):
         before = known_rows(out, declared)
-        pending = [cell for cell in cells if cell.key not in before]
+        pending = [cell for cell in cells if not is_done(declared, cell, before, out)]
+        done_before = tuple(cell for cell in cells if cell not in pending)
         for cell in () if keep else cells:  # a kill between a row and the end of its folder leaves the folder
-            if cell.key in before:
+            if cell in done_before:
                 shutil.rmtree(runs / cell.key, ignore_errors=True)
         places = locate(declared, pending, data)
         here = [cell for cell in pending if cell.category is None or places[cell.category].path]
@@ -99,14 +103,31 @@ def benchmark(
         _say(progress, f"{declared.name}: {len(jobs)} cells to do, {len(cells) - len(pending)} were done before")
         with _results(jobs, workers, ray, memory, progress) as finished:
             done, failed = _collected(finished, len(jobs), results, keep, progress)
+        picture = _picture(declared, out)
     return Outcome(
         suite=declared.name,
         results=results,
         done=tuple(done),
-        done_before=tuple(cell for cell in cells if cell.key in before),
+        done_before=done_before,
         failed=tuple(failed),
         absent=tuple((cell, places[cell.category]) for cell in pending if cell.category and cell not in here),
+        picture=picture,
     )
+
+
+def is_done(suite: Suite, cell: Cell, rows: Mapping[str, Row], out: Path) -> bool:
+    """Whether a cell has its row, and its part of the picture where the suite has one."""
+    return cell.key in rows and (not suite.picture or strip(out / "runs" / suite.name, cell.key).exists())
+
+
+def _picture(suite: Suite, out: Path) -> Path | None:
+    """Draw the suite's picture of what all its cells have drawn until now, whenever that was."""
+    if not suite.picture:
+        return None
+    cells = {cell: strip(out / "runs" / suite.name, cell.key) for cell in suite.cells()}
+    drawn = {cell.name: file for cell, file in cells.items() if file.exists()}
+    absent = dict.fromkeys(cell.category or cell.name for cell, file in cells.items() if not file.exists())
+    return compose(out / f"{suite.name}.png", suite, drawn, list(absent))
 
 
 def known_rows(out: Path, suite: Suite) -> dict[str, Row]:
@@ -178,6 +199,7 @@ def _jobs(
             threads=threads,
             device=device,
             commit=now,
+            picture=str(strip(runs, cell.key).absolute()) if suite.picture else None,
         )
         for cell in cells
     ]

@@ -23,7 +23,7 @@ TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothi
 
 def suites() -> dict[str, Suite]:
     """Return the suites by their names; those over all methods depend on what is installed."""
-    tables = (_table_3(), _table_4(), _table_5(), _table_6())
+    tables = (_table_3(), _table_4(), _table_5(), _table_6(), _figure_9())
     shipped = (_default(), _methods(), *tables, _ablation_mask(), _leak(), _loss(), _smoke())
     return {suite.name: suite for suite in shipped}
 
@@ -150,6 +150,21 @@ def _table_6() -> Suite:
     plain = (*AS_PUBLISHED["vt_adl"], "capsule=false")
     grid = Grid((*ours, *others, Configuration("vt_adl, without its capsule", "vt_adl", plain, "VT-ADL")))
     return Suite("table-6", "numbers of parameters", (grid,), "parameters", paper_table="Table 6")
+
+
+def _figure_9() -> Suite:
+    """The paper's Figure 9, of our own model: it shares its cells with `table-4`."""
+    products, textures = (
+        (Configuration("metal", "metal", (f"depth={depth}",), column_of("Table 4", "metal")),) for depth in (1, 2)
+    )
+    return Suite(
+        "figure-9",
+        "what MeTAL makes of an image of each kind of defect, as a picture",
+        (Grid(products, PRODUCTS), Grid(textures, TEXTURES)),
+        paper_table="Table 4",
+        whole=True,
+        picture=True,
+    )
 
 
 def _ablation_mask() -> Suite:

@@ -78,8 +78,22 @@ def verdict_overlay(
     Colours span 1/8 of the threshold to 8 times it, in equal ratios: what nearly was an alarm shows, and an
     enormous one does not drown the rest. The threshold itself is the middle of the colours.
     """
+    ratio = _octaves(anomaly_map, threshold)
+    return overlay(image, ratio, -RATIO_OCTAVES, RATIO_OCTAVES, anomaly_map > threshold)
+
+
+def verdict_heat(
+    anomaly_map: Float32[np.ndarray, "height width"], threshold: Number
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Colour a map as the threshold sees it, with the colours of `verdict_overlay` but on black."""
+    return heat_map(_octaves(anomaly_map, threshold), -RATIO_OCTAVES, RATIO_OCTAVES)
+
+
+def _octaves(
+    anomaly_map: Float32[np.ndarray, "height width"], threshold: Number
+) -> Float32[np.ndarray, "height width"]:
     ratio = np.log2(np.maximum(anomaly_map, np.finfo(np.float32).tiny) / np.float32(threshold))
-    return overlay(image, ratio.astype(np.float32), -RATIO_OCTAVES, RATIO_OCTAVES, anomaly_map > threshold)
+    return np.asarray(ratio, dtype=np.float32)
 
 
 def outline_width(height: int, width: int) -> int:
