@@ -17,6 +17,7 @@ from metalad.methods.anogan import AnoGanConfig
 from metalad.methods.f_anogan import FAnoGanConfig
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.gt import GeometricTransformationsConfig
+from metalad.methods.l2_ae import L2AutoencoderConfig
 from metalad.methods.metal import MetalConfig
 from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
@@ -59,6 +60,7 @@ SMALL: dict[str, DetectorConfig] = {
         smoothing_sigma=1.0,
     ),
     "piade": PiadeConfig(image_size=(24, 24), smoothing_sigma=1.0),
+    "l2_ae": L2AutoencoderConfig(image_size=(32, 32), smoothing_sigma=1.0, code=8, width=4),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -73,6 +75,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "ocgan": (OcGanConfig(), 3_351_494),
     "vt_adl": (VtAdlConfig(), 2_071_819),
     "piade": (PiadeConfig(), 7_590_211),
+    "l2_ae": (L2AutoencoderConfig(), 1_083_431),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -103,6 +103,11 @@ OWN = (
         "metalad.methods.piade:Piade",
         image_level=True,
     ),
+    Method(
+        "l2_ae",
+        "squared error of an autoencoder that minimises it (Bergmann 2019)",
+        "metalad.methods.l2_ae:L2Autoencoder",
+    ),
 )
 
 
