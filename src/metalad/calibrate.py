@@ -51,8 +51,8 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
 
 def _evidence(detector: Detector, pixels: Pixels, batch_size: int) -> Evidence:
     with torch.no_grad():
-        parts = [
-            detector.evidence(to_batch(pixels[start : start + batch_size], detector.device))
+        parts = [  # each brought to the CPU at once: a GPU has less memory
+            Evidence.joined([detector.evidence(to_batch(pixels[start : start + batch_size], detector.device))])
             for start in range(0, len(pixels), batch_size)
         ]
     return Evidence.joined(parts)

@@ -102,9 +102,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _train(options: Namespace) -> int:
     from dataclasses import asdict
 
+    from metalad.tasks import rank
     from metalad.train import train
 
     model = train(**_keywords(options) | {"method": _method(options)})
+    if rank():  # of what `torchrun` started the first alone tells
+        return 0
     header, scoring = model.header, model.scoring(None)
     if options.json:
         print_json({"model": str(model.path), "scoring": scoring, **asdict(header)})

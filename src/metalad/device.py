@@ -5,18 +5,20 @@ import os
 import torch
 
 from metalad.errors import ConfigError
-from metalad.tasks import WORKER
+from metalad.tasks import WORKER, by_torchrun
 
 
 def choose_device(wanted: str) -> torch.device:
     """Return the device of a name; `auto` is a GPU where there is one, else the CPU.
 
-    A GPU that is not named by its number is the first one; in one of several processes (see `metalad.tasks`) it is
-    that process's share of them.
+    A GPU that is not named by its number is the first one; in one of several processes (of `metalad.tasks`, or of
+    `torchrun`) it is that process's share of them.
 
     Raises:
         ConfigError: no such device, or no GPU although one was asked for.
     """
+    # Convolutions in TF32, the default on GPUs that have it, keep three digits: too few to agree with a CPU.
+    torch.backends.cudnn.allow_tf32 = False
     if wanted == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     if wanted == "cpu":
@@ -32,4 +34,5 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _own_gpu() -> torch.device:
-    return torch.device("cuda", int(os.environ.get(WORKER, "0")) % torch.cuda.device_count())
+    place = os.environ.get("LOCAL_RANK" if by_torchrun() else WORKER, "0")
+    return torch.device("cuda", int(place) % torch.cuda.device_count())

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metalad.checkpoint import damaged, stored_stage, under
 from metalad.errors import RunError
 from metalad.files import explained, write_bytes
 from metalad.precision import Precision
+from metalad.ranks import ALONE, Team
 from metalad.settings import setting
 
 Pixels = UInt8[np.ndarray, "_images height width 3"]
@@ -143,7 +146,7 @@ class Learner(nn.Module, ABC):
 class Descent:
     """One stage of gradient descent over `module`, with its history and checkpoint in `folder`.
 
-    earlier: the history of the stages before.
+    earlier: the history of the stages before. team: the processes that descend together; rank 0 alone writes.
     """
 
     def __init__(
@@ -155,8 +158,9 @@ class Descent:
         precision: Precision,
         folder: Path,
         earlier: Sequence[Epoch] = (),
+        team: Team = ALONE,
     ) -> None:
-        self.module, self.plan, self.seed, self.precision = module, plan, seed, precision
+        self.module, self.plan, self.seed, self.precision, self.team = module, plan, seed, precision, team
         self.learner = module.learner(plan.stage)
         self.device = next(module.parameters()).device
         self.checkpoint, self.history = folder / "checkpoint.safetensors", folder / "history.jsonl"
@@ -176,16 +180,18 @@ class Descent:
             self._resume()
         else:
             self.module.prepare(self.plan.stage, training, self.seed)
+            self.team.spread(self.module)
             self.best = self._weights()
         saved = time.monotonic()
-        with explained(self.history), self.history.open("w", encoding="utf-8") as lines:
+        history = self.history if self.team.first else Path(os.devnull)
+        with explained(history), history.open("w", encoding="utf-8") as lines:
             lines.writelines(_line(row) for row in (*self.earlier, *self.rows))
             with _bar(self.plan, len(training), self.state.epoch, progress) as bar:
                 while not self._finished():
                     self.rows.append(self._epoch(training, validation, bar))
                     lines.write(_line(self.rows[-1]))
                     lines.flush()
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    if self.team.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
                         saved = time.monotonic()
         if not self.state.best_epoch or not math.isfinite(self.state.best_loss):
@@ -204,7 +210,7 @@ class Descent:
 
     def _epoch(self, training: Pixels, validation: Pixels, bar: Any) -> Epoch:
         start, plan, number = time.perf_counter(), self.plan, self.state.epoch + 1
-        torch.manual_seed(_stream(self.seed, number))
+        torch.manual_seed(_stream(self.seed, number, self.team.rank))
         order = np.random.default_rng([self.seed, number]).permutation(len(training))
         per_epoch = plan.steps_per_epoch(len(training))
         total, rate, losses = plan.max_epochs * per_epoch, 0.0, 0.0
@@ -215,10 +221,11 @@ class Descent:
             step = self.state.epoch * per_epoch + index
             rate = plan.rate(step, total)
             chosen = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
-            loss = self.step(training[chosen], rate, step)
+            loss = self.step(training[self.team.share(chosen)], rate, step, len(chosen))
             losses, seen = losses + loss * len(chosen), seen + len(chosen)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
+        self.team.spread(self.module)  # running statistics of batch norm differ
         validation_loss = self._validate(validation)
         self.state.epoch = number
         if plan.keep == "last" or validation_loss < self.state.best_loss:
@@ -227,9 +234,13 @@ class Descent:
         self.state.seconds += time.perf_counter() - start
         return Epoch(number, losses / seen, validation_loss, rate, round(self.state.seconds, 3), plan.stage)
 
-    def step(self, pixels: Pixels, rate: float, number: int = 0) -> float:
-        """Take the step of that number, from 0, on a batch; return the first objective's loss before it."""
+    def step(self, pixels: Pixels, rate: float, number: int = 0, whole: int | None = None) -> float:
+        """Take the step of that number, from 0, on a batch; return the first objective's loss before it.
+
+        whole: images of the batch of which `pixels` is this process's share; without it, all.
+        """
         images, losses = to_batch(pixels, self.device), list[Tensor]()
+        part = len(pixels) / (whole or len(pixels))
         for objective, optimizer in zip(self.objectives, self.optimizers, strict=True):
             if (number + 1) % objective.every:
                 continue
@@ -237,10 +248,9 @@ class Descent:
                 group["lr"] = rate * objective.rate
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
-                loss = objective.loss(images)
-            loss.backward(inputs=objective.parameters)  # type: ignore[no-untyped-call]
+                loss = objective.loss(images) if len(images) else None
+            losses.append(self.team.descend(loss, objective.parameters, part))
             optimizer.step()
-            losses.append(loss.detach())
         return float(losses[0])
 
     def _validate(self, pixels: Pixels) -> float:
@@ -248,11 +258,11 @@ class Descent:
         self.learner.eval()
         size, total = self.plan.batch_size, 0.0
         with torch.no_grad():
-            for start in range(0, len(pixels), size):
+            for start in range(self.team.rank * size, len(pixels), self.team.size * size):
                 batch = pixels[start : start + size]
                 with self._autocast():
                     total += float(self.learner.loss(to_batch(batch, self.device))) * len(batch)
-        return total / len(pixels)
+        return self.team.total(total) / len(pixels)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -278,15 +288,15 @@ class Descent:
                 self.state = _Progress(**json.loads(file.metadata()["progress"]))
                 rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-            self.module.load_state_dict(_under(tensors, "module/"))
+            self.module.load_state_dict(under(tensors, "module/"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _damaged(self.checkpoint, error) from error
+            raise damaged(self.checkpoint, error) from error
         self.earlier = [row for row in rows if row.stage != self.plan.stage]
         self.rows = [row for row in rows if row.stage == self.plan.stage]
-        self.best = _under(tensors, "best/")
+        self.best = under(tensors, "best/")
         for number, optimizer in enumerate(self.optimizers):
             moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _under(tensors, f"optimizer/{number}/").items():
+            for name, tensor in under(tensors, f"optimizer/{number}/").items():
                 index, key = name.split("/")
                 # The step counter of the fused optimizer lives on the CPU or the device, as the optimizer wants.
                 moments.setdefault(int(index), {})[key] = tensor
@@ -303,6 +313,7 @@ def descend(
     training: Pixels,
     validation: Pixels,
     progress: bool,
+    team: Team = ALONE,
 ) -> list[Epoch]:
     """Go through all stages, or on from the one in which a run was stopped; return the epoch kept of each of those.
 
@@ -315,29 +326,10 @@ def descend(
     kept: list[Epoch] = []
     rows: list[Epoch] = []
     for plan in plans[stages.index(reached) if reached in stages else 0 :]:
-        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows)
+        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, team=team)
         kept.append(descent.run(training, validation, progress=progress))
         rows = [*descent.earlier, *descent.rows]
     return kept
-
-
-def stored_stage(checkpoint: Path) -> str | None:
-    """Return the stage that a checkpoint was written in, None if there is no checkpoint.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    if not checkpoint.exists():
-        return None
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            return str(json.loads(file.metadata()["progress"])["stage"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(checkpoint, error) from error
-
-
-def _damaged(checkpoint: Path, error: Exception) -> RunError:
-    return RunError(f"{checkpoint} is damaged ({error}); delete it to train from the start")
 
 
 def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
@@ -356,29 +348,27 @@ def to_batch(
     return torch.from_numpy(planes).to(device).float().div_(255)
 
 
-def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels) -> float:
+def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels, team: Team = ALONE) -> float:
     """Return the time that an epoch will take, measured by a few steps of a copy of the module."""
-    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path())
-    batch = training[: plan.batch_size]
+    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), team=team)
+    whole = min(plan.batch_size, len(training))
+    batch = training[team.share(np.arange(whole))] if team.size > 1 else training[: plan.batch_size]
     turn = max(2, *(objective.every for objective in descent.objectives))
     descent.learner.train()
-    descent.step(batch, plan.learning_rate, turn - 1)
+    descent.step(batch, plan.learning_rate, turn - 1, whole)
     start = time.perf_counter()
     for number in range(turn):
-        descent.step(batch, plan.learning_rate, number)
-    return (time.perf_counter() - start) / turn * len(training) / len(batch)
+        descent.step(batch, plan.learning_rate, number, whole)
+    return (time.perf_counter() - start) / turn * len(training) / whole
 
 
 def _line(row: Epoch) -> str:
     return json.dumps(dataclasses.asdict(row)) + "\n"
 
 
-def _stream(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _stream(seed: int, epoch: int, rank: int) -> int:
+    # Each process draws noise of its own; the first, as one that is alone.
+    return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
 
 
 @contextlib.contextmanager

@@ -29,13 +29,14 @@ class RunSettings:
     device: str
     precision: str
     threads: int
+    processes: int = 1
 
 
 class RunFolder:
-    """A folder that one training run owns."""
+    """A folder that one training run owns; a mute one only knows the names, as another process of the run writes."""
 
-    def __init__(self, path: Path, *, verbose: bool) -> None:
-        self.path, self.verbose = path, verbose
+    def __init__(self, path: Path, *, verbose: bool, mute: bool = False) -> None:
+        self.path, self.verbose, self.mute = path, verbose, mute
         self.model = path / "model.safetensors"
         self.settings = path / "run.json"
         self.checkpoint = path / "checkpoint.safetensors"
@@ -46,6 +47,8 @@ class RunFolder:
         Raises:
             RunError: it cannot be written, or holds a run and `resume` is not set.
         """
+        if self.mute:
+            return
         if not resume and any(file.exists() for file in (self.settings, self.model, self.checkpoint)):
             raise RunError(f"{self.path} already holds a run; go on with it by --resume, or choose another folder")
         sweep(self.path)
@@ -59,7 +62,7 @@ class RunFolder:
         Raises:
             RunError: the record is damaged.
         """
-        if not self.settings.exists():
+        if self.mute or not self.settings.exists():
             return None
         try:
             return RunSettings(**json.loads(self.settings.read_text(encoding="utf-8")))
@@ -72,6 +75,8 @@ class RunFolder:
         Raises:
             RunError: a resumed run differs from the one that was started.
         """
+        if self.mute:
+            return
         old = self.stored()
         if old is None:
             write_json(self.settings, asdict(settings))
@@ -99,6 +104,8 @@ class RunFolder:
 
     def note(self, line: str) -> None:
         """Append a line to the log, and show it where asked."""
+        if self.mute:
+            return
         log = self.path / "train.log"
         with explained(log), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")

@@ -211,6 +211,16 @@ def _loaded(function: str) -> Callable[[Task], dict[str, Any]]:
     return found
 
 
+def rank() -> int:
+    """Return this process's number among those that `torchrun` started, 0 without it."""
+    return int(os.environ["RANK"]) if by_torchrun() else 0
+
+
+def by_torchrun() -> bool:
+    """Return whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 # Ray
 
 

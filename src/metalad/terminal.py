@@ -27,7 +27,10 @@ def print_json(value: object) -> None:
 
 def note(text: str) -> None:
     """Print one line that is not a result, on stderr."""
-    print(f"metalad: {printable(text)}", file=sys.stderr)
+    from metalad.tasks import rank
+
+    which = f", process {rank()}" if rank() else ""
+    print(f"metalad{which}: {printable(text)}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> int:

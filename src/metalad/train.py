@@ -20,6 +20,7 @@ from metalad.gradient import Training, descend, epoch_seconds
 from metalad.methods import Method, method_named, methods
 from metalad.model_file import Header, Model, read_model, write_model
 from metalad.precision import Precision, fastest_precision
+from metalad.ranks import Team, joined
 from metalad.run_folder import RunFolder, RunSettings
 from metalad.settings import from_json
 
@@ -43,6 +44,8 @@ def train(
 ) -> Model:
     """Learn from the good images of `data`, calibrate, and write the run folder `out`.
 
+    Processes that `torchrun` started descend together (see `metalad.ranks`); the first alone writes and does the rest.
+
     Args:
         data: a category in a known layout, or any folder of good images, nested ones too.
         out: the run folder; gets `model.safetensors`, `history.jsonl`, `run.json` and `train.log`.
@@ -63,24 +66,27 @@ def train(
     _check(epochs, minutes, false_alarms, seed)
     chosen, config = _method_and_config(method)
     place = choose_device(device)
-    folder = RunFolder(out, verbose=progress)
-    category = read_category(data, seed=seed)
-    if resume and folder.model.exists():
-        asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
-        return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
-    split = split_validation(category.train, VALIDATION_FRACTION, seed)
-    folder.claim(resume=resume)
-    training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
-    folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
-    torch.manual_seed(seed)
-    detector = chosen.load()(config).to(place)
-    stored = folder.stored()
-    plans = _plan(detector, protocol, epochs, minutes, training, stored)
-    samples = (*training.samples, *validation.samples)
-    settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, samples, stored)
-    folder.record(settings)
-    _learn(detector, plans, settings, training, validation, folder)
-    return _conclude(detector, settings, category.name, training, validation, folder)
+    with joined(place) as team:
+        folder = RunFolder(out, verbose=progress and team.first, mute=not team.first)
+        category = read_category(data, seed=seed)
+        if team.told(resume and folder.model.exists()):
+            asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
+            return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
+        split = split_validation(category.train, VALIDATION_FRACTION, seed)
+        folder.claim(resume=resume)
+        training, validation = (_load(samples, config, folder, strict) for samples in split)
+        folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
+        torch.manual_seed(seed)
+        detector = chosen.load()(config).to(place)
+        stored = _stored(folder, team)
+        plans = _plan(detector, protocol, epochs, minutes, training, stored, team)
+        samples = (*training.samples, *validation.samples)
+        settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, samples, stored, team)
+        folder.record(settings)
+        _learn(detector, settings, training, validation, folder, team)
+        model = _conclude(detector, settings, category.name, training, validation, folder) if team.first else None
+        team.told(None)  # the others wait for the model
+        return model or read_model(out)
 
 
 def _check(epochs: int | None, minutes: float | None, false_alarms: float, seed: int) -> None:
@@ -115,11 +121,17 @@ def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], e
     return model
 
 
-def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool, progress: bool) -> Images:
-    images = load_images(samples, config.image_size, strict=strict, progress=progress)
+def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool) -> Images:
+    images = load_images(samples, config.image_size, strict=strict, progress=folder.verbose)
     for skipped in images.skipped:
         folder.note(f"skipped {skipped.path}: {skipped.reason}")
     return images
+
+
+def _stored(folder: RunFolder, team: Team) -> RunSettings | None:
+    stored = folder.stored()
+    values = team.told(dataclasses.asdict(stored) if stored else None)
+    return RunSettings(**values) if values else None
 
 
 def _precision(detector: Detector) -> Precision:
@@ -133,6 +145,7 @@ def _plan(
     minutes: float | None,
     training: Images,
     stored: RunSettings | None,
+    team: Team,
 ) -> tuple[Training, ...]:
     if not isinstance(detector, GradientDetector):
         return ()
@@ -143,7 +156,7 @@ def _plan(
         return plans
     if stored is not None:  # the time was measured once; measured again it would differ
         return tuple(from_json(Training, plan) for plan in stored.plan.values())
-    each = [epoch_seconds(detector, plan, _precision(detector), training.pixels) for plan in plans]
+    each = [epoch_seconds(detector, plan, _precision(detector), training.pixels, team) for plan in plans]
     whole = sum(seconds * plan.max_epochs for seconds, plan in zip(each, plans, strict=True))
     part = min(1.0, 60 * minutes / whole)
     return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
@@ -158,8 +171,9 @@ def _settings(
     false_alarms: float,
     samples: Sequence[Sample],
     stored: RunSettings | None,
+    team: Team,
 ) -> RunSettings:
-    return RunSettings(
+    settings = RunSettings(
         method=method,
         config=dataclasses.asdict(detector.config),
         protocol=protocol,
@@ -170,22 +184,23 @@ def _settings(
         device=detector.device.type,
         precision=stored.precision if stored else _precision(detector),
         threads=torch.get_num_threads(),
+        processes=team.size,
     )
+    # What was measured, time and precision, might differ from process to process.
+    return RunSettings(**team.told(dataclasses.asdict(settings)))
 
 
 def _learn(
-    detector: Detector,
-    plans: Sequence[Training],
-    settings: RunSettings,
-    training: Images,
-    validation: Images,
-    folder: RunFolder,
+    detector: Detector, settings: RunSettings, training: Images, validation: Images, folder: RunFolder, team: Team
 ) -> None:
-    if isinstance(detector, FittedDetector):
+    if isinstance(detector, FittedDetector) and team.first:
         detector.fit(training.pixels, settings.seed)
     if isinstance(detector, GradientDetector):
+        plans = [from_json(Training, plan) for plan in settings.plan.values()]
         epochs = " + ".join(str(plan.max_epochs) for plan in plans)
-        folder.note(f"{epochs} epochs in {settings.precision} on {settings.device}, {settings.threads} threads")
+        place = f"{settings.device}, {settings.threads} threads"
+        place += f", {team.size} processes" if team.size > 1 else ""
+        folder.note(f"{epochs} epochs in {settings.precision} on {place}")
         kept = descend(
             detector,
             plans,
@@ -195,11 +210,13 @@ def _learn(
             training=training.pixels,
             validation=validation.pixels,
             progress=folder.verbose,
+            team=team,
         )
         for best in kept:
             folder.note(f"{best.stage}: kept epoch {best.epoch}: validation loss {best.validation_loss:.5f}")
         detector.eval()
-        detector.conclude(training.pixels, validation.pixels)
+        if team.first:
+            detector.conclude(training.pixels, validation.pixels)
 
 
 def _conclude(

@@ -89,6 +89,7 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
     log = _WorkLog(work, {"job": job.to_json(), "versions": versions(), "data": hashes, "torch": str(device)})
     reset_peak_memory()
     if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # before it there is nothing to reset: an error
         torch.cuda.reset_peak_memory_stats(device)
     with log.training():
         model = train(
