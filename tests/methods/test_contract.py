@@ -14,15 +14,18 @@ from metalad.detector import SCORINGS, Detector, DetectorConfig, GradientDetecto
 from metalad.errors import DataError
 from metalad.methods import OWN, method_named, methods
 from metalad.methods.anogan import AnoGanConfig
+from metalad.methods.efficientad import EfficientADConfig
 from metalad.methods.f_anogan import FAnoGanConfig
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.l2_ae import L2AutoencoderConfig
 from metalad.methods.metal import MetalConfig
+from metalad.methods.mkd import MKDConfig
 from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.piade import PiadeConfig
+from metalad.methods.student_teacher import StudentTeacherConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.variation_model import VariationModelConfig
 from metalad.methods.vt_adl import VtAdlConfig
@@ -61,6 +64,13 @@ SMALL: dict[str, DetectorConfig] = {
     ),
     "piade": PiadeConfig(image_size=(24, 24), smoothing_sigma=1.0),
     "l2_ae": L2AutoencoderConfig(image_size=(32, 32), smoothing_sigma=1.0, code=8, width=4),
+    "student_teacher": StudentTeacherConfig(
+        image_size=(32, 48), smoothing_sigma=2.0, width=6, descriptor=8, students=2, patches=18, tap="s4"
+    ),
+    "efficientad": EfficientADConfig(
+        image_size=(48, 64), smoothing_sigma=2.0, width=4, channels=16, autoencoder=2, taps=("s4",)
+    ),
+    "mkd": MKDConfig(image_size=(32, 48), smoothing_sigma=3.0),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -76,6 +86,9 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "vt_adl": (VtAdlConfig(), 2_071_819),
     "piade": (PiadeConfig(), 7_590_211),
     "l2_ae": (L2AutoencoderConfig(), 1_083_431),
+    "student_teacher": (StudentTeacherConfig(), 819_824),
+    "efficientad": (EfficientADConfig(), 824_096),
+    "mkd": (MKDConfig(), 3_067_824),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

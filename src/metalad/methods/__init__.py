@@ -108,6 +108,21 @@ OWN = (
         "squared error of an autoencoder that minimises it (Bergmann 2019)",
         "metalad.methods.l2_ae:L2Autoencoder",
     ),
+    Method(
+        "student_teacher",
+        "students that describe good patches as their teacher does, and disagree on others (Bergmann 2020)",
+        "metalad.methods.student_teacher:StudentTeacher",
+    ),
+    Method(
+        "efficientad",
+        "a student that foretells a small teacher, and an autoencoder (Batzner 2024)",
+        "metalad.methods.efficientad:EfficientAD",
+    ),
+    Method(
+        "mkd",
+        "a small network that clones a large one on good images, at several depths (Salehi 2021)",
+        "metalad.methods.mkd:MKD",
+    ),
 )
 
 

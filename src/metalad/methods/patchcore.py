@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.backbones import Backbone, BackboneName, Tap, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
@@ -81,15 +81,9 @@ class PatchCore(FittedDetector):
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across channels"]:
         """Return the feature of each patch: each tap averaged over 3×3, brought to one grid, one after the other."""
-        maps = [F.avg_pool2d(tap, 3, 1, 1) for tap in self.backbone(images)]
+        maps = self.backbone(images)
         height, width = maps[self.config.taps.index(self.config.grid)].shape[-2:]
-        same = [
-            F.adaptive_avg_pool2d(tap, (height, width))
-            if tap.shape[-2] > height
-            else F.interpolate(tap, (height, width), mode="bilinear")
-            for tap in maps
-        ]
-        return torch.cat(same, 1).permute(0, 2, 3, 1)
+        return neighbourhoods(maps, (height, width)).permute(0, 2, 3, 1)
 
     def distances(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance of each patch's feature from the nearest of the bank."""
