@@ -27,6 +27,7 @@ from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.piade import PiadeConfig
 from metalad.methods.student_teacher import StudentTeacherConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
+from metalad.methods.vae import VaeConfig
 from metalad.methods.variation_model import VariationModelConfig
 from metalad.methods.vt_adl import VtAdlConfig
 from metalad.model_file import Model, read_model
@@ -71,6 +72,7 @@ SMALL: dict[str, DetectorConfig] = {
         image_size=(48, 64), smoothing_sigma=2.0, width=4, channels=16, autoencoder=2, taps=("s4",)
     ),
     "mkd": MKDConfig(image_size=(32, 48), smoothing_sigma=3.0),
+    "vae": VaeConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, width=8),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -89,6 +91,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "student_teacher": (StudentTeacherConfig(), 819_824),
     "efficientad": (EfficientADConfig(), 824_096),
     "mkd": (MKDConfig(), 3_067_824),
+    "vae": (VaeConfig(), 1_760_115),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

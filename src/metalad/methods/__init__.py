@@ -123,6 +123,11 @@ OWN = (
         "a small network that clones a large one on good images, at several depths (Salehi 2021)",
         "metalad.methods.mkd:MKD",
     ),
+    Method(
+        "vae",
+        "absolute error of a variational autoencoder (Baur 2018)",
+        "metalad.methods.vae:Vae",
+    ),
 )
 
 
