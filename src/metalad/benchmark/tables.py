@@ -151,7 +151,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _lines(suite: Suite, rows: Mapping[str, Row]) -> Iterator[Line]:
-    """Yield the lines in the order of declaration; a category without any row gets one for all configurations."""
+    """Yield the lines in the order of declaration; what has no row gets one line a category."""
     groups: dict[str, dict[tuple[Configuration, str], list[Row]]] = {}
     for cell in suite.cells():
         group = groups.setdefault(cell.category or "", {}).setdefault((cell.configuration, cell.protocol), [])
@@ -161,14 +161,17 @@ def _lines(suite: Suite, rows: Mapping[str, Row]) -> Iterator[Line]:
         if len(configurations) > 1 and not any(configurations.values()):
             yield Line(category, "all", "", suite.scorings[0], (), None)
             continue
-        measured = {configuration for (configuration, _), found in configurations.items() if found}
         for (configuration, protocol), found in configurations.items():
-            if not found and (configuration in measured or protocol == "paper"):
-                continue  # one empty line for a configuration that nobody has trained by either protocol
+            if not found:
+                continue
             _see_that_only_seeds_differ(suite, category, configuration, found)
             paper = _paper(suite, configuration, category)
-            for scoring in suite.scorings if found and suite.table != "parameters" else suite.scorings[:1]:
+            for scoring in suite.scorings if suite.table != "parameters" else suite.scorings[:1]:
                 yield Line(category, configuration.label, protocol, scoring, tuple(found), paper)
+        measured = {configuration for (configuration, _), found in configurations.items() if found}
+        missing = dict.fromkeys(name.label for name, _ in configurations if name not in measured)
+        if missing:
+            yield Line(category, f"not run: {', '.join(missing)}", "", suite.scorings[0], (), None)
 
 
 def _see_that_only_seeds_differ(suite: Suite, category: str, configuration: Configuration, rows: list[Row]) -> None:
