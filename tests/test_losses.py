@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalad import losses
 from metalad.images import read_image, resize_image
-from metalad.losses import CHUNK, l1_ssim_loss, mean_ssim, ssim_map
+from metalad.losses import CHUNK, l1_ssim_loss, mean_ssim, padded_ssim_map, ssim_map
 
 SEEDS = st.integers(0, 2**32 - 1)
 PAIRS = (
@@ -32,8 +32,8 @@ def first_image(path: Path) -> np.ndarray:
     return np.moveaxis(resize_image(read_image(file), (96, 128)), -1, 0) / 255.0
 
 
-def oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """scikit-image's map, where the whole window fits."""
+def full_oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """scikit-image's map."""
     _, full = structural_similarity(  # type: ignore[no-untyped-call]
         one,
         other,
@@ -44,16 +44,21 @@ def oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         channel_axis=0,
         full=True,
     )
-    valid: np.ndarray = full[:, 5:-5, 5:-5]
-    return valid
+    found: np.ndarray = full
+    return found
+
+
+def oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The same where the whole window fits."""
+    return full_oracle(one, other)[:, 5:-5, 5:-5]
 
 
 @pytest.fixture
 def double_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """The window in double precision, to tell the formula from rounding."""
 
-    def window(size: int, device: torch.device) -> Tensor:
-        del device
+    def window(size: int, device: torch.device, dtype: torch.dtype = torch.double) -> Tensor:
+        del device, dtype
         kernel = torch.exp(-0.5 * (torch.arange(-5, 6).double() / 1.5) ** 2)
         kernel /= kernel.sum()
         places = torch.arange(size - 10)[:, None] + torch.arange(11)
@@ -140,3 +145,18 @@ def test_autocast_does_not_touch_similarity(similarity: Callable[[Tensor, Tensor
     with torch.autocast("cpu", torch.bfloat16):
         mixed = similarity(one, other)
     assert torch.equal(mixed, similarity(one, other))
+
+
+@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.usefixtures("double_window")
+def test_padded_ssim_is_scikit_images_up_to_the_edge(shared_data: Path, names: tuple[str, str]) -> None:
+    one, other = (first_image(shared_data / name) for name in names)
+    found = padded_ssim_map(torch.from_numpy(one)[None], torch.from_numpy(other)[None])[0]
+    np.testing.assert_allclose(found.numpy(), full_oracle(one, other), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_padded_ssim_is_the_same_where_the_window_fits(seed: int) -> None:
+    one, other = noise(seed, 1, 1, 16, 20), noise(seed + 1, 1, 1, 16, 20)
+    torch.testing.assert_close(padded_ssim_map(one, other)[..., 5:-5, 5:-5], ssim_map(one, other))

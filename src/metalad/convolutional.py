@@ -1,4 +1,4 @@
-"""The convolutional autoencoder of Bergmann et al. (VISAPP 2019; CVPR 2019), below its loss and its map.
+"""The convolutional autoencoder of Bergmann et al. (VISAPP 2019; CVPR 2019), which two methods train by other losses.
 
 An image goes through a code of 100 numbers and back. Objects are rebuilt whole; of a texture square tiles are rebuilt,
 and what overlapping tiles say of a pixel is averaged.

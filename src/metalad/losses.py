@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,7 +17,7 @@ CHUNK = 8
 
 
 @cache
-def window_matrix(size: int, device: torch.device) -> Float[Tensor, "valid size"]:
+def window_matrix(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Float[Tensor, "valid size"]:
     """Return the banded matrix that applies SSIM's 11-tap Gaussian window at its valid places along a line."""
     offsets = torch.arange(WINDOW) - WINDOW // 2
     kernel = torch.exp(-0.5 * (offsets.double() / SIGMA) ** 2)
@@ -25,7 +25,7 @@ def window_matrix(size: int, device: torch.device) -> Float[Tensor, "valid size"
     band = torch.zeros(size - WINDOW + 1, size, dtype=torch.double)
     for row in range(len(band)):
         band[row, row : row + WINDOW] = kernel
-    return band.float().to(device)
+    return band.to(dtype).to(device)
 
 
 def ssim_map(
@@ -39,8 +39,8 @@ def ssim_map(
     """
     # In half precision the variances, small differences of means, would drown; autocast must not touch them.
     with torch.autocast(images.device.type, enabled=False):
-        rows = window_matrix(images.shape[-2], images.device)
-        columns = window_matrix(images.shape[-1], images.device).T
+        rows = window_matrix(images.shape[-2], images.device, images.dtype)
+        columns = window_matrix(images.shape[-1], images.device, images.dtype).T
         mean = rows @ images @ columns
         other_mean = rows @ others @ columns
         variance = rows @ (images * images) @ columns - mean * mean
@@ -48,6 +48,26 @@ def ssim_map(
         covariance = rows @ (images * others) @ columns - mean * other_mean
     numerator = (2 * mean * other_mean + C1) * (2 * covariance + C2)
     return numerator / ((mean**2 + other_mean**2 + C1) * (variance + other_variance + C2))
+
+
+def padded_ssim_map(
+    images: Float[Tensor, "batch channels height width"],
+    others: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Return `ssim_map` around every pixel; beyond the edge each image goes on as its own mirror image.
+
+    In double precision: the variances of a nearly flat place are small differences of large numbers.
+    """
+    rows, columns = (_mirrored(side).to(images.device) for side in images.shape[-2:])
+    both = (part[..., rows, :][..., columns].double() for part in (images, others))
+    return ssim_map(*both).float()
+
+
+def _mirrored(size: int) -> Int[Tensor, " padded"]:
+    """Return the places along a line and, half a window beyond its ends, those that mirror them, the end included."""
+    places = torch.arange(-(WINDOW // 2), size + WINDOW // 2)
+    places = torch.where(places < 0, -1 - places, places)
+    return torch.where(places < size, places, 2 * size - 1 - places)
 
 
 class _MeanSsim(torch.autograd.Function):

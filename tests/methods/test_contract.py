@@ -25,6 +25,7 @@ from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.piade import PiadeConfig
+from metalad.methods.ssim_ae import SsimAutoencoderConfig
 from metalad.methods.student_teacher import StudentTeacherConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.vae import VaeConfig
@@ -73,6 +74,8 @@ SMALL: dict[str, DetectorConfig] = {
     ),
     "mkd": MKDConfig(image_size=(32, 48), smoothing_sigma=3.0),
     "vae": VaeConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, width=8),
+    # Only near an edge does a patch of one colour differ from a blurred rebuilding; here all of it is near one.
+    "ssim_ae": SsimAutoencoderConfig(image_size=(16, 16), smoothing_sigma=0.0, code=32, width=16),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -92,6 +95,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "efficientad": (EfficientADConfig(), 824_096),
     "mkd": (MKDConfig(), 3_067_824),
     "vae": (VaeConfig(), 1_760_115),
+    "ssim_ae": (SsimAutoencoderConfig(), 1_081_381),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -128,6 +128,11 @@ OWN = (
         "absolute error of a variational autoencoder (Baur 2018)",
         "metalad.methods.vae:Vae",
     ),
+    Method(
+        "ssim_ae",
+        "structural dissimilarity of an autoencoder that minimises it (Bergmann 2019)",
+        "metalad.methods.ssim_ae:SsimAutoencoder",
+    ),
 )
 
 
