@@ -80,7 +80,7 @@ def test(venv: Path, pytest_arguments: list[str]) -> None:
     run(program(venv, "lint-imports"))
     # A thread each: on few cores, thread pools of several processes do little but wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", *pytest_arguments)
+    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *pytest_arguments)
 
 
 def program(venv: Path, name: str) -> Path:

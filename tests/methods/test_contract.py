@@ -1,6 +1,6 @@
 """What every registered method promises, on a few real images and with the smallest settings that still work."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,9 @@ FEWER_EPOCHS = {"piade": 60}
 BATCH_TOLERANCE = 1e-5
 """A batch's shape may change the order of sums: of the map's largest value."""
 
-
-def _each(names: Iterable[str]) -> pytest.MarkDecorator:
-    """A method's tests share its trained models, so they stay in one process; methods may be in different ones."""
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
-
-
-each_method = _each(methods())
+each_method = pytest.mark.parametrize("name", list(methods()))
 """Those of installed packages, too."""
-each_own_method = _each(method.name for method in OWN)
+each_own_method = pytest.mark.parametrize("name", [method.name for method in OWN])
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
 
 
