@@ -19,6 +19,7 @@ from metalad.methods.f_anogan import FAnoGanConfig
 from metalad.methods.feature_dictionary import FeatureDictionaryConfig
 from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.l2_ae import L2AutoencoderConfig
+from metalad.methods.lsa import LsaConfig
 from metalad.methods.metal import MetalConfig
 from metalad.methods.mkd import MKDConfig
 from metalad.methods.ocgan import OcGanConfig
@@ -76,6 +77,7 @@ SMALL: dict[str, DetectorConfig] = {
     "vae": VaeConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, width=8),
     # Only near an edge does a patch of one colour differ from a blurred rebuilding; here all of it is near one.
     "ssim_ae": SsimAutoencoderConfig(image_size=(16, 16), smoothing_sigma=0.0, code=32, width=16),
+    "lsa": LsaConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, bins=10, width=8, estimator_width=4),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
@@ -96,6 +98,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "mkd": (MKDConfig(), 3_067_824),
     "vae": (VaeConfig(), 1_760_115),
     "ssim_ae": (SsimAutoencoderConfig(), 1_081_381),
+    "lsa": (LsaConfig(), 36_849_088),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""
 IMAGES = 10

@@ -133,6 +133,12 @@ OWN = (
         "structural dissimilarity of an autoencoder that minimises it (Bergmann 2019)",
         "metalad.methods.ssim_ae:SsimAutoencoder",
     ),
+    Method(
+        "lsa",
+        "error of an autoencoder, and surprise at its code, foretold number by number (Abati 2019)",
+        "metalad.methods.lsa:Lsa",
+        image_level=True,
+    ),
 )
 
 

@@ -1,0 +1,230 @@
+"""LSA, latent space autoregression (Abati et al., CVPR 2019, arXiv:1807.01653).
+
+An autoencoder learns together with an estimator of how likely its code is: each number of the code is foretold from
+those before it. A new image is abnormal as far as it is rebuilt badly and as its code comes as a surprise.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metalad.calibration import Evidence
+from metalad.detector import DetectorConfig, Protocol, to_batch
+from metalad.errors import ConfigError
+from metalad.gradient import Pixels, Training
+from metalad.reconstruction import Reconstructor
+from metalad.settings import setting
+
+HALVINGS = 3
+BATCH = 32
+"""Images judged at once when the scores' ranges are learnt."""
+LEAST_RANGE = 1e-3
+"""Of a score's size: good images that all score alike must not make its range 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LsaConfig(DetectorConfig):
+    """Settings of LSA; 36.8M parameters, 25.8M of them the estimator's."""
+
+    image_size: tuple[int, int] = setting((64, 64), "height and width that images are resized to, in pixels")
+    smoothing_sigma: float = setting(2.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    image_score: Literal["max", "mean", "top-k", "own"] = setting(
+        "own", "image score: the map's maximum, its mean, the mean of its highest 1 %, or the method's own"
+    )
+    code: int = setting(64, "numbers that an image is encoded as, each in [0, 1]")
+    bins: int = setting(100, "bins that [0, 1] is cut into, over which a number of the code is foretold")
+    width: int = setting(32, "channels of the first layer; the last have eight times as many")
+    estimator_width: int = setting(32, "features that the estimator gives to each number of the code")
+    likelihood_weight: float = setting(1.0, "weight of the code's negative log-likelihood in the loss")
+
+    def __post_init__(self) -> None:
+        """Check what does not fit together."""
+        super().__post_init__()
+        height, width = self.image_size
+        if height % 2**HALVINGS or width % 2**HALVINGS:
+            raise ConfigError(f"lsa halves {height}x{width} pixels {HALVINGS} times; take multiples of {2**HALVINGS}")
+        if min(self.code, self.width, self.estimator_width) < 1 or self.bins < 2:
+            raise ConfigError("code, width and estimator_width must be at least 1, bins at least 2")
+        if not 0 <= self.likelihood_weight < float("inf"):
+            raise ConfigError(f"likelihood_weight is {self.likelihood_weight}; it must be a number from 0 on")
+
+
+class Lsa(Reconstructor):
+    """An autoencoder and the estimator of its code.
+
+    lowest, ranges: of the negative log-likelihood and the squared error of held-out good images, [2].
+    """
+
+    name = "lsa"
+    has_own_score = True
+    config: LsaConfig
+    lowest: Tensor
+    ranges: Tensor
+
+    def __init__(self, config: LsaConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        grid = (8 * width, config.image_size[0] >> HALVINGS, config.image_size[1] >> HALVINGS)
+        flat = grid[0] * grid[1] * grid[2]
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, 3, bias=False),
+            nn.LeakyReLU(),
+            Block(width, width, "same"),
+            *(Block(width << step, width << step + 1, "down") for step in range(HALVINGS)),
+            nn.Flatten(),
+            *_dense(flat, 8 * width),
+        )
+        self.to_code = nn.Linear(8 * width, config.code)
+        self.decoder = nn.Sequential(
+            *_dense(config.code, 8 * width),
+            *_dense(8 * width, flat),
+            nn.Unflatten(1, grid),
+            *(Block(width << step + 1, width << step, "up") for step in reversed(range(HALVINGS))),
+            Block(width, width, "same"),
+            nn.Conv2d(width, 3, 1, bias=False),
+        )
+        self.estimator = Estimator(config.code, config.estimator_width, config.bins)
+        self.register_buffer("lowest", torch.zeros(2))
+        self.register_buffer("ranges", torch.ones(2))
+
+    def plan(self, protocol: Protocol) -> tuple[Training, ...]:
+        """Return a long descent at a low rate, since the paper's own is not known, or a short one at a higher rate."""
+        if protocol == "paper":
+            return (Training(learning_rate=1e-4, batch_size=64, max_epochs=1000, whole_batches=True),)
+        return (Training(learning_rate=2e-3, batch_size=8, steps=400, schedule="cosine", whole_batches=True),)
+
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch code"]:
+        """Return the codes of images, in [0, 1]."""
+        features = self.encoder(images)
+        with torch.autocast(images.device.type, enabled=False):  # half precision is coarser than the bins
+            code: Tensor = self.to_code(features.float()).sigmoid()
+        return code
+
+    def decode(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, "batch 3 height width"]:
+        """Return the images of codes."""
+        images: Tensor = self.decoder(code)
+        return images.float()
+
+    def surprises(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, " batch"]:
+        """Return the negative log-likelihood of codes, in nats."""
+        # The bin has no gradient; the code learns to be foretold as what the later numbers are foretold from.
+        bins = (code.detach() * self.config.bins).long().clamp_max(self.config.bins - 1)
+        return F.cross_entropy(self.estimator(code).transpose(1, 2), bins, reduction="none").sum(1)
+
+    def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
+        """Return the squared error summed over pixels, plus the weighted surprise, a mean over images."""
+        if self.training and len(images) == 1:
+            images = images.expand(2, -1, -1, -1)  # batch normalisation of flat features needs company
+        code = self.encode(images)
+        errors = _squared_error(self.decode(code), images)
+        return (errors + self.config.likelihood_weight * self.surprises(code)).mean()
+
+    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Rebuild images; values are near [0, 1] but not clipped to it."""
+        return self.decode(self.encode(images))
+
+    def conclude(self, training: Pixels, held_out: Pixels) -> None:
+        """Learn the ranges of the two scores on good images that were not trained on; of one alone there is none."""
+        pixels = held_out if len(held_out) > 1 else np.concatenate([training, held_out])
+        with torch.no_grad():
+            parts = [
+                torch.stack(self._scores(to_batch(pixels[start : start + BATCH], self.device))[1:], 1)
+                for start in range(0, len(pixels), BATCH)
+            ]
+        low, high = torch.cat(parts).aminmax(dim=0)
+        self.lowest = low
+        self.ranges = (high - low).maximum(LEAST_RANGE * high.abs()).clamp_min(1e-12)
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return reconstruction minus image, and the paper's image score.
+
+        That is the sum of both scores, each scaled so that held-out good images lie in [0, 1]. To be positive it goes
+        through softplus, which changes no order.
+        """
+        rebuilt, *scores = self._scores(images)
+        scaled = (torch.stack(scores, 1) - self.lowest) / self.ranges
+        return Evidence(rebuilt - images, rebuilt.clamp(0, 1), F.softplus(scaled.sum(1)))
+
+    def _scores(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction, the surprise and the squared error."""
+        code = self.encode(images)
+        rebuilt = self.decode(code)
+        return rebuilt, self.surprises(code), _squared_error(rebuilt, images)
+
+
+class Estimator(nn.Module):
+    """Masked dense layers that foretell each number of a code, as logits over bins, from the numbers before it."""
+
+    def __init__(self, code: int, width: int, bins: int) -> None:
+        super().__init__()
+        widths = (1, width, width, width, width, bins)
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            layers += [MaskedLinear(code, before, after, strict=number == 0), nn.LeakyReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.code, self.bins = code, bins
+
+    def forward(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, "batch code bins"]:
+        """Return the logits of each number's bin."""
+        logits: Tensor = self.layers(code)
+        return logits.reshape(-1, self.code, self.bins).float()
+
+
+class MaskedLinear(nn.Linear):
+    """A dense layer of `before` to `after` features a number, which looks at no later number.
+
+    strict: nor at the number itself; the first layer must be, else each number would foretell itself.
+    """
+
+    mask: Tensor
+
+    def __init__(self, code: int, before: int, after: int, *, strict: bool) -> None:
+        super().__init__(code * before, code * after)
+        seen = torch.ones(code, code).tril(-1 if strict else 0)
+        mask = seen.repeat_interleave(after, 0).repeat_interleave(before, 1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, features: Float[Tensor, "batch before"]) -> Float[Tensor, "batch after"]:
+        """Apply the layer; features of a number lie side by side."""
+        return F.linear(features, self.weight * self.mask, self.bias)
+
+
+class Block(nn.Module):
+    """A residual block that keeps the size, halves it or doubles it."""
+
+    def __init__(self, before: int, after: int, kind: Literal["same", "down", "up"]) -> None:
+        super().__init__()
+        first: nn.Module
+        if kind == "up":
+            first = nn.ConvTranspose2d(before, after, 5, 2, 2, 1, bias=False)
+            shortcut = [nn.ConvTranspose2d(before, after, 1, 2, 0, 1, bias=False), nn.BatchNorm2d(after)]
+        else:
+            stride = 2 if kind == "down" else 1
+            first = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            shortcut = [nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)]
+        self.body = nn.Sequential(
+            first,
+            nn.BatchNorm2d(after),
+            nn.LeakyReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut = nn.Identity() if kind == "same" else nn.Sequential(*shortcut)
+
+    def forward(self, features: Float[Tensor, "batch before height width"]) -> Float[Tensor, "batch after _ _"]:
+        """Return the changed features plus the features themselves, brought to the same shape."""
+        return F.leaky_relu(self.body(features) + self.shortcut(features))
+
+
+def _dense(before: int, after: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.LeakyReLU()
+
+
+def _squared_error(rebuilt: Tensor, images: Tensor) -> Tensor:
+    return (rebuilt - images).square().flatten(1).sum(1)
