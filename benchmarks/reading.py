@@ -1,0 +1,52 @@
+"""Set both readings of the paper's Table 3, with both masks, beside its printed numbers; from rows, nothing is trained.
+
+python benchmarks/reading.py CATEGORY
+
+Its areas may be full ones or end at a false-positive rate of 0.3; its code may have had the literal mask, which leaks.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from metalad.benchmark.paper import TABLES
+from metalad.benchmark.rows import Row
+from metalad.benchmark.run import RESULTS, known_rows
+from metalad.benchmark.studies import Finding, Value, write_study
+from metalad.benchmark.suites import suite_named
+
+READINGS = {"full": "pixel_auroc", "to 0.3": "pixel_auroc_fpr30"}
+MASKS = {"literal": ("zero-logit", "none"), "blind": ("blind",)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("category")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    suite, table = suite_named("table-3"), TABLES["Table 3"]
+    rows = known_rows(arguments.out, suite)
+    findings = []
+    for column in table.columns:
+        cells = [
+            cell for cell in suite.cells() if (cell.category, cell.configuration.paper) == (arguments.category, column)
+        ]
+        line = table.number(arguments.category, column)
+        found = [rows[cell.key] for cell in cells if cell.key in rows and cell.protocol == "default"]
+        values: dict[str, Value] = {"Table 3": column, "printed": line.value if line else None}
+        for mask, names in MASKS.items():
+            for reading, metric in READINGS.items():
+                values[f"{mask} mask, {reading}"] = mean(found, names, metric)
+        findings.append(Finding(values))
+        print(*values.values(), sep="  ")
+    print(write_study(arguments.out, "reading", findings))
+
+
+def mean(rows: Iterable[Row], masks: tuple[str, ...], metric: str) -> float | None:
+    values = [row.metrics["raw"]["model"][metric] for row in rows if row.config["mask"] in masks]
+    return statistics.mean(values) if values else None
+
+
+if __name__ == "__main__":
+    main()
