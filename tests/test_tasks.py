@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -101,6 +102,16 @@ def test_a_gpu_by_its_number_means_nothing_on_ray() -> None:
     for device in ("cuda:1", "tpu"):
         with pytest.raises(ConfigError, match="gives each task a GPU"):
             gpus_on_ray(device)
+
+
+def test_a_ray_that_does_not_start_is_one_line() -> None:
+    ray = mock.Mock()
+    ray.init.side_effect = Exception("The current node timed out during startup")  # what Ray raises, of no kind
+    with (
+        mock.patch.dict(sys.modules, {"ray": ray}),
+        pytest.raises(ConfigError, match="reach Ray at local: The current"),
+    ):
+        next(on_ray(EVERYTHING, [], LOCAL, 1, Needs(), fresh=False))
 
 
 @pytest.mark.filterwarnings("ignore")

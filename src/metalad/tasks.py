@@ -302,7 +302,7 @@ def _connected(address: str, threads: int, workers: int | None) -> Any:
         where = {"address": "local", "num_cpus": processors, "include_dashboard": False}
     try:
         ray.init(**where, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray says by a plain Exception that it did not start in time
         raise ConfigError(f"cannot reach Ray at {address}: {error}; start it by `ray start --head`") from error
     return ray
 
