@@ -15,6 +15,7 @@ from metalad.evaluate import evaluate
 from metalad.images import read_mask, resize_map, resize_mask
 from metalad.metrics import aupro, auroc, auroc_up_to, average_precision, f1_max
 from metalad.model_file import Model
+from metalad.nuisance import NUISANCES
 from metalad.report import METRIC_NAMES, Report
 from metalad.train import train
 from tests.tiny import TINY, tiny_category
@@ -119,3 +120,31 @@ def test_masks_are_optional(model: Model, category: Path, tmp_path: Path) -> Non
     assert report.chosen.metrics_model.pixel_auroc is None
     assert report.chosen.metrics_model.image_auroc is not None
     assert "5 abnormal images have no ground-truth mask" in report.notes[0]
+
+
+def test_nuisances_are_tried_where_they_are_wanted(
+    report: Report, model: Model, category: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried = evaluate(model.path, category, out=tmp_path, nuisance=True, progress=True)
+    assert "nuisances" in capfd.readouterr().err
+    assert Report.from_json(json.loads((tmp_path / "report.json").read_text())) == tried
+    page = (tmp_path / "report.html").read_text()
+    for scoring, before in zip(tried.scorings, report.scorings, strict=True):
+        assert [row.nuisance for row in scoring.per_nuisance] == list(NUISANCES)
+        assert before.per_nuisance == ()
+        assert all(name in page for name in NUISANCES)
+    assert tried.verdicts == report.verdicts
+
+
+def test_sizes_of_defects_add_up(report: Report) -> None:
+    for scoring in report.scorings:
+        assert sum(row.images for row in scoring.per_size) == 5
+        assert sum(row.found for row in scoring.per_size) == scoring.confusion.tp
+
+
+def test_without_good_images_no_nuisance_is_tried(model: Model, category: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(category, tmp_path / "data")
+    shutil.rmtree(data / "test" / "good")
+    report = evaluate(model.path, data, out=tmp_path / "out", nuisance=True)
+    assert report.chosen.per_nuisance == ()
+    assert any("no good test images" in note for note in report.notes)

@@ -13,8 +13,10 @@ from metalad.report import (
     Curve,
     DefectRow,
     Metrics,
+    NuisanceRow,
     Report,
     Scoring,
+    SizeRow,
     Verdict,
     percent,
     report_table,
@@ -25,6 +27,11 @@ from metalad.report import (
 MODEL = Metrics(0.9863, 0.99, 0.91, 0.71, 0.7, 0.95, 0.97, 0.93)
 ORIGINAL = dataclasses.replace(MODEL, pixel_auroc_fpr30=0.9812, pixel_ap=None)
 RAW = dataclasses.replace(MODEL, pixel_auroc_fpr30=0.7301)
+
+
+SMALL, LARGE = SizeRow(0.0, 0.001, 3, 1, MODEL), SizeRow(0.08, 1.0, 7, 7, RAW)
+DARK = NuisanceRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05)
+BLURRED = NuisanceRow("blur of 0.5 px", 20, None, None, 0.0, 0.05)
 
 
 def scoring(**changes: object) -> Scoring:
@@ -85,7 +92,14 @@ def test_flat_has_null_for_a_raw_scoring_that_was_not_made() -> None:
 
 def test_a_report_survives_json() -> None:
     whole = report(
-        scorings=(scoring(threshold=math.inf, curves=(Curve("pixel_roc", (0.0, 1.0), (0.5, 1.0), 0.75),)),),
+        scorings=(
+            scoring(
+                threshold=math.inf,
+                curves=(Curve("pixel_roc", (0.0, 1.0), (0.5, 1.0), 0.75),),
+                per_size=(SMALL, LARGE),
+                per_nuisance=(DARK, BLURRED),
+            ),
+        ),
         skipped=(("bad.png", "not an image"),),
         settings={"seed": 3, "config": {"depth": 1}},
         notes=("a note",),
@@ -95,6 +109,9 @@ def test_a_report_survives_json() -> None:
     assert Report.from_json(stored | {"of a later version": 1}) == whole
     # What an earlier version did not write has its default.
     assert Report.from_json({name: stored[name] for name in stored if name != "data"}).data is None
+    earlier = [{name: part[name] for name in part if not name.startswith("per_")} for part in stored["scorings"]]
+    (read,) = Report.from_json(stored | {"scorings": [{**part, "per_defect": []} for part in earlier]}).scorings
+    assert (read.per_size, read.per_nuisance) == ((), ())
 
 
 @pytest.mark.parametrize("broken", [{}, {"scorings": []}, {"scorings": [{}]}, {"verdicts": None}, {"resolution": 1}])
@@ -144,6 +161,31 @@ def test_the_table_shows_both_scorings_at_both_resolutions_and_a_row_per_defect(
         "98.63",
     ]
     assert "63 of 63 defective found, 1 of 20 good rejected" in lines
+
+
+def test_the_table_has_a_row_per_size_and_per_nuisance() -> None:
+    lines = report_table(
+        report(scorings=(scoring(per_size=(SMALL, LARGE), per_nuisance=(DARK, BLURRED)),))
+    ).splitlines()
+    rows = {line.split("  ")[0]: line.split()[-7:] for line in lines}
+    assert rows["below 0.1 %"][-6:-4] == ["1/3", "98.63"]
+    assert rows["8 % and more"][-6:-4] == ["7/7", "73.01"]
+    assert rows["brightness -10 %"][-4:] == ["90.00", "5.00", "45.00", "5.00"]
+    assert rows["blur of 0.5 px"][-4:] == ["-", "-", "0.00", "5.00"]
+    assert "\n".join(lines).isascii()
+    assert "false alarms" not in report_table(report())
+
+
+def test_a_size_is_said_in_percent_of_the_image() -> None:
+    middle = dataclasses.replace(SMALL, least=0.005, below=0.02)
+    assert [row.size for row in (SMALL, middle, LARGE)] == ["below 0.1 %", "0.5 to 2 %", "8 % and more"]
+
+
+def test_flat_has_sizes_and_nuisances_of_the_chosen_scoring() -> None:
+    flat = report(scorings=(scoring(per_size=(SMALL,), per_nuisance=(DARK,)),)).flat()
+    assert flat["per_size"] == [dataclasses.asdict(SMALL)]
+    assert flat["per_nuisance"] == [dataclasses.asdict(DARK)]
+    assert report().flat()["per_nuisance"] == []
 
 
 def test_the_table_shows_an_undefined_metric_as_a_dash_and_is_ascii() -> None:

@@ -48,6 +48,11 @@ def add_evaluate_options(parser: ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="a category's folder with test images")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the reports go; RUN/evaluation by default")
     _judging_options(parser)
+    parser.add_argument(
+        "--nuisance",
+        action="store_true",
+        help="judge the good images also with light, position, compression, noise and focus a little changed",
+    )
     _strict_option(parser)
     _common_options(parser)
 

@@ -81,10 +81,50 @@ class DefectRow:
 
 
 @dataclass(frozen=True)
+class SizeRow:
+    """Abnormal images with a defect of about one size, against all good test images.
+
+    The abnormal part of each image is at least `least` and below `below`; the last size holds wholly abnormal images,
+    too. `found` of the `images` were judged abnormal, `metrics` is at the model's resolution.
+    """
+
+    least: float
+    below: float
+    images: int
+    found: int
+    metrics: Metrics
+
+    @property
+    def size(self) -> str:
+        """The size in percent of the image, in words."""
+        least, below = f"{100 * self.least:.3g}", f"{100 * self.below:.3g}"
+        if self.least <= 0:
+            return f"below {below} %"
+        return f"{least} % and more" if self.below >= 1 else f"{least} to {below} %"
+
+
+@dataclass(frozen=True)
+class NuisanceRow:
+    """The good test images, `images` in number, changed by something harmless, against the abnormal ones as they are.
+
+    `image_auroc_loss` is by how much image AUROC fell, `false_alarm_rate` the fraction of changed good images above
+    the threshold, `false_alarm_rate_before` that of the unchanged.
+    """
+
+    nuisance: str
+    images: int
+    image_auroc: float | None
+    image_auroc_loss: float | None
+    false_alarm_rate: float
+    false_alarm_rate_before: float
+
+
+@dataclass(frozen=True)
 class Scoring:
     """The results of one way to score: metrics at the model's and at the images' own resolution.
 
-    `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if one was wanted.
+    `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if one was wanted;
+    `per_nuisance` is empty unless nuisances were tried.
     """
 
     name: Literal["calibrated", "raw"]
@@ -95,6 +135,8 @@ class Scoring:
     per_defect: tuple[DefectRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     false_alarm_rate: float | None = None
+    per_size: tuple[SizeRow, ...] = ()
+    per_nuisance: tuple[NuisanceRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +208,8 @@ class Report:
             "resolution": self.resolution,
             "per_defect": {row.defect: row.metrics for row in self.chosen.per_defect},
             "per_defect_original": {row.defect: row.metrics_original for row in self.chosen.per_defect},
+            "per_size": self.chosen.per_size,
+            "per_nuisance": self.chosen.per_nuisance,
             "original": self.chosen.metrics_original,
             "raw": raw,
             "images": len(self.verdicts),
@@ -218,6 +262,11 @@ def _scoring_from(values: Mapping[str, Any]) -> Scoring:
             )
             for row in values["per_defect"]
         ),
+        # An earlier version wrote neither.
+        per_size=tuple(
+            _made(SizeRow, row, metrics=_made(Metrics, row["metrics"])) for row in values.get("per_size", ())
+        ),
+        per_nuisance=tuple(_made(NuisanceRow, row) for row in values.get("per_nuisance", ())),
         curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
     )
 
@@ -271,13 +320,17 @@ def percent(value: float | None, undefined: str = "–") -> str:
 
 
 def report_table(report: Report) -> str:
-    """The summary for a terminal, ASCII if the names are: the verdict, all scorings, a row per defect."""
+    """The summary for a terminal, ASCII if the names are: the verdict, all scorings, a row per defect and so on."""
     blocks = [
         "\n".join([_title(report), verdict_line(report), threshold_line(report), *_skipped_line(report)]),
         _scorings_table(report),
     ]
     if report.chosen.per_defect:
-        blocks.append(_defects_table(report.chosen.per_defect))
+        blocks.append(_groups_table("defect", {row.defect: row for row in report.chosen.per_defect}))
+    if report.chosen.per_size:
+        blocks.append(_groups_table("size of defect", {row.size: row for row in report.chosen.per_size}))
+    if report.chosen.per_nuisance:
+        blocks.append(_nuisances_table(report.chosen.per_nuisance))
     blocks.extend(f"note: {printable(note)}" for note in report.notes)
     return "\n\n".join(blocks) + "\n"
 
@@ -301,14 +354,27 @@ def _scorings_table(report: Report) -> str:
     return aligned([header, *rows])
 
 
-def _defects_table(defects: Sequence[DefectRow]) -> str:
+def _groups_table(kind: str, groups: Mapping[str, DefectRow] | Mapping[str, SizeRow]) -> str:
     shown = ("pixel_auroc_fpr30", "pixel_auroc", "pixel_aupro", "pixel_ap", "image_auroc")
     rows = [
-        [printable(row.defect), f"{row.found}/{row.images}"]
-        + [percent(getattr(row.metrics, name), "-") for name in shown]
-        for row in defects
+        [printable(group), f"{row.found}/{row.images}"] + [percent(getattr(row.metrics, name), "-") for name in shown]
+        for group, row in groups.items()
     ]
-    return aligned([["defect", "found", *shown], *rows])
+    return aligned([[kind, "found", *shown], *rows])
+
+
+def _nuisances_table(nuisances: Sequence[NuisanceRow]) -> str:
+    rows = [
+        [
+            row.nuisance,
+            percent(row.image_auroc, "-"),
+            percent(row.image_auroc_loss, "-"),
+            percent(row.false_alarm_rate),
+            percent(row.false_alarm_rate_before),
+        ]
+        for row in nuisances
+    ]
+    return aligned([["good images with", "image_auroc", "loss", "false alarms", "before"], *rows])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from metalad.drawing.plots import curve_plot, curve_plots, score_histogram
+from metalad.drawing.plots import bar_plot, curve_plot, curve_plots, score_histogram
 from metalad.report import Curve
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -107,3 +107,23 @@ def test_curves_of_one_kind_share_a_plot_and_groups_differ_in_title_and_ids() ->
     assert {"a  50.00 %", "c  50.00 %"} <= {" ".join(text.split(" ")) for text in texts(raw.svg)}
     ids = [set(re.findall(r'\bid="([^"]+)"', plot.svg)) for plot in (raw, calibrated)]
     assert not ids[0] & ids[1]
+
+
+def test_bars_are_as_long_as_their_values_and_an_undefined_one_is_missing() -> None:
+    svg = bar_plot(
+        ["dark", "blurred", "turned"], {"calibrated": [0.1, -0.05, None], "raw": [0.2, 0.0, 0.1]}, "t", "lost"
+    )
+    assert {"dark", "blurred", "turned", "calibrated", "raw", "lost"} <= set(texts(svg))
+    one, two = (
+        [signed_width(path) for path in re.findall(rf'<path d="(M[^"]+?L[^"]+)"[^>]*fill: var\(--plot-{number}', svg)]
+        for number in (1, 2)
+    )
+    dark, blurred, *swatch = one
+    assert len(swatch) == 1  # the legend's; "turned" has no bar
+    assert blurred == pytest.approx(-dark / 2, rel=1e-3)
+    assert two[:3] == pytest.approx([2 * dark, 0, dark], rel=1e-3)
+
+
+def signed_width(path: str) -> float:
+    across = [float(x) for x in re.findall(r"[ML] ([-\d.]+) ", path)]
+    return across[1] - across[0]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from metalad.drawing.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
 from metalad.drawing.pictures import Pictures, Shown, embed
-from metalad.drawing.plots import Plot, curve_plots, score_histogram
+from metalad.drawing.plots import Plot, bar_plot, curve_plots, score_histogram
 from metalad.report import Report, Verdict, threshold_line, verdict_line
 
 
@@ -42,6 +42,7 @@ def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pict
         "metric_labels": METRIC_LABELS,
         "rows": _rows(report, pictures),
         "plots": _plots(report),
+        "nuisance_plots": list(_nuisance_plots(report)),
         "settings": json.dumps(report.to_json()["settings"], indent=2, ensure_ascii=False),
     }
     write_html_page(path, "report.html", values)
@@ -81,3 +82,16 @@ def _plots(report: Report) -> list[Plot]:
     curves = ((scoring.name, curve) for scoring in report.scorings for curve in scoring.curves)
     histogram = score_histogram(good, abnormal, report.chosen.threshold)
     return [Plot(f"Image scores, {report.chosen.name}", Markup(histogram)), *curve_plots(curves)]
+
+
+def _nuisance_plots(report: Report) -> Iterator[Plot]:
+    names = [row.nuisance for row in report.chosen.per_nuisance]
+    for title, field, xlabel in (
+        ("Image AUROC lost", "image_auroc_loss", "percentage points"),
+        ("False alarms", "false_alarm_rate", "percent of good images"),
+    ):
+        bars: dict[str, list[float | None]] = {
+            each.name: [getattr(row, field) for row in each.per_nuisance] for each in report.scorings
+        }
+        if names and any(value is not None for values in bars.values() for value in values):
+            yield Plot(title, Markup(bar_plot(names, bars, title, xlabel)))

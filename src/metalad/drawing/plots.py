@@ -9,7 +9,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,33 @@ def score_histogram(good: Sequence[float], abnormal: Sequence[float], threshold:
         axes.legend(loc="best")
 
     return _svg(draw, "Image scores")
+
+
+def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], title: str, xlabel: str) -> str:
+    """Fractions as lying bars in percent, one a name in each group of `bars`; None has no bar."""
+    places = np.arange(len(names))
+    height = 0.8 / max(len(bars), 1)
+
+    def draw(axes: "Axes") -> None:
+        for index, (group, values) in enumerate(bars.items()):
+            axes.barh(
+                places + (index - (len(bars) - 1) / 2) * height,
+                [math.nan if value is None else 100 * value for value in values],
+                height,
+                color=_LINES[index % len(_LINES)],
+                label=group,
+                linewidth=0,
+            )
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlabel=xlabel)
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="best")
+
+    return _svg(draw, title)
 
 
 def _bins(values: Float64[np.ndarray, " n"], count: int = 36) -> tuple[Float64[np.ndarray, " edges"], bool]:

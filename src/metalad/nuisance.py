@@ -1,0 +1,79 @@
+"""Changes of an image that are no anomaly: light, position, compression, noise and focus, as they drift on a line.
+
+What comes in at the border is the image's own mirror image. Same image and same chance, same bytes.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy import ndimage
+
+Rgb = UInt8[np.ndarray, "height width 3"]
+
+
+def brightness(image: Rgb, change: float) -> Rgb:
+    """Multiply every value by 1 + `change`."""
+    return _bytes(image * (1.0 + change))
+
+
+def contrast(image: Rgb, change: float) -> Rgb:
+    """Multiply every value's distance from the image's mean by 1 + `change`."""
+    mean = image.mean()
+    return _bytes(mean + (image - mean) * (1.0 + change))
+
+
+def shift(image: Rgb, pixels: int) -> Rgb:
+    """Move the image to the right by so many pixels, 0 or more."""
+    padded = np.pad(image, ((0, 0), (pixels, 0), (0, 0)), mode="symmetric")
+    return np.ascontiguousarray(padded[:, : image.shape[1]])
+
+
+def rotation(image: Rgb, degrees: float) -> Rgb:
+    """Turn the image about its centre, anticlockwise, bilinearly."""
+    height, width, _ = image.shape
+    # How far a corner moves, so that nothing from outside the mirror image comes in; one more to interpolate.
+    margin = math.ceil(math.hypot(height, width) * math.sin(math.radians(min(abs(degrees), 180.0)) / 2)) + 1
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    turned = np.asarray(Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(turned[margin : margin + height, margin : margin + width])
+
+
+def jpeg(image: Rgb, quality: int) -> Rgb:
+    """Compress the image as JPEG at a quality from 1 to 95, colours at half the resolution, and decode it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    with Image.open(buffer, formats=["JPEG"]) as compressed:
+        return np.array(compressed.convert("RGB"))
+
+
+def gaussian_noise(image: Rgb, sigma: float, chance: np.random.Generator) -> Rgb:
+    """Add noise of the standard deviation `sigma`, in grey levels of 255, to every value on its own."""
+    return _bytes(image + sigma * chance.standard_normal(image.shape))
+
+
+def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
+    """Blur with a Gaussian filter of the standard deviation `sigma`, in pixels."""
+    return _bytes(ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect"))
+
+
+def _bytes(values: Float[np.ndarray, "height width 3"]) -> Rgb:
+    clipped: Rgb = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return clipped
+
+
+NUISANCES: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
+    "brightness +10 %": lambda image, _: brightness(image, 0.1),
+    "brightness -10 %": lambda image, _: brightness(image, -0.1),
+    "contrast +10 %": lambda image, _: contrast(image, 0.1),
+    "contrast -10 %": lambda image, _: contrast(image, -0.1),
+    "shift by 2 px": lambda image, _: shift(image, 2),
+    "rotation by 2 degrees": lambda image, _: rotation(image, 2.0),
+    "JPEG quality 70": lambda image, _: jpeg(image, 70),
+    "noise of 4 grey levels": lambda image, chance: gaussian_noise(image, 4.0, chance),
+    "blur of 0.5 px": lambda image, _: gaussian_blur(image, 0.5),
+}
+"""The changes that `evaluate` tries, by the names that the report gives them."""
