@@ -35,7 +35,8 @@ class Darkness(Detector):
 def draw(folder: Path) -> Images:
     """Bright good images, and abnormal ones with a dark square each; of one abnormal image nobody knows where."""
     chance = np.random.default_rng(0)
-    samples, pixels = [], []
+    samples: list[Sample] = []
+    pixels: list[np.ndarray] = []
     for name in ["good"] * 20 + list(DEFECTS) * 2 + ["unmasked", "empty"]:
         index, mask = len(samples), np.zeros((SIDE, SIDE), bool)
         if name in DEFECTS:

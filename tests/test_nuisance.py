@@ -47,7 +47,8 @@ def test_a_change_by_nothing_changes_nothing(image: np.ndarray) -> None:
 def test_every_nuisance_keeps_shape_and_input_and_gives_the_same_bytes_again(name: str, image: np.ndarray) -> None:
     kept = image.copy()
     changed = NUISANCES[name](image, chance())
-    assert (changed.shape, changed.dtype) == (image.shape, np.uint8)
+    assert changed.shape == image.shape
+    assert changed.dtype == np.uint8
     assert changed.flags.c_contiguous
     np.testing.assert_array_equal(image, kept)
     np.testing.assert_array_equal(NUISANCES[name](image, chance()), changed)

@@ -73,7 +73,7 @@ NUISANCES: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
     "shift by 2 px": lambda image, _: shift(image, 2),
     "rotation by 2 degrees": lambda image, _: rotation(image, 2.0),
     "JPEG quality 70": lambda image, _: jpeg(image, 70),
-    "noise of 4 grey levels": lambda image, chance: gaussian_noise(image, 4.0, chance),
+    "noise of 2 grey levels": lambda image, chance: gaussian_noise(image, 2.0, chance),
     "blur of 0.5 px": lambda image, _: gaussian_blur(image, 0.5),
 }
 """The changes that `evaluate` tries, by the names that the report gives them."""

@@ -188,7 +188,7 @@ def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], t
         axes.set(xlabel=xlabel)
         axes.grid(True, axis="x")
         axes.set_axisbelow(True)
-        axes.legend(loc="best")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars))  # no bar runs under it
 
     return _svg(draw, title)
 
