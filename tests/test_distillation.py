@@ -13,6 +13,7 @@ from metalad.distillation import (
     _piece,
     batches,
     fill_in_order,
+    learn_units,
     trained_backbone,
     varied,
 )
@@ -38,6 +39,15 @@ def test_a_channel_that_does_not_vary_keeps_its_unit() -> None:
     unit.learn([maps])
     assert unit(maps).abs().max() < 1e-6
     assert unit.deviation == 1
+
+
+def test_each_unit_learns_its_own_map() -> None:
+    pixels = cookies(5, SIZE)
+    units = [Standardised(3), Standardised(6)]
+    learn_units(units, lambda images: [images, torch.cat([images, -2 * images], 1)], pixels, torch.device("cpu"))
+    expected = to_batch(pixels).double().transpose(0, 1).flatten(1).mean(1).float()
+    torch.testing.assert_close(units[0].mean.flatten(), expected)
+    torch.testing.assert_close(units[1].mean.flatten(), torch.cat([expected, -2 * expected]))
 
 
 def test_a_part_learns_alone() -> None:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,16 @@ class Standardised(nn.Module):
     ) -> Float[Tensor, "batch channels height width"]:
         """Return the standardised maps, in single precision whatever they come in."""
         return (maps.float() - self.mean) / self.deviation
+
+
+def learn_units(
+    units: Iterable[nn.Module], teacher: Callable[[Tensor], Sequence[Tensor]], pixels: Pixels, device: torch.device
+) -> None:
+    """Have each `Standardised` of `units` learn the map that the teacher gives at its place, of 128 images at most."""
+    with torch.no_grad():
+        said = [teacher(batch) for batch in batches(pixels, device, most=128)]
+        for unit, maps in zip(units, zip(*said, strict=True), strict=True):
+            cast(Standardised, unit).learn(maps)
 
 
 def trained_backbone(name: BackboneName, taps: Sequence[Tap], weights: str | None, device: torch.device) -> Backbone:

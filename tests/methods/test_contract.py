@@ -68,7 +68,7 @@ SMALL: dict[str, DetectorConfig] = {
     "piade": PiadeConfig(image_size=(24, 24), smoothing_sigma=1.0),
     "l2_ae": L2AutoencoderConfig(image_size=(32, 32), smoothing_sigma=1.0, code=8, width=4),
     "student_teacher": StudentTeacherConfig(
-        image_size=(32, 48), smoothing_sigma=2.0, width=6, descriptor=8, students=2, patches=18, tap="s4"
+        image_size=(32, 48), smoothing_sigma=2.0, width=4, students=2, taps=("s4", "s8")
     ),
     "efficientad": EfficientADConfig(
         image_size=(48, 64), smoothing_sigma=2.0, width=4, channels=16, autoencoder=2, taps=("s4",)
@@ -93,8 +93,8 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "vt_adl": (VtAdlConfig(), 2_071_819),
     "piade": (PiadeConfig(), 7_590_211),
     "l2_ae": (L2AutoencoderConfig(), 1_083_431),
-    "student_teacher": (StudentTeacherConfig(), 819_824),
-    "efficientad": (EfficientADConfig(), 824_096),
+    "student_teacher": (StudentTeacherConfig(), 1_627_144),
+    "efficientad": (EfficientADConfig(), 1_297_736),
     "mkd": (MKDConfig(), 3_067_824),
     "vae": (VaeConfig(), 1_760_115),
     "ssim_ae": (SsimAutoencoderConfig(), 1_081_381),
@@ -104,7 +104,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
 IMAGES = 10
 EPOCHS = 150
 SHORT = 2
-FEWER_EPOCHS = {"piade": 60}
+FEWER_EPOCHS = {"piade": 60, "student_teacher": 40, "efficientad": 40}
 """Of a method that begins with a trained network: each takes long, and few are enough."""
 BATCH_TOLERANCE = 1e-5
 """A batch's shape may change the order of sums: of the map's largest value."""

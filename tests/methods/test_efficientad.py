@@ -34,8 +34,9 @@ TINY: dict[str, object] = {
 
 
 def small(**changes: object) -> EfficientAD:
+    """Of a distilled teacher, untrained: it can be written out."""
     torch.manual_seed(0)
-    return EfficientAD(EfficientADConfig(**TINY | changes)).eval()  # type: ignore[arg-type]
+    return EfficientAD(EfficientADConfig(**TINY | {"teacher": "distilled"} | changes)).eval()  # type: ignore[arg-type]
 
 
 def test_the_papers_networks_have_the_papers_parameters() -> None:
@@ -44,9 +45,7 @@ def test_the_papers_networks_have_the_papers_parameters() -> None:
         ("small", 128, [2_694_144, 4_267_392, 1_096_320]),
         ("medium", 256, [8_026_624, 11_615_488, 1_096_320]),
     ):
-        model = EfficientAD(
-            EfficientADConfig(image_size=(256, 256), size=size, width=width, channels=384, autoencoder=64)  # type: ignore[arg-type]
-        )
+        model = small(image_size=(256, 256), size=size, width=width, channels=384, autoencoder=64)
         parts = (model.teacher, model.student, model.autoencoder)
         assert [sum(tensor.numel() for tensor in part.parameters()) for part in parts] == expected
 
@@ -152,13 +151,31 @@ def test_a_teacher_of_a_file_is_not_taught(tmp_path: Path) -> None:
     torch.manual_seed(5)
     teacher = patch_descriptor("small", 4, 24)
     save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
-    config = EfficientADConfig(**TINY | {"teacher_weights": str(tmp_path / "teacher.safetensors")})  # type: ignore[arg-type]
+    config = small(teacher_weights=str(tmp_path / "teacher.safetensors")).config
     assert [plan.stage for plan in EfficientAD(config).plan("paper")] == ["student"]
     assert [plan.stage for plan in small().plan("paper")] == ["teacher", "student"]
     model = train(put_cookies(tmp_path / "images", 4), tmp_path / "run", method=config, epochs=1, device="cpu")
     stored = model.detector.state_dict()
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(stored[f"teacher.{name}"], tensor)
+
+
+def test_a_backbone_teaches_its_taps_standardised() -> None:
+    """Beside the image, enlarged twice, at a quarter of its side less the rim; over good images mean 0, deviation 1."""
+    model, pixels = small(teacher="backbone"), cookies(4, SIZE)
+    assert [plan.stage for plan in model.plan("default")] == ["student"]
+    model.prepare("student", pixels, 0)
+    with torch.no_grad():
+        wanted, said = model._answers(to_batch(pixels))
+        features = model._features(model._source(), to_batch(pixels))
+    assert wanted.shape == (4, 24, 4, 8)
+    assert said.shape == (4, 48, 4, 8)
+    values = features.double().numpy()
+    centred = (values - values.mean((0, 2, 3), keepdims=True)) / values.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(wanted.numpy(), centred, rtol=0, atol=1e-3)
+    model.loss(to_batch(pixels)).backward()  # type: ignore[no-untyped-call]
+    assert all(tensor.grad is None for tensor in model.teacher.parameters())
+    assert all(tensor.grad is not None for tensor in model.student.parameters())
 
 
 def test_features_are_pooled_to_the_wanted_number() -> None:
@@ -171,7 +188,9 @@ def test_features_are_pooled_to_the_wanted_number() -> None:
     torch.testing.assert_close(pooled, features.reshape(1, 12, 2, 4, 8).mean(2))
 
 
-@pytest.mark.parametrize("changes", [{"image_size": (50, 64)}, {"image_size": (44, 64)}, {"width": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"image_size": (50, 64)}, {"image_size": (44, 64)}, {"width": 0}, {"teacher_weights": "file"}]
+)
 def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         EfficientADConfig(**changes)  # type: ignore[arg-type]

@@ -1,77 +1,103 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from metalad.detector import to_batch
+from metalad.backbones import Backbone
+from metalad.detector import Protocol, to_batch
 from metalad.errors import ConfigError
 from metalad.methods.student_teacher import (
-    NETWORKS,
-    PatchNetwork,
+    Answers,
+    BackboneSchool,
+    PatchSchool,
+    Pyramid,
     StudentTeacher,
     StudentTeacherConfig,
     compactness,
 )
-from tests.cookies import cookies
+from metalad.model_file import read_model
+from metalad.patch_network import NETWORKS, PatchNetwork
+from metalad.train import train
+from tests.cookies import cookies, put_cookies
 
 SIZE = (48, 64)
-FIELDS = {17: (17, 1), 33: (32, 4), 65: (60, 8)}
-"""Of each side of a patch, the pixels that count, and the stride: poolings round the last rows away."""
+OF_BACKBONE: dict[str, object] = {"taps": ("s4", "s8")}
+DISTILLED: dict[str, object] = {"teacher": "distilled", "descriptor": 6, "taps": ("s4",), "scales": (17, 33)}
+each_teacher = pytest.mark.parametrize("changes", [OF_BACKBONE, DISTILLED], ids=["backbone", "distilled"])
 
 
-def network(side: int) -> PatchNetwork:
-    torch.manual_seed(side)
-    return PatchNetwork(side, 6, 5).double()
+def config(**changes: object) -> StudentTeacherConfig:
+    return StudentTeacherConfig(**{"image_size": SIZE, "smoothing_sigma": 1.0, "width": 4} | changes)  # type: ignore[arg-type]
 
 
 def small(**changes: object) -> StudentTeacher:
-    values = {"image_size": SIZE, "smoothing_sigma": 1.0, "width": 4, "descriptor": 6, "tap": "s4"} | changes
+    """Untrained, but with the units of what a backbone says."""
     torch.manual_seed(0)
-    model = StudentTeacher(StudentTeacherConfig(**values))  # type: ignore[arg-type]
-    return model.eval()
+    model = StudentTeacher(config(**changes)).eval()
+    if isinstance(model.school, BackboneSchool):
+        model.prepare("students", cookies(3, SIZE), 0)
+    return model
 
 
-@pytest.mark.parametrize("side", NETWORKS)
-def test_dense_is_patch_by_patch(side: int) -> None:
-    """Each descriptor of the dense network is what the network says of that patch alone."""
-    net = network(side)
-    images = torch.rand(2, 3, side + 9, side + 12, dtype=torch.double)
-    dense = net(images, dense=True)
-    assert (net.field, net.stride) == FIELDS[side]
-    assert dense.shape[2:] == (side + 10 - net.field, side + 13 - net.field)
-    for row in range(10):
-        for column in range(0, 13, 3):
-            patch = images[..., row : row + side, column : column + side]
-            alone = net(patch)
-            assert alone.shape == (2, 5, 1, 1)
-            torch.testing.assert_close(dense[..., row, column], alone[..., 0, 0], rtol=0, atol=1e-12)
+def test_a_pyramid_has_the_backbones_places() -> None:
+    """Of any size, with sides that no stride divides, at the taps asked for alone."""
+    backbone = Backbone("lite0", ("s8", "s32"))
+    backbone.load()
+    for size in ((64, 96), (67, 90), (65, 33)):
+        image = torch.rand(2, 3, *size)
+        said = Pyramid(4, {"s8": 5, "s32": 7})(image)
+        assert list(said) == ["s8", "s32"]
+        assert [maps.shape[1] for maps in said.values()] == [5, 7]
+        assert [maps.shape[-2:] for maps in said.values()] == [maps.shape[-2:] for maps in backbone(image)]
 
 
-@pytest.mark.parametrize("side", NETWORKS)
-def test_strided_is_every_strideth_of_dense(side: int) -> None:
-    net, images = network(side), torch.rand(1, 3, 95, 101, dtype=torch.double)
-    strided = net(images)
-    dense = net(images, dense=True)[..., :: net.stride, :: net.stride]
-    torch.testing.assert_close(strided, dense[..., : strided.shape[2], : strided.shape[3]], rtol=0, atol=1e-12)
+@pytest.mark.parametrize("size", [(64, 96), (70, 51)])
+def test_maps_fit_the_image_and_lie_where_the_student_is_wrong(size: tuple[int, int]) -> None:
+    """An error planted at one place of a tap is found at the pixels around it, and nowhere far."""
+    model = small(image_size=size, taps=("s8",))
+    images = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        ((wanted, said, stride),) = model.school.answers(images)
+        assert stride == 8
+        planted = wanted.clone()
+        planted[0, :, 3, 2] += 100
+        answers = Answers(wanted, planted.expand_as(said), stride)
+        model.school.answers = lambda images: iter([answers])  # type: ignore[method-assign]  # noqa: ARG005
+        error = model.errors(images)[0, 0, 0]
+    assert error.shape == size
+    assert error[24:32, 16:24].min() > 0.2 * error.max()
+    error[24 - 8 : 32 + 8, 16 - 8 : 24 + 8] = 0
+    assert error.max() < 1e-6
 
 
-@pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("side", NETWORKS)
-def test_a_descriptor_is_of_the_patch_around_its_place(side: int, dense: bool) -> None:
-    """The gradient of one descriptor to the image lies around its place, as far as the field reaches."""
-    net = network(side)
-    images = torch.rand(1, 3, 90, 102, dtype=torch.double, requires_grad=True)
-    found = net.around(images, dense=dense)
-    stride = 1 if dense else net.stride
-    assert found.shape[2:] == (-(-90 // stride), -(-102 // stride))
-    place = 45 // stride, 51 // stride
-    (gradient,) = torch.autograd.grad(found[0, :, place[0], place[1]].square().sum(), images)
-    rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
-    columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
-    for touched, at in ((rows, place[0]), (columns, place[1])):
-        centre = (at + 0.5) * stride - 0.5
-        assert abs(float(touched[0] + touched[-1]) / 2 - centre) <= net.stride / 2
-        assert net.field - net.stride < touched[-1] - touched[0] + 1 <= net.field
+def test_the_backbone_is_frozen_and_kept_with_the_model() -> None:
+    model = small(**OF_BACKBONE)
+    reference = Backbone("lite0", ("s4", "s8"))
+    reference.load()
+    stored = model.state_dict()
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(stored[f"school.teacher.{name}"], tensor)
+    learner = model.learner("students")
+    learner.train()
+    model.loss(to_batch(cookies(2, SIZE))).backward()  # type: ignore[no-untyped-call]
+    assert all(tensor.grad is None for tensor in model.school.get_submodule("teacher").parameters())
+    assert all(tensor.grad is not None for tensor in model.school.students.parameters())
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(model.state_dict()[f"school.teacher.{name}"], tensor)
+
+
+def test_the_targets_are_the_backbones_taps_standardised() -> None:
+    """Over the images that the units were learnt from, mean 0 and deviation 1 in each channel."""
+    model = small(**OF_BACKBONE)
+    with torch.no_grad():
+        answers = list(model.school.answers(to_batch(cookies(3, SIZE))))
+    assert [(wanted.shape[1], stride) for wanted, _, stride in answers] == [(24, 4), (40, 8)]
+    for wanted, _, _ in answers:
+        values = wanted.double().transpose(0, 1).flatten(1)
+        torch.testing.assert_close(values.mean(1), torch.zeros(len(values)).double(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(values.std(1, correction=0), torch.ones(len(values)).double(), rtol=1e-3, atol=0)
 
 
 def test_the_papers_networks_have_26_million_parameters() -> None:
@@ -89,47 +115,55 @@ def test_compactness_is_the_squared_correlation() -> None:
     assert float(compactness(torch.eye(4).repeat(2, 1)[:, :1])) == pytest.approx(0)
 
 
-def test_error_and_spread_are_those_of_a_mixture() -> None:
-    """Eq. 8 and 9, written out in NumPy."""
-    model = small(dense=True, students=3)
-    (scale,) = model.scales()
+@each_teacher
+def test_error_and_spread_are_those_of_a_mixture(changes: dict[str, object]) -> None:
+    """Eq. 8 and 9, written out in NumPy, at the places that the map is made of."""
+    model = small(**changes | {"dense": True})
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
-        wanted, said = (part.double().numpy() for part in scale.answers(images, dense=True))
-        maps = scale.errors(images, dense=True).double().numpy()
-    mean = said.mean(0)
-    spread = np.square(said).sum(2).mean(0) - np.square(mean).sum(1)
-    np.testing.assert_allclose(maps[:, 0], np.square(mean - wanted).sum(1), rtol=1e-4)
-    np.testing.assert_allclose(maps[:, 1], spread, rtol=1e-3, atol=1e-6)
+        found = model.errors(images)
+        answers = list(model.school.answers(images))
+    assert found.shape == (2, len(answers), 2, *SIZE)
+    for index, (wanted, said, stride) in enumerate(answers):
+        known, each = wanted.double().numpy(), said.double().numpy()
+        mean = each.mean(0)
+        error, spread = np.square(mean - known).sum(1), np.square(each).sum(2).mean(0) - np.square(mean).sum(1)
+        for part, expected in enumerate((error, spread)):
+            fine = torch.from_numpy(expected)[:, None]
+            if stride > 1:
+                fine = nn.functional.interpolate(fine, SIZE, mode="bilinear")
+            torch.testing.assert_close(found[:, index, part].double(), fine[:, 0], rtol=1e-3, atol=1e-5)
 
 
 def test_students_that_know_the_teacher_find_nothing() -> None:
-    model = small(scales=(17, 33))
-    for scale in model.scales():
-        for student in scale.students:
-            student.load_state_dict(scale.teacher.state_dict())
+    model = small(**DISTILLED)
+    assert isinstance(model.school, PatchSchool)
+    for teacher, students in zip(model.school.teachers, model.school.students, strict=True):
+        for student in students.children():
+            student.load_state_dict(teacher.state_dict())
     with torch.no_grad():
         assert float(model.evidence(to_batch(cookies(1, SIZE))).residual.max()) < 1e-6
 
 
-def test_the_map_is_the_papers_but_for_a_constant() -> None:
+@each_teacher
+def test_the_map_is_the_papers_but_for_a_constant(changes: dict[str, object]) -> None:
     """Eq. 10 and 11, with means and deviations over the held-out images."""
-    model, held_out = small(scales=(17, 33)), cookies(3, SIZE)
+    model, held_out = small(**changes), cookies(3, SIZE)
     model.conclude(held_out, held_out)
     new = to_batch(cookies(5, SIZE)[3:])
     with torch.no_grad():
         found = model.raw_map(model.evidence(new)).double().numpy()
-        expected = np.zeros_like(found)
-        for scale in model.scales():
-            known = scale.errors(to_batch(held_out), dense=False).double().numpy()
-            maps = scale.errors(new, dense=False).double().numpy()
-            for part in range(2):
-                expected += (maps[:, part] - known[:, part].mean()) / known[:, part].std(ddof=1) / 2
+        known, maps = model.errors(to_batch(held_out)).double().numpy(), model.errors(new).double().numpy()
+    expected = np.zeros_like(found)
+    for scale in range(2):
+        for part in range(2):
+            values = known[:, scale, part]
+            expected += (maps[:, scale, part] - values.mean()) / values.std(ddof=1) / 2
     np.testing.assert_allclose(found - found.min(), expected - expected.min(), rtol=0, atol=1e-4 * float(found.max()))
 
 
 def test_teacher_and_students_learn_in_turn() -> None:
-    model = small(scales=(17, 33))
+    model = small(**DISTILLED)
     teacher, students = (
         {id(tensor) for tensor in model.learner(stage).objectives()[0].parameters} for stage in ("teacher", "students")
     )
@@ -137,9 +171,25 @@ def test_teacher_and_students_learn_in_turn() -> None:
     assert teacher | students == {id(tensor) for tensor in model.parameters()}
 
 
+def test_only_a_distilled_teacher_is_taught() -> None:
+    protocols: tuple[Protocol, ...] = ("default", "paper")
+    for protocol in protocols:
+        assert [plan.stage for plan in small(**DISTILLED).plan(protocol)] == ["teacher", "students"]
+        assert [plan.stage for plan in small(**OF_BACKBONE).plan(protocol)] == ["students"]
+
+
+def test_a_distilled_model_comes_back_from_its_file(tmp_path: Path) -> None:
+    wanted = config(**DISTILLED, patches=9, students=2)
+    model = train(put_cookies(tmp_path / "images", 5), tmp_path / "run", method=wanted, epochs=1, device="cpu")
+    assert list(model.header.training["stages"]) == ["teacher", "students"]
+    images = to_batch(cookies(2, SIZE))
+    with torch.no_grad():
+        assert torch.equal(model.detector(images)[1], read_model(model.path).detector(images)[1])
+
+
 def test_the_teachers_loss_falls_to_knowledge() -> None:
     """A decoder of the wanted mean has a knowledge loss of 1: targets are standardised."""
-    model = small()
+    model = small(**DISTILLED | {"scales": (17,)})
     pixels = cookies(8, SIZE)
     model.prepare("teacher", pixels, 0)
     learner = model.learner("teacher")
@@ -155,8 +205,17 @@ def test_the_teachers_loss_falls_to_knowledge() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"scales": (15,)}, {"scales": (17, 17)}, {"scales": ()}, {"students": 0}, {"image_size": (16, 64)}]
+    "changes",
+    [
+        {"scales": (15,)},
+        {"scales": (17, 17)},
+        {"scales": ()},
+        {"students": 0},
+        {"image_size": (16, 64), "teacher": "distilled"},
+        {"image_size": (31, 64)},
+        {"taps": ("s8", "s8")},
+    ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        StudentTeacherConfig(**{"smoothing_sigma": 1.0, **changes})  # type: ignore[arg-type]
+        StudentTeacher(StudentTeacherConfig(**{"smoothing_sigma": 1.0, **changes}))  # type: ignore[arg-type]

@@ -13,11 +13,20 @@ KINDS = ("bottle", "magnetic_tile", "metal_plate", "cookie")
 MASKS = ("blind", "zero-logit", "none")
 SPLITS = (0, 1, 2, 3, 4)
 AS_PUBLISHED = {
+    "student_teacher": ("teacher=distilled", "scales=17,33,65", "width=128", "dense=true"),
+    "efficientad": (
+        "teacher=distilled",
+        "image_size=256",
+        "width=128",
+        "channels=384",
+        "autoencoder=64",
+        "jitter=true",
+    ),
     "f_anogan": ("width=64",),
     "anogan": ("width=64", "search_steps=300"),
     "vt_adl": ("image_size=512", "patch_size=64", "width=512", "depth=6", "heads=8", "hidden_width=1024"),
 }
-"""Settings of a paper that a method's defaults leave because no CPU could train or search them in minutes."""
+"""Settings of a paper that a method's defaults leave: no CPU could train or search them in minutes."""
 TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1")
 
 

@@ -1,9 +1,10 @@
 """EfficientAD (Batzner, Heckler & König 2024, arXiv:2303.14535).
 
-A small teacher knows features as networks trained on ImageNet give them. A student learns to foretell the teacher on
-good images, where the student is most wrong; an autoencoder learns to do so from the whole image, and the student's
-other half to foretell the autoencoder. Where student and teacher differ, a part is strange; where student and
-autoencoder differ, parts that are known each by itself do not belong together.
+A teacher knows features as networks trained on ImageNet give them: it is one, or, as in the paper, a small network that
+has learnt from one. A student learns to foretell the teacher on good images, where the student is most wrong; an
+autoencoder learns to do so from the whole image, and the student's other half to foretell the autoencoder. Where
+student and teacher differ, a part is strange; where student and autoencoder differ, parts that are known each by itself
+do not belong together.
 """
 
 import dataclasses
@@ -41,20 +42,23 @@ LEAST = 48
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientADConfig(DetectorConfig):
-    """Settings of EfficientAD; the paper's are image_size=256, width=128 (medium: 256), channels=384, autoencoder=64
-    and jitter=true."""
+    """Settings of EfficientAD; the paper's are teacher=distilled, image_size=256, width=128 (medium: 256),
+    channels=384, autoencoder=64 and jitter=true."""
 
     smoothing_sigma: float = setting(0.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    size: Literal["small", "medium"] = setting("small", "kind of teacher and student: EfficientAD-S or -M")
+    teacher: Literal["backbone", "distilled"] = setting(
+        "backbone", "the backbone itself, or a small network that learns from it"
+    )
+    size: Literal["small", "medium"] = setting("small", "kind of student and distilled teacher: EfficientAD-S or -M")
     width: int = setting(32, "channels of their first layer; the paper takes 128 for small, 256 for medium")
     channels: int = setting(152, "features of the teacher; the paper takes 384")
     autoencoder: int = setting(32, "widest of the autoencoder's inner layers; the paper takes 64")
     jitter: bool = setting(False, "let the autoencoder learn on images changed in brightness, contrast or saturation")
     penalty: Literal["none", "varied"] = setting("none", "also keep the student's features small on altered images")
-    backbone: BackboneName = setting("lite0", "network the teacher learns from; but for lite0-2, name its weights too")
+    backbone: BackboneName = setting("lite0", "network trained on ImageNet; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     taps: tuple[Tap, ...] = setting(("s8", "s16"), "where its features are taken")
-    teacher_weights: str | None = setting(None, "weights file of a teacher that has learnt; none: it learns first")
+    teacher_weights: str | None = setting(None, "distilled: weights file of one that has learnt; none: it learns first")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
@@ -63,6 +67,8 @@ class EfficientADConfig(DetectorConfig):
             raise ConfigError("width and channels must be at least 1, autoencoder at least 2")
         if min(self.image_size) < LEAST or any(side % 4 for side in self.image_size):
             raise ConfigError(f"image_size is {self.image_size}; take multiples of 4 from {LEAST} pixels on")
+        if self.teacher_weights and self.teacher == "backbone":
+            raise ConfigError("teacher_weights are those of a distilled teacher; set teacher=distilled, too")
 
 
 def patch_descriptor(size: Literal["small", "medium"], width: int, channels: int) -> nn.Sequential:
@@ -124,7 +130,9 @@ class EfficientAD(GradientDetector):
 
     def __init__(self, config: EfficientADConfig) -> None:
         super().__init__(config)
-        self.teacher = patch_descriptor(config.size, config.width, config.channels)
+        self.teacher: Backbone | nn.Sequential = Backbone(config.backbone, config.taps)
+        if config.teacher == "distilled":
+            self.teacher = patch_descriptor(config.size, config.width, config.channels)
         self.student = patch_descriptor(config.size, config.width, 2 * config.channels)
         self.autoencoder = Autoencoder(config.image_size, config.autoencoder, config.channels)
         self.described, self.target = Standardised(config.channels), Standardised(config.channels)
@@ -134,16 +142,18 @@ class EfficientAD(GradientDetector):
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return the paper's 60,000 steps for the teacher and 70,000 for the student, or a small part of both.
 
-        The paper divides the learning rate by ten for the last 5 % of the student's; here it stays.
+        The paper divides the learning rate by ten for the last 5 % of the student's; here it stays. A backbone, or a
+        teacher from a file, need not be taught: the first stage falls away.
         """
         if protocol == "paper":
             paper = partial(Training, learning_rate=1e-4, weight_decay=1e-5, keep="last")
             teacher, student = paper(stage="teacher", steps=60_000, batch_size=16), paper(steps=70_000, batch_size=1)
         else:
             fast = partial(Training, learning_rate=1e-3, schedule="cosine", keep="last")
-            teacher, student = fast(stage="teacher", steps=300, batch_size=16), fast(steps=750, batch_size=4)
+            teacher, student = fast(stage="teacher", steps=300, batch_size=16), fast(steps=600, batch_size=4)
         student = dataclasses.replace(student, stage="student")
-        return (student,) if self.config.teacher_weights else (teacher, student)
+        taught = self.config.teacher == "backbone" or self.config.teacher_weights
+        return (student,) if taught else (teacher, student)
 
     def learner(self, stage: str) -> Learner:
         """Return the teacher with what it learns from, or student and autoencoder."""
@@ -160,9 +170,12 @@ class EfficientAD(GradientDetector):
                 pieces = (varied(batch, self.config.image_size) for batch in batches(pixels, self.device))
                 self.described.learn(self._features(source, piece) for piece in pieces)
                 return
-            if self.config.teacher_weights:
+            if isinstance(self.teacher, Backbone):
+                self.teacher.load(self.config.weights)
+                self.teacher.to(self.device)
+            elif self.config.teacher_weights:
                 fill_in_order(self.teacher, self.config.teacher_weights)
-            self.target.learn(self.teacher(_normalised(batch)) for batch in batches(pixels, self.device))
+            self.target.learn(self._taught(batch) for batch in batches(pixels, self.device))
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the student's and the autoencoder's loss (Algorithm 1)."""
@@ -230,10 +243,15 @@ class EfficientAD(GradientDetector):
 
     def _answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the teacher says, standardised, and what both halves of the student say."""
-        normalised = _normalised(images)
         with torch.no_grad():
-            wanted = self.target(self.teacher(normalised))
-        return wanted, self.student(normalised).float()
+            wanted = self.target(self._taught(images))
+        return wanted, self.student(_normalised(images)).float()
+
+    def _taught(self, images: Tensor) -> Tensor:
+        if isinstance(self.teacher, Backbone):
+            return self._features(self.teacher, images)
+        taught: Tensor = self.teacher(_normalised(images))
+        return taught
 
     def _rebuilt(self, images: Tensor, wanted: Tensor) -> Tensor:
         rebuilt: Tensor = self.autoencoder(_normalised(images), (wanted.shape[2], wanted.shape[3])).float()

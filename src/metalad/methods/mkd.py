@@ -7,7 +7,7 @@ is as abnormal as the two then differ; which pixels make them differ, the gradie
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from metalad.backbones import Backbone, BackboneName
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.distillation import Standardised, batches
+from metalad.distillation import Standardised, batches, learn_units
 from metalad.errors import ConfigError
 from metalad.gradient import Pixels, Training
 from metalad.settings import setting
@@ -172,10 +172,7 @@ class MKD(GradientDetector):
         self.source.backbone.load(self.config.weights)
         self.source.to(self.device)
         if self.config.standardised:
-            with torch.no_grad():
-                said = [self.source(batch) for batch in batches(pixels, self.device, most=128)]
-            for unit, maps in zip(self.units, zip(*said, strict=True), strict=True):
-                cast(Standardised, unit).learn(maps)
+            learn_units(self.units, self.source, pixels, self.device)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the difference of source and cloner over all critical layers (eq. 3)."""
