@@ -72,6 +72,22 @@ def test_maps_fit_the_image_and_lie_where_the_student_is_wrong(size: tuple[int, 
     assert error.max() < 1e-6
 
 
+def test_places_that_a_backbone_rounds_away_are_filled_up() -> None:
+    """VGG's poolings leave out an odd row or column; a pyramid rounds up."""
+    torch.manual_seed(0)
+    model = StudentTeacher(config(backbone="vgg16", taps=("s4", "s8"), image_size=(38, 51))).eval()
+    for tensor in model.school.get_submodule("teacher").parameters():
+        tensor.normal_(0, 0.05)
+    images = torch.rand(1, 3, 38, 51)
+    with torch.no_grad():
+        answers = list(model.school.answers(images))
+        assert [wanted.shape[-2:] for wanted, _, _ in answers] == [(9, 12), (4, 6)]
+        assert [said.shape[-2:] for _, said, _ in answers] == [(9, 12), (4, 6)]
+        error = model.errors(images)[0, 0, 0]
+    assert error.shape == (38, 51)
+    assert torch.equal(error[-2:, 48:], error[35, 47].expand(2, 3))
+
+
 def test_the_backbone_is_frozen_and_kept_with_the_model() -> None:
     model = small(**OF_BACKBONE)
     reference = Backbone("lite0", ("s4", "s8"))

@@ -166,19 +166,22 @@ class PatchSchool(nn.Module):
 
     def prepare(self, pixels: Pixels, device: torch.device) -> None:
         """Learn the units of what the teachers say."""
-        learn_units(self.targets, self._taught, pixels, device)
+        for target, teacher in zip(self.targets, self.teachers, strict=True):
+            # One teacher at a time, and nothing kept: densely described, an image takes tens of megabytes.
+            cast(Standardised, target).learn(self._taught(teacher, batch) for batch in batches(pixels, device))
 
     def answers(self, images: Float[Tensor, "batch 3 height width"]) -> Iterator[Answers]:
         """Yield what is said of the patches of each side."""
         with torch.no_grad():
-            known = [target(maps) for target, maps in zip(self.targets, self._taught(images), strict=True)]
+            pairs = zip(self.targets, self.teachers, strict=True)
+            known = [target(self._taught(teacher, images)) for target, teacher in pairs]
         for wanted, network, students in zip(known, self.teachers, self.students, strict=True):
             pupils = cast(list[PatchNetwork], list(students.children()))
             said = torch.stack([pupil.around(images, dense=self.config.dense).float() for pupil in pupils])
             yield Answers(wanted, said, 1 if self.config.dense else cast(PatchNetwork, network).stride)
 
-    def _taught(self, images: Tensor) -> list[Tensor]:
-        return [cast(PatchNetwork, teacher).around(images, dense=self.config.dense) for teacher in self.teachers]
+    def _taught(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        return cast(PatchNetwork, teacher).around(images, dense=self.config.dense)
 
 
 class StudentTeacher(GradientDetector):
