@@ -40,6 +40,15 @@ def test_separate_clusters_are_found() -> None:
     assert sorted(k_means(points, 3, 0).tolist()) == sorted(centres.tolist())
 
 
+def test_a_sample_is_as_good_a_start_for_many_words() -> None:
+    points = torch.from_numpy(cloud(3))
+    costs = [
+        float(torch.cdist(points, k_means(points, 200, 0, starts=1, rounds=10, spread=spread)).amin(1).square().sum())
+        for spread in (True, False)
+    ]
+    assert costs[1] < 1.1 * costs[0]
+
+
 def test_the_likelihood_is_scikit_learns() -> None:
     points = cloud(2)
     mixture = fit_mixture(torch.from_numpy(points), 3, 0)

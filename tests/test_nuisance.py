@@ -13,6 +13,7 @@ from metalad.nuisance import (
     NUISANCES,
     brightness,
     contrast,
+    drifted,
     gaussian_blur,
     gaussian_noise,
     jpeg,
@@ -127,3 +128,15 @@ def test_blur_spreads_a_point_as_a_gaussian_and_keeps_colours_apart() -> None:
     expected = 255 * ndimage.convolve1d(np.eye(1, 15, 7)[0], kernel / kernel.sum())
     expected = np.outer(expected, expected) / 255
     assert np.abs(blurred[..., 1] - expected).max() <= 0.5 + 1e-6
+
+
+def test_a_drifted_photograph_is_near_itself_and_never_twice_the_same() -> None:
+    photograph = cookies(1, (96, 128))[0]
+    one, again, other = (drifted(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+    for seed in range(20):
+        found = drifted(photograph, np.random.default_rng(seed))
+        assert found.shape == photograph.shape
+        assert found.dtype == np.uint8
+        assert abs(found.mean() / photograph.mean() - 1) < 0.16

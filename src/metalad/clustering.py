@@ -26,14 +26,24 @@ class Mixture(NamedTuple):
 
 
 def k_means(
-    points: Float[Tensor, "points channels"], words: int, seed: int, starts: int = STARTS
+    points: Float[Tensor, "points channels"],
+    words: int,
+    seed: int,
+    *,
+    starts: int = STARTS,
+    rounds: int = MAX_ROUNDS,
+    spread: bool = True,
 ) -> Float[Tensor, "words channels"]:
-    """Return the centres of the best of some starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007)."""
+    """Return the centres of the best of some starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007).
+
+    rounds: of each start at most. spread: start from points far apart, which takes a pass over all for each; for a
+        thousand words, a plain sample is as good.
+    """
     generator = torch.Generator().manual_seed(seed)
     best, least = points[:words], float("inf")
     for _ in range(starts):
-        centres = _spread(points, words, generator)
-        for _ in range(MAX_ROUNDS):
+        centres = _spread(points, words, generator) if spread else _sample(points, words, generator)
+        for _ in range(rounds):
             owner = torch.cdist(points, centres).argmin(1)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             count = torch.bincount(owner, minlength=words)[:, None]
@@ -45,6 +55,10 @@ def k_means(
         if cost < least:
             best, least = centres, cost
     return best
+
+
+def _sample(points: Tensor, words: int, generator: torch.Generator) -> Tensor:
+    return points[torch.randperm(len(points), generator=generator)[:words].to(points.device)]
 
 
 def _spread(points: Tensor, words: int, generator: torch.Generator) -> Tensor:

@@ -60,6 +60,18 @@ def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
     return _bytes(ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect"))
 
 
+def drifted(image: Rgb, chance: np.random.Generator) -> Rgb:
+    """Change light and position a little, by chance, and in half of the cases each of compression, noise and focus."""
+    image = contrast(brightness(image, chance.uniform(-0.15, 0.15)), chance.uniform(-0.15, 0.15))
+    image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(chance.integers(4))), 1))
+    image = rotation(shift(image, int(chance.integers(4))), chance.uniform(-3.0, 3.0))
+    if chance.random() < 0.5:
+        image = gaussian_blur(image, chance.uniform(0.0, 0.8))
+    if chance.random() < 0.5:
+        image = gaussian_noise(image, chance.uniform(0.0, 4.0), chance)
+    return jpeg(image, int(chance.integers(60, 96))) if chance.random() < 0.5 else image
+
+
 def _bytes(values: Float[np.ndarray, "height width 3"]) -> Rgb:
     clipped: Rgb = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return clipped

@@ -21,6 +21,7 @@ from metalad.methods.gt import GeometricTransformationsConfig
 from metalad.methods.l2_ae import L2AutoencoderConfig
 from metalad.methods.lsa import LsaConfig
 from metalad.methods.metal import MetalConfig
+from metalad.methods.metal_features import MetalFeaturesConfig
 from metalad.methods.mkd import MKDConfig
 from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
@@ -39,6 +40,7 @@ from tests.tiny import TINY
 
 SMALL: dict[str, DetectorConfig] = {
     "metal": TINY,
+    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, words=64),
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
@@ -81,6 +83,7 @@ SMALL: dict[str, DetectorConfig] = {
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_859_840),
+    "metal_features": (MetalFeaturesConfig(), 2_958_848),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),

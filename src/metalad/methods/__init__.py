@@ -50,6 +50,11 @@ OWN = (
         "metalad.methods.metal:Metal",
     ),
     Method(
+        "metal_features",
+        "how far a pretrained network's features lie from the typical, and from what is usual at their place",
+        "metalad.methods.metal_features:MetalFeatures",
+    ),
+    Method(
         "patchcore",
         "distance of each patch's feature from a bank of normal ones (Roth 2022)",
         "metalad.methods.patchcore:PatchCore",

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from metalad.backbones import Backbone, BackboneName, Tap, neighbourhoods
 from metalad.calibration import Evidence
+from metalad.density import nearest
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.settings import setting
 
 BATCH_SIZE = 16
-BANK_CHUNK = 2048
-"""Bank vectors that a batch is compared with at once; bounds memory and still fills a matrix product."""
 ROUNDING = 1e-5
 """Points are looked at although they are too far by so much of the squared lengths, which expanded squares lose."""
 
@@ -114,20 +113,6 @@ class PatchCore(FittedDetector):
             first = start * each
             kept.append(found[drawn[(drawn >= first) & (drawn < first + len(found))] - first])
         return torch.cat(kept), total
-
-
-def nearest(
-    queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]
-) -> Int[Tensor, " queries"]:
-    """Return the index of each query's nearest vector, by |x|² + |y|² − 2 x·y; |x|² is the same for all y."""
-    best = queries.new_full((len(queries),), math.inf)
-    found = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-    for start in range(0, len(bank), BANK_CHUNK):
-        part = bank[start : start + BANK_CHUNK]
-        squares, index = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2).min(1)
-        found = torch.where(squares < best, index + start, found)
-        best = torch.minimum(best, squares)
-    return found
 
 
 def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:

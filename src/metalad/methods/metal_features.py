@@ -1,0 +1,193 @@
+"""MeTAL's question asked of features: is this what good images show, and what they show here?
+
+A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
+from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
+what is usual there. Held-out good images give each of the four its unit (see `density.Surprise`), so that their mean
+can be taken: on objects that turn, the laws of places earn little. Nothing is trained, and no bank is searched.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from metalad.backbones import Backbone, BackboneName, Tap, channels_of, neighbourhoods
+from metalad.calibration import Evidence
+from metalad.density import Codebook, PlaceNormal, Surprise
+from metalad.detector import DetectorConfig, FittedDetector, Scoring, to_batch
+from metalad.distillation import Standardised
+from metalad.errors import ConfigError, DataError
+from metalad.nuisance import drifted
+from metalad.settings import setting
+
+TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
+BATCH_SIZE = 16
+MAX_IMAGES = 512
+"""Images whose features are held at once, copies among them: half a gigabyte at 256×256."""
+POINTS = 30_000
+"""Places that a codebook is found from."""
+SHARPNESS = 4.0
+"""How soon the map goes to 0 below the usual: softplus's beta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetalFeaturesConfig(DetectorConfig):
+    """Settings of MeTAL on features."""
+
+    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    scoring: Scoring = setting("raw", "map to judge by: raw, which has units already, or calibrated once more")
+    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
+    words: int = setting(1024, "typical features in each codebook")
+    copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
+
+    def __post_init__(self) -> None:
+        """Check what does not fit together."""
+        super().__post_init__()
+        if self.words < 1 or self.copies < 0:
+            raise ConfigError("words must be at least 1, copies at least 0")
+
+
+class Description(NamedTuple):
+    """What the backbone says of a batch, each channel standardised.
+
+    fine: strides 4, 8 and 16 on the grid of stride 8. deep: stride 32.
+    """
+
+    fine: Float[Tensor, "batch channels down across"]
+    deep: Float[Tensor, "batch deep_channels down_32 across_32"]
+
+    def of(self, chosen: Tensor) -> "Description":
+        """Return the description of the chosen images."""
+        return Description(self.fine[chosen], self.deep[chosen])
+
+
+class Densities(nn.Module):
+    """Four answers to how far a description lies from good images.
+
+    even: fine features, each tap with the say of one channel. every: fine features, each channel with its own say.
+    deep: stride 32. place: a normal law of stride 4 at each place.
+    """
+
+    share: Tensor
+
+    def __init__(self, words: int, widths: Sequence[int]) -> None:
+        """Lay out the parts.
+
+        widths: channels of strides 4, 8 and 16.
+        """
+        super().__init__()
+        share = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
+        self.register_buffer("share", share[:, None, None], persistent=False)
+        self.placed = widths[0]
+        self.even, self.every, self.deep = Codebook(words), Codebook(words), Codebook(words)
+        self.place = PlaceNormal()
+
+    def learn(self, description: Description, seed: int) -> None:
+        """Learn all four from good images."""
+        self.even.learn(_points(description.fine * self.share, seed), seed)
+        self.every.learn(_points(description.fine, seed), seed)
+        self.deep.learn(_points(description.deep, seed), seed)
+        self.place.learn(description.fine[:, : self.placed])
+
+    def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
+        """Return the four distances, all on the grid of stride 8."""
+        fine = description.fine
+        deep = F.interpolate(self.deep(description.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
+        return [self.even(fine * self.share), self.every(fine), deep, self.place(fine[:, : self.placed])]
+
+
+class MetalFeatures(FittedDetector):
+    """A frozen backbone, four densities of its features, and their common unit."""
+
+    name = "metal_features"
+    config: MetalFeaturesConfig
+
+    def __init__(self, config: MetalFeaturesConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, TAPS)
+        channels = channels_of(self.backbone.network)
+        self.widths = [channels[tap] for tap in TAPS[:3]]
+        self.fine_units, self.deep_units = Standardised(sum(self.widths)), Standardised(channels["s32"])
+        self.densities = Densities(config.words, self.widths)
+        self.surprise = Surprise(4)
+
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
+        """Learn the densities of one half of the images, their units on the other, and the densities of all.
+
+        Raises:
+            ConfigError: no weights for the backbone. DataError: fewer than two images.
+        """
+        if len(pixels) < 2:
+            raise DataError(f"metal_features needs at least 2 good images to learn units from, got {len(pixels)}")
+        self.backbone.load(self.config.weights)
+        self.backbone.to(self.device)
+        pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
+        chance = np.random.default_rng(seed)
+        with torch.no_grad():
+            known = self._learn_units([self._maps(batch) for batch in self._varied(pixels, chance)])
+            # An image's copies lie in its half: a density must not know what its unit is taken from.
+            half = torch.arange(len(known.fine)) % len(pixels) % 2
+            distances = [self._unseen(known.of(half != side), known.of(half == side), seed) for side in (0, 1)]
+            self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
+            self.densities.learn(known, seed)
+
+    def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
+        """Return what the backbone says of RGB images in [0, 1]."""
+        fine, deep = self._maps(images)
+        return Description(self.fine_units(fine), self.deep_units(deep))
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
+        surprise = self.surprise(self.densities(self.describe(images)))
+        maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear")
+        return Evidence(F.softplus(maps, beta=SHARPNESS))
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the surprise itself."""
+        return evidence.residual[:, 0]
+
+    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.backbone(images)
+        grid = (maps[1].shape[-2], maps[1].shape[-1])
+        return neighbourhoods(maps[:3], grid), neighbourhoods(maps[3:], (maps[3].shape[-2], maps[3].shape[-1]))
+
+    def _varied(self, pixels: np.ndarray, chance: np.random.Generator) -> Iterator[Tensor]:
+        """Yield the images in batches, then each once more a little changed, as often as is set."""
+        for copy in range(1 + self.config.copies):
+            for start in range(0, len(pixels), BATCH_SIZE):
+                batch = pixels[start : start + BATCH_SIZE]
+                yield to_batch(np.stack([drifted(image, chance) for image in batch]) if copy else batch, self.device)
+
+    def _learn_units(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Description:
+        """Learn each channel's unit, and return what these maps are in it."""
+        self.fine_units.learn(fine for fine, _ in maps)
+        self.deep_units.learn(deep for _, deep in maps)
+        fine, deep = (torch.cat(list(parts)) for parts in zip(*maps, strict=True))
+        return Description(self.fine_units(fine), self.deep_units(deep))
+
+    def _unseen(self, seen: Description, unseen: Description, seed: int) -> list[Tensor]:
+        """Return the distances of the second images by densities of the first."""
+        densities = Densities(self.config.words, self.widths).to(self.device)
+        densities.learn(seen, seed)
+        index = torch.arange(len(unseen.fine))
+        parts = [densities(unseen.of(part)) for part in torch.split(index, BATCH_SIZE)]
+        return [torch.cat(kind) for kind in zip(*parts, strict=True)]
+
+
+def _points(maps: Float[Tensor, "images channels down across"], seed: int) -> Float[Tensor, "points channels"]:
+    """Return places drawn by chance."""
+    images, _, down, across = maps.shape
+    drawn = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:POINTS]
+    image, place = (
+        drawn.to(maps.device).div(down * across, rounding_mode="floor"),
+        drawn.to(maps.device) % (down * across),
+    )
+    return maps.flatten(2)[image, :, place]

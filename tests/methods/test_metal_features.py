@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from metalad.detector import to_batch
+from metalad.errors import ConfigError, DataError
+from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
+from metalad.nuisance import brightness
+from tests.cookies import cookies
+
+SIZE = (64, 96)
+
+
+def fitted(images: int = 8, seed: int = 0, **changes: object) -> MetalFeatures:
+    values = {"image_size": SIZE, "smoothing_sigma": 2.0, "words": 64} | changes
+    model = MetalFeatures(MetalFeaturesConfig(**values))  # type: ignore[arg-type]
+    model.fit(cookies(images, SIZE), seed)
+    return model
+
+
+def test_features_are_standardised_over_the_good_images() -> None:
+    model = fitted(copies=0)
+    with torch.no_grad():
+        fine, deep = model.describe(to_batch(cookies(8, SIZE)))
+    for maps in (fine, deep):
+        values = maps.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(values.mean(1), torch.zeros(len(values)), rtol=0, atol=1e-3)
+        torch.testing.assert_close(values.std(1, correction=0), torch.ones(len(values)), rtol=1e-3, atol=1e-3)
+    assert fine.shape == (8, 176, 8, 12)
+    assert deep.shape == (8, 320, 2, 3)
+
+
+def test_each_tap_has_the_same_say_in_the_even_codebook() -> None:
+    shares = fitted().densities.share.flatten()
+    sums = [float(part.square().sum()) for part in torch.split(shares, [24, 40, 112])]
+    assert sums == pytest.approx([1.0, 1.0, 1.0], rel=1e-5)
+
+
+def test_copies_spare_a_drift_of_the_light() -> None:
+    """The same good image, darker: what it is worse by must shrink where drifted copies were learnt from."""
+    image = cookies(9, SIZE)[8]
+    worse = []
+    for copies in (0, 2):
+        model = fitted(copies=copies)
+        with torch.no_grad():
+            pair = model(to_batch(np.stack([image, brightness(image, -0.12)]))).score
+        worse.append(float(pair[1] / pair[0]))
+    assert worse[1] < worse[0]
+
+
+def test_without_copies_chance_is_the_codebooks_alone() -> None:
+    """Fewer places than words: no chance is left, and no seed changes a bit."""
+    one, other = fitted(2, words=1024, copies=0), fitted(2, seed=1, words=1024, copies=0)
+    images = to_batch(cookies(4, SIZE))
+    with torch.no_grad():
+        torch.testing.assert_close(one(images).anomaly_map, other(images).anomaly_map, rtol=1e-5, atol=1e-5)
+
+
+def test_impossible_settings_and_one_image_are_refused() -> None:
+    with pytest.raises(ConfigError, match="words"):
+        MetalFeaturesConfig(words=0)
+    with pytest.raises(ConfigError, match="copies"):
+        MetalFeaturesConfig(copies=-1)
+    with pytest.raises(DataError, match="at least 2"):
+        fitted(1)
