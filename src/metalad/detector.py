@@ -78,6 +78,8 @@ class Detector(nn.Module, ABC):
     """Whether the image score is taken from the map after smoothing, as most papers do, or before."""
     has_own_score: ClassVar[bool] = False
     """Whether the evidence comes with an image score, which `image_score="own"` takes."""
+    has_own_units: ClassVar[bool] = False
+    """Whether the raw map is in units of good images already: calibrated once more it would lose."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -105,7 +107,7 @@ class Detector(nn.Module, ABC):
 
     def judge(self, evidence: Evidence, scoring: Scoring) -> Prediction:
         """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`)."""
-        if scoring == "calibrated" and self.calibration is not None:
+        if scoring == "calibrated" and self.calibration is not None and not self.has_own_units:
             maps = self.calibration(evidence)
         else:
             maps = self.raw_map(evidence)

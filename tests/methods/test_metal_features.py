@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.detector import to_batch
+from metalad.calibrate import calibrate
+from metalad.detector import SCORINGS, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nuisance import brightness
@@ -63,3 +64,14 @@ def test_impossible_settings_and_one_image_are_refused() -> None:
         MetalFeaturesConfig(copies=-1)
     with pytest.raises(DataError, match="at least 2"):
         fitted(1)
+
+
+def test_both_scorings_are_the_surprise() -> None:
+    model = fitted()
+    calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:])
+    assert model.calibration is not None
+    with torch.no_grad():
+        evidence = model.evidence(to_batch(cookies(2, SIZE)))
+        raw, calibrated = (model.judge(evidence, scoring) for scoring in SCORINGS)
+    assert torch.equal(raw.anomaly_map, calibrated.anomaly_map)
+    assert model.threshold(0.01, "raw") == model.threshold(0.01, "calibrated")

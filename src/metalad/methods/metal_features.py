@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metalad.backbones import Backbone, BackboneName, Tap, channels_of, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.density import Codebook, PlaceNormal, Surprise
-from metalad.detector import DetectorConfig, FittedDetector, Scoring, to_batch
+from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.distillation import Standardised
 from metalad.errors import ConfigError, DataError
 from metalad.nuisance import drifted
@@ -42,7 +42,6 @@ class MetalFeaturesConfig(DetectorConfig):
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    scoring: Scoring = setting("raw", "map to judge by: raw, which has units already, or calibrated once more")
     backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     words: int = setting(1024, "typical features in each codebook")
@@ -108,6 +107,7 @@ class MetalFeatures(FittedDetector):
     """A frozen backbone, four densities of its features, and their common unit."""
 
     name = "metal_features"
+    has_own_units = True
     config: MetalFeaturesConfig
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
