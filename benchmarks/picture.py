@@ -2,9 +2,9 @@
 
 python benchmarks/picture.py RUN DATA OUT.png
 
-A column an image: input, reconstruction, the map over the input, ground truth, verdict. The images are chosen by rank
-and not by hand: of the defective ones those of highest, upper-quartile, middle and lowest score, of the good ones those
-of highest and middle score.
+A column an image: input, reconstruction where the method makes one, the map over the input, ground truth, verdict. The
+images are chosen by rank and not by hand: of the defective ones those of highest, upper-quartile, middle and lowest
+score, of the good ones those of highest and middle score.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     columns: list[list[Cell]] = [[heading(text) for text in HEADINGS]]
     for index in chosen(score(model, images.pixels), images.samples):
         columns.append(column(model, images.samples[index], images.pixels[index]))
-    rows = list(zip(*columns, strict=True))
+    rows = [row for row in zip(*columns, strict=True) if any(cell is not None for cell in row[1:])]
     whole = Image.fromarray(sheet(rows, (SIDE, *(PICTURE_WIDTH for _ in columns[1:])), GAP))
     with replacing(arguments.out) as temporary:
         small = whole.quantize(COLOURS, Image.Quantize.FASTOCTREE)
@@ -73,8 +73,6 @@ def heading(text: str) -> Words:
 def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Cell]:
     """Judge one image: its pictures, and whether it is OK, its score, and whether that is right."""
     painting = paint(model.detector, sample, pixels, model.scoring(None))
-    if painting.reconstruction is None:
-        raise SystemExit(f"{model.header.method} rebuilds nothing: there is no reconstruction to show")
     threshold = model.threshold()
     times = painting.score / threshold
     abnormal = times > 1

@@ -37,6 +37,8 @@ def test_it_trains_resumes_and_evaluates_in_one_folder(tmp_path: Path) -> None:
         report = evaluate.return_value
         # The stand-in's report is no Report: the runtime check of the signature is stepped around.
         undecorated = getattr(module.demo, "__wrapped__", module.demo)
-        assert undecorated(tmp_path, minutes=1.0, device="cpu") is report
-    assert train.call_args == mock.call(DATA, tmp_path, minutes=1.0, resume=True, device="cpu", progress=False)
+        assert undecorated(tmp_path, method="metal", minutes=1.0, device="cpu") is report
+    assert train.call_args == mock.call(
+        DATA, tmp_path, method="metal", minutes=1.0, resume=True, device="cpu", progress=False
+    )
     assert evaluate.call_args == mock.call(tmp_path, DATA, device="cpu", progress=False)

@@ -267,7 +267,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "demo": Verb(
         "train and evaluate on photographs of cookies that ship with metalad",
-        "example:\n  metalad demo --out cookies --minutes 1",
+        "examples:\n  metalad demo\n  metalad demo --out cookies --method metal --minutes 1",
         add_demo_options,
         _demo,
     ),

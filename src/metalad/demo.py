@@ -15,21 +15,23 @@ DATA = Path(__file__).parent / "demo_data" / "cookie"
 def demo(
     out: Path = Path("demo-run"),
     *,
+    method: str = "metal_features",
     minutes: float | None = 2.5,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
-    """Train MeTAL on the cookies that ship with the package, evaluate it, and return what was found.
+    """Train on the cookies that ship with the package, evaluate, and return what was found.
 
     Args:
         out: the run folder; the report lies in `evaluation/report.html` inside it. A demo that was stopped there
             goes on, a finished one is only evaluated again.
-        minutes: shorten training so that it fits into so many minutes; a machine that needs less takes less.
+        method: any of `metalad methods`.
+        minutes: shorten gradient descent so that it fits into so many minutes; a machine that needs less takes less.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show a progress bar on the terminal.
 
     Raises:
-        RunError: `out` cannot be used. ConfigError: a setting that cannot be.
+        RunError: `out` cannot be used. ConfigError: no such method, or a setting that cannot be.
     """
-    train(DATA, out, minutes=minutes, resume=True, device=device, progress=progress)
+    train(DATA, out, method=method, minutes=minutes, resume=True, device=device, progress=progress)
     return evaluate(out, DATA, device=device, progress=progress)

@@ -116,11 +116,17 @@ def add_demo_options(parser: ArgumentParser) -> None:
         "--out", metavar="DIR", type=Path, default=Path("demo-run"), help="the run folder; %(default)s by default"
     )
     parser.add_argument(
+        "--method",
+        metavar="NAME",
+        default="metal_features",
+        help="any of `metalad methods`, such as metal; %(default)s by default",
+    )
+    parser.add_argument(
         "--minutes",
         metavar="M",
         type=float,
         default=2.5,
-        help="shorten training to fit into so many minutes; %(default)s by default",
+        help="shorten gradient descent to fit into so many minutes; %(default)s by default",
     )
     _common_options(parser)
 
