@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from metalad.density import Surprise
 from metalad.layers import Smoothing
 
 Kind = Literal["none", "content", "position"]
@@ -34,6 +35,8 @@ POOLING_SIGMA = 1.0
 EDGE_SIGMA = 1.5
 EDGE_BINS = 16
 BRIGHTNESS_BINS = 8
+SHARPNESS = 4.0
+"""How soon a joint map goes to 0 below the usual: softplus's beta."""
 
 
 class Evidence(NamedTuple):
@@ -43,11 +46,14 @@ class Evidence(NamedTuple):
     expected: the reconstruction in [0, 1], where a method makes one; content calibration looks at it, since it
         cannot see the defect.
     score: the method's own image score, where its paper has one: positive, higher = more abnormal.
+    distances: what else speaks against a pixel, each in a unit of its own, never negative; the calibrated map joins
+        them with the residual.
     """
 
     residual: Float[Tensor, "batch channels height width"]
     expected: Float[Tensor, "batch 3 height width"] | None = None
     score: Float[Tensor, " batch"] | None = None
+    distances: Float[Tensor, "batch partners height width"] | None = None
 
     def taken(self, chosen: Tensor) -> "Evidence":
         """Return what is held against the chosen images of the batch."""
@@ -62,13 +68,15 @@ class Evidence(NamedTuple):
             return torch.cat(present) if present else None
 
         residual = torch.cat([batch.residual.cpu() for batch in batches])
-        return cls(residual, joined([batch.expected for batch in batches]), joined([batch.score for batch in batches]))
+        others = (joined([getattr(batch, name) for batch in batches]) for name in ("expected", "score", "distances"))
+        return cls(residual, *others)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
         return Evidence(
             change(self.residual),
             None if self.expected is None else change(self.expected),
             None if self.score is None else change(self.score),
+            None if self.distances is None else change(self.distances),
         )
 
 
@@ -125,21 +133,30 @@ class Calibration(nn.Module):
 
     whitening: [cells, channels, channels], W with WᵀW the inverse moment; the cells are all places in reading
         order ("position"), all contents ("content"), or one ("none").
+    surprise: the units in which the evidence's further distances and this one become one map, if there are any.
     """
 
     whitening: Tensor
 
-    def __init__(self, kind: Kind, whitening: Tensor, content: Content | None) -> None:
+    def __init__(
+        self, kind: Kind, whitening: Tensor, content: Content | None, surprise: Surprise | None = None
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.content = content
+        self.surprise = surprise
         self.register_buffer("whitening", whitening)
 
     @classmethod
     def learn(cls, kind: Kind, evidence: Evidence, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Learn the moments of the residuals of normal images."""
         content = Content.learn(_expected(evidence)) if kind == "content" else None
-        return cls(kind, _whitening(_moments(kind, content, evidence, prior_images)), content)
+        learnt = cls(kind, _whitening(_moments(kind, content, evidence, prior_images)), content)
+        if evidence.distances is not None:
+            learnt.surprise = Surprise(1 + evidence.distances.shape[1])
+            # Every other pixel each way: neighbours say nearly the same.
+            learnt.surprise.learn([distance[..., ::2, ::2] for distance in learnt.distances(evidence)])
+        return learnt
 
     def whiten(self, evidence: Evidence) -> Float[Tensor, "batch channels height width"]:
         """Return residuals whose second moments on normal images are the identity."""
@@ -154,8 +171,20 @@ class Calibration(nn.Module):
         return (whitening * residual[:, None]).sum(2)
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
-        """Return the squared Mahalanobis distance of each pixel's residual, a channel: about 1 on good images."""
-        return self.whiten(evidence).square().mean(1)
+        """Return the squared Mahalanobis distance of each pixel's residual, a channel: about 1 on good images.
+
+        Where the evidence has further distances, return all of them as one, in tail units: about 0 on good images,
+        and 1 where the mean one says what one good pixel in a hundred reaches.
+        """
+        distances = self.distances(evidence)
+        if self.surprise is None:
+            return distances[0]
+        return F.softplus(self.surprise(distances), beta=SHARPNESS)
+
+    def distances(self, evidence: Evidence) -> list[Float[Tensor, "batch height width"]]:
+        """Return the residual's squared Mahalanobis distance, a channel, and the evidence's further distances."""
+        own = self.whiten(evidence).square().mean(1)
+        return [own] if evidence.distances is None else [own, *evidence.distances.unbind(1)]
 
     def log_likelihood(self, evidence: Evidence) -> float:
         """Return the mean log-density of a pixel's residual under a normal law with these moments, in nats."""
@@ -174,7 +203,7 @@ def choose(training: Evidence, held_out: Evidence) -> CalibrationSummary:
     brought to the held-out ones' overall size, so that all kinds start even.
     """
     scale = float((held_out.residual.square().mean() / training.residual.square().mean().clamp_min(1e-12)).sqrt())
-    training = training._replace(residual=training.residual * scale)
+    training = training._replace(residual=training.residual * scale, distances=None)
     kinds = KINDS if training.expected is not None else tuple(kind for kind in KINDS if kind != "content")
     scores: dict[str, float] = {
         kind: Calibration.learn(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds

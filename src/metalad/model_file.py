@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metalad.calibration import Calibration, CalibrationSummary, Content
+from metalad.density import Surprise
 from metalad.detector import Detector, Scoring
 from metalad.errors import ConfigError, ModelFileError
 from metalad.files import write_bytes
@@ -182,4 +183,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _empty_calibration(kind: Any, tensors: Mapping[str, Tensor], size: tuple[int, int]) -> Calibration:
     content = Content(torch.zeros(0), torch.zeros(0), *size) if kind == "content" else None
-    return Calibration(kind, tensors["calibration.whitening"], content)
+    usual = tensors.get("calibration.surprise.usual")
+    surprise = None if usual is None else Surprise(len(usual))
+    return Calibration(kind, tensors["calibration.whitening"], content, surprise)

@@ -1,17 +1,22 @@
 import dataclasses
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from metalad.calibrate import calibrate
+from metalad.detector import to_batch
 from metalad.errors import ConfigError
 from metalad.layers import Mask
 from metalad.losses import ssim_map
 from metalad.methods.metal import Metal, MetalConfig, Token
 from metalad.settings import from_texts
+from tests.cookies import cookies
 
 CONFIGURATIONS: tuple[tuple[Token, ...], ...] = (
     ("squares",),
@@ -199,3 +204,69 @@ def test_rows_of_one_line_of_patches_are_refused() -> None:
 def test_no_token_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="take each of squares, rows, columns"):
         MetalConfig(tokens=())
+
+
+def with_partner() -> tuple[Metal, Tensor]:
+    """A calibrated model of random weights and the images it learnt from; its partner knows two thirds of them."""
+    model, pixels = small(), cookies(12, (32, 48))
+    model.conclude(pixels[:8], pixels[8:])
+    calibrate(model, pixels[:8], pixels[8:])
+    return model.eval(), to_batch(pixels)
+
+
+def test_the_calibrated_map_is_the_mean_of_logarithms_in_tail_units() -> None:
+    """By numpy, from the three distances that the parts give."""
+    model, images = with_partner()
+    assert model.calibration is not None
+    assert model.appearance is not None
+    with torch.no_grad():
+        found = model.calibration(model.evidence(images)).numpy()
+        whitened = model.calibration.whiten(model.evidence(images))
+        distances = [whitened.square().mean(1), *model.appearance(images).unbind(1)]
+    logs = [np.log(np.maximum(distance.numpy().astype(np.float64), 1e-6)) for distance in distances]
+    units = []
+    for log in logs:
+        known = np.sort(log[:, ::2, ::2].ravel())
+        usual, tail = known.mean(), known[math.ceil(0.99 * len(known)) - 1]
+        units.append((log - usual) / (tail - usual))
+    np.testing.assert_allclose(found, np.logaddexp(0, 4 * np.mean(units, 0)) / 4, rtol=1e-3, atol=1e-4)
+
+
+def test_the_raw_map_knows_nothing_of_the_partner() -> None:
+    model, images = with_partner()
+    alone = Metal(dataclasses.replace(model.config, partner="none"))
+    alone.encoders, alone.decoder = model.encoders, model.decoder
+    with torch.no_grad():
+        one, other = model.judge(model.evidence(images), "raw"), alone.judge(alone.evidence(images), "raw")
+    assert torch.equal(one.anomaly_map, other.anomaly_map)
+    assert alone.evidence(images).distances is None
+
+
+def test_without_a_partner_the_calibrated_map_is_the_residuals_alone() -> None:
+    torch.manual_seed(0)
+    model, pixels = Metal(dataclasses.replace(small().config, partner="none")), cookies(12, (32, 48))
+    model.conclude(pixels[:8], pixels[8:])
+    calibrate(model, pixels[:8], pixels[8:])
+    assert model.calibration is not None
+    assert model.calibration.surprise is None
+    with torch.no_grad():
+        evidence = model.evidence(to_batch(pixels))
+        torch.testing.assert_close(model.calibration(evidence), model.calibration.whiten(evidence).square().mean(1))
+
+
+def test_the_partner_does_not_know_the_held_out_images() -> None:
+    model, images = with_partner()
+    assert model.appearance is not None
+    with torch.no_grad():
+        patches = model.appearance(images)[:, 1].amax((1, 2))
+    assert patches[:8].max() < 1e-3 < patches[8:].min()
+
+
+def test_a_model_of_before_there_were_partners_works_as_it_did() -> None:
+    model, images = with_partner()
+    before = Metal(dataclasses.replace(model.config, partner="none"))
+    after = Metal(model.config)
+    after.load_state_dict(before.state_dict())
+    with torch.no_grad():
+        assert torch.equal(after(images).anomaly_map, before(images).anomaly_map)
+    assert after.appearance is None

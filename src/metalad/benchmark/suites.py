@@ -93,7 +93,8 @@ def _table_3() -> Suite:
 
 def _patches(depth: int) -> tuple[Configuration, ...]:
     def metal(label: str, tokens: str, mask: str, paper: str) -> Configuration:
-        return Configuration(label, "metal", (f"tokens={tokens}", f"mask={mask}", f"depth={depth}"), paper)
+        settings = (f"tokens={tokens}", f"mask={mask}", "partner=none", f"depth={depth}")
+        return Configuration(label, "metal", settings, paper)
 
     return (
         metal("squares, no mask", "squares", "none", "Only squares (No mask)"),
@@ -182,7 +183,9 @@ def _figure_9() -> Suite:
 
 def _ablation_mask() -> Suite:
     configurations = tuple(
-        Configuration(f"{mask}, depth {depth}", settings=("tokens=squares,rows", f"mask={mask}", f"depth={depth}"))
+        Configuration(
+            f"{mask}, depth {depth}", settings=("tokens=squares,rows", f"mask={mask}", "partner=none", f"depth={depth}")
+        )
         for mask in MASKS
         for depth in (1, 2)
     )
@@ -211,7 +214,7 @@ def _leak() -> Suite:
 
 
 def _loss() -> Suite:
-    ours = ("tokens=squares,rows", "mask=blind", "depth=1")
+    ours = ("tokens=squares,rows", "mask=blind", "partner=none", "depth=1")
     configurations = (
         Configuration("mean absolute error", settings=ours),
         Configuration("sum of absolute errors", settings=(*ours, "absolute_error=sum")),

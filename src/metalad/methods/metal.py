@@ -3,18 +3,23 @@
 Each square patch is rebuilt from the rest of the image by masked self-attention over square patches and over
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
 the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0.
+
+Beyond the paper, a partner looks at the patch itself (`metalad.appearance`), and the calibrated map joins both.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalad.appearance import Appearance
+from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, Protocol
 from metalad.errors import ConfigError
-from metalad.gradient import Training
+from metalad.gradient import Pixels, Training
 from metalad.layers import Mask, MaskedEncoder, perceptron
 from metalad.losses import l1_ssim_loss, mean_ssim
 from metalad.reconstruction import Reconstructor
@@ -36,6 +41,9 @@ class MetalConfig(DetectorConfig):
     heads: int = setting(4, "attention heads")
     feed_forward_ratio: int = setting(2, "hidden units of a block's feed-forward part, in widths")
     absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
+    partner: Literal["appearance", "none"] = setting(
+        "appearance", "what the calibrated map joins with the error: a density of what is there, or nothing"
+    )
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
@@ -93,12 +101,27 @@ class Metal(Reconstructor):
             }
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
+        self.appearance = Appearance() if config.partner == "appearance" else None
+        self.register_load_state_dict_pre_hook(_without_partner)  # type: ignore[no-untyped-call]
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
         if protocol == "paper":
             return (Training(learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500),)
         return (Training(learning_rate=5e-4, batch_size=16, steps=900, schedule="cosine"),)
+
+    def conclude(self, training: Pixels, held_out: Pixels) -> None:
+        """Let the partner learn; the held-out images stay new to it, for the units and the threshold."""
+        del held_out
+        if self.appearance is not None:
+            self.appearance.learn(training, self.device)
+
+    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+        """Return reconstruction minus image, and the partner's distances."""
+        evidence = super().evidence(images)
+        if self.appearance is None or not self.appearance.learnt:
+            return evidence
+        return evidence._replace(distances=self.appearance(images))
 
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Rebuild every patch from the others; values are near [0, 1] but not clipped to it."""
@@ -127,3 +150,9 @@ class Metal(Reconstructor):
         embedded: Tensor = self.encoders[token](tokens)
         embedded = embedded.reshape(batch, lines, places, self.config.width)
         return embedded.transpose(1, 2) if token == "columns" else embedded
+
+
+def _without_partner(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Leave out the partner where a model file has none: one of before there were any works as it did."""
+    if not any(name.startswith(f"{prefix}appearance.") for name in state):
+        cast(Metal, model).appearance = None

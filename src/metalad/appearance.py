@@ -1,0 +1,122 @@
+"""How unusual an image looks at each place, without a network: what is there, not what was expected there.
+
+A reconstruction foretells a large anomaly from the anomaly's own surroundings, and lets it pass. Two densities look at
+the content itself. One asks what edges and colours a place usually has, for things that always lie the same way; the
+other, whether such a patch occurs anywhere, the nearer the better. Both are learnt from good images in seconds.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metalad.density import Codebook, PlaceNormal
+from metalad.distillation import Standardised
+from metalad.gradient import Pixels, to_batch
+
+STRIDE = 4
+"""Pixels of the image from one place to the next, down and across."""
+LEVELS = (1, 2, 4)
+"""The image, its half and its quarter size: edges are taken from each."""
+BRIGHTNESS_DIRECTIONS, COLOUR_DIRECTIONS = 8, 4
+CHANNELS = len(LEVELS) * (BRIGHTNESS_DIRECTIONS + 2 * COLOUR_DIRECTIONS) + 3
+PATCH = 9
+"""Side of a patch, in pixels of the image reduced by the stride."""
+PROJECTION = 96
+"""Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
+WORDS = 1024
+POINTS = 30_000
+"""Patches that the words are found from."""
+MAX_IMAGES = 512
+"""Images whose descriptions are held at once."""
+BATCH_SIZE = 16
+YUV = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+"""Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
+
+
+class Appearance(nn.Module):
+    """Two densities of what good images show.
+
+    place: edges and colours, a normal law at each place. patch: patches of the reduced image with their coordinates,
+        by one codebook. spread: the root of the patches' summed variances; half the image weighs so much.
+    """
+
+    yuv: Tensor
+    projection: Tensor
+    spread: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.place, self.patch = Standardised(CHANNELS), PlaceNormal(), Codebook(WORDS)
+        drawn = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("projection", drawn / math.sqrt(PROJECTION))
+        self.register_buffer("spread", torch.zeros(()))
+        self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether there is anything to compare with."""
+        return self.place.whitening.numel() > 0
+
+    def learn(self, pixels: Pixels, device: torch.device) -> None:
+        """Learn both densities from good images; of very many, from some spread evenly over them."""
+        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_IMAGES)).round().astype(int)
+        with torch.no_grad():
+            batches = [
+                to_batch(np.take(pixels, part, axis=0), device)
+                for part in np.split(chosen, range(BATCH_SIZE, len(chosen), BATCH_SIZE))
+            ]
+            edges = torch.cat([self.edges(batch) for batch in batches])
+            self.units.learn([edges])
+            self.place.learn(self.units(edges))
+            patches = torch.cat([self.patches(batch) for batch in batches])
+            self.spread.copy_(patches.var((0, 2, 3)).sum().sqrt())
+            patches = self._placed(patches).permute(0, 2, 3, 1).flatten(0, 2)
+            drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:POINTS]
+            self.patch.learn(patches[drawn.to(device)], seed=0)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 height width"]:
+        """Return how far each pixel's place and patch lie from those of good images, each in a unit of its own."""
+        distances = (self.place(self.units(self.edges(images))), self.patch(self._placed(self.patches(images))))
+        return F.interpolate(torch.stack(distances, 1), images.shape[-2:], mode="bilinear")
+
+    def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
+        """Return the strength of edges by direction, at three sizes, and the colour, averaged around each place."""
+        height, width = images.shape[-2:]
+        grid = (-(-height // STRIDE), -(-width // STRIDE))
+        planes = F.conv2d(images, self.yuv)
+        parts = [planes]
+        for level in LEVELS:
+            reduced = _reduced(planes, level)
+            parts += [_edges(reduced[:, :1], BRIGHTNESS_DIRECTIONS), _edges(reduced[:, 1:], COLOUR_DIRECTIONS)]
+        described = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
+        # What lies outside counts as 0, so that places at the border are like others at the border alone.
+        return F.avg_pool2d(described, 3, stride=1, padding=1)
+
+    def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch projection down across"]:
+        """Return the patch around each place of the reduced image, projected; what lies outside counts as 0."""
+        return F.conv2d(_reduced(images, STRIDE), self.projection, padding=PATCH // 2)
+
+    def _placed(self, patches: Float[Tensor, "batch channels down across"]) -> Tensor:
+        """Append each patch's coordinates, from -1 to 1 times the spread."""
+        batch, _, height, width = patches.shape
+        down = torch.linspace(-1, 1, height, device=patches.device)[:, None].expand(height, width)
+        across = torch.linspace(-1, 1, width, device=patches.device).expand(height, width)
+        where = self.spread * torch.stack([down, across])
+        return torch.cat([patches, where.expand(batch, -1, -1, -1)], 1)
+
+
+def _reduced(images: Tensor, factor: int) -> Tensor:
+    return F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 else images
+
+
+def _edges(planes: Tensor, directions: int) -> Tensor:
+    """Return the slope of each plane in so many directions around the circle, where it rises; 0 where it falls."""
+    padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    angles = [2 * math.pi * number / directions for number in range(directions)]
+    return torch.cat([F.relu(across * math.cos(angle) + down * math.sin(angle)) for angle in angles], 1)
