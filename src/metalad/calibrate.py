@@ -35,7 +35,7 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
     detector.eval()
     seen = _evidence(detector, _thinned(training), batch_size)
     unseen = _evidence(detector, _thinned(held_out), batch_size)
-    if len(unseen.residual) >= MIN_IMAGES and _energy(seen) < MEMORISED * _energy(unseen):
+    if not detector.has_own_units and len(unseen.residual) >= MIN_IMAGES and _memorised(seen, unseen):
         summary, known = _choose_among(unseen), unseen
         fresh = np.ones(len(unseen.residual), dtype=bool)
     else:
@@ -63,6 +63,11 @@ def _thinned(pixels: Pixels) -> Pixels:
         return pixels
     chosen = np.linspace(0, len(pixels) - 1, MAX_IMAGES).round().astype(int)
     return np.take(pixels, chosen, axis=0)
+
+
+def _memorised(seen: Evidence, unseen: Evidence) -> bool:
+    """Say so of residuals that vanish on training images; a map in units of its own has a level that never does."""
+    return _energy(seen) < MEMORISED * _energy(unseen)
 
 
 def _energy(evidence: Evidence) -> float:
