@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.appearance import CHANNELS, PATCH, POINTS, PROJECTION, STRIDE, WORDS, Appearance
+from metalad.appearance import CHANNELS, PATCH, PROJECTION, STRIDE, WORDS, Appearance
+from metalad.density import POINTS
 from metalad.detector import to_batch
 from tests.cookies import cookies
 

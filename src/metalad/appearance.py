@@ -7,15 +7,14 @@ other, whether such a patch occurs anywhere, the nearer the better. Both are lea
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.density import Codebook, PlaceNormal
-from metalad.distillation import Standardised
-from metalad.gradient import Pixels, to_batch
+from metalad.density import Codebook, PlaceNormal, drawn_places
+from metalad.distillation import Standardised, batches
+from metalad.gradient import Pixels, thinned
 
 STRIDE = 4
 """Pixels of the image from one place to the next, down and across."""
@@ -28,11 +27,8 @@ PATCH = 9
 PROJECTION = 96
 """Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
 WORDS = 1024
-POINTS = 30_000
-"""Patches that the words are found from."""
 MAX_IMAGES = 512
 """Images whose descriptions are held at once."""
-BATCH_SIZE = 16
 YUV = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
 
@@ -63,20 +59,14 @@ class Appearance(nn.Module):
 
     def learn(self, pixels: Pixels, device: torch.device) -> None:
         """Learn both densities from good images; of very many, from some spread evenly over them."""
-        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_IMAGES)).round().astype(int)
         with torch.no_grad():
-            batches = [
-                to_batch(np.take(pixels, part, axis=0), device)
-                for part in np.split(chosen, range(BATCH_SIZE, len(chosen), BATCH_SIZE))
-            ]
-            edges = torch.cat([self.edges(batch) for batch in batches])
+            images = list(batches(thinned(pixels, MAX_IMAGES), device))
+            edges = torch.cat([self.edges(batch) for batch in images])
             self.units.learn([edges])
             self.place.learn(self.units(edges))
-            patches = torch.cat([self.patches(batch) for batch in batches])
+            patches = torch.cat([self.patches(batch) for batch in images])
             self.spread.copy_(patches.var((0, 2, 3)).sum().sqrt())
-            patches = self._placed(patches).permute(0, 2, 3, 1).flatten(0, 2)
-            drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:POINTS]
-            self.patch.learn(patches[drawn.to(device)], seed=0)
+            self.patch.learn(drawn_places(self._placed(patches), seed=0), seed=0)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 height width"]:
         """Return how far each pixel's place and patch lie from those of good images, each in a unit of its own."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalad.calibration import Calibration, CalibrationSummary, Evidence, choose
 from metalad.detector import SCORINGS, Detector, Scoring, to_batch
-from metalad.gradient import Pixels
+from metalad.gradient import Pixels, thinned
 from metalad.threshold import MIN_IMAGES
 
 MAX_IMAGES = 512
@@ -33,8 +33,8 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
     images by heart, the held-out images are used alone, if there are two or more.
     """
     detector.eval()
-    seen = _evidence(detector, _thinned(training), batch_size)
-    unseen = _evidence(detector, _thinned(held_out), batch_size)
+    seen = _evidence(detector, thinned(training, MAX_IMAGES), batch_size)
+    unseen = _evidence(detector, thinned(held_out, MAX_IMAGES), batch_size)
     if not detector.has_own_units and len(unseen.residual) >= MIN_IMAGES and _memorised(seen, unseen):
         summary, known = _choose_among(unseen), unseen
         fresh = np.ones(len(unseen.residual), dtype=bool)
@@ -56,13 +56,6 @@ def _evidence(detector: Detector, pixels: Pixels, batch_size: int) -> Evidence:
             for start in range(0, len(pixels), batch_size)
         ]
     return Evidence.joined(parts)
-
-
-def _thinned(pixels: Pixels) -> Pixels:
-    if len(pixels) <= MAX_IMAGES:
-        return pixels
-    chosen = np.linspace(0, len(pixels) - 1, MAX_IMAGES).round().astype(int)
-    return np.take(pixels, chosen, axis=0)
 
 
 def _memorised(seen: Evidence, unseen: Evidence) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metalad.density import Surprise
+from metalad.density import Surprise, as_map
 from metalad.layers import Smoothing
 
 Kind = Literal["none", "content", "position"]
@@ -35,8 +35,6 @@ POOLING_SIGMA = 1.0
 EDGE_SIGMA = 1.5
 EDGE_BINS = 16
 BRIGHTNESS_BINS = 8
-SHARPNESS = 4.0
-"""How soon a joint map goes to 0 below the usual: softplus's beta."""
 
 
 class Evidence(NamedTuple):
@@ -179,7 +177,7 @@ class Calibration(nn.Module):
         distances = self.distances(evidence)
         if self.surprise is None:
             return distances[0]
-        return F.softplus(self.surprise(distances), beta=SHARPNESS)
+        return as_map(self.surprise(distances))
 
     def distances(self, evidence: Evidence) -> list[Float[Tensor, "batch height width"]]:
         """Return the residual's squared Mahalanobis distance, a channel, and the evidence's further distances."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -26,6 +27,10 @@ PRIOR_IMAGES = 10.0
 """A place's moments are drawn to the mean place's as if this many further images had shown those."""
 RIDGE = 0.05
 """Added to every variance, as a part of the mean variance."""
+POINTS = 30_000
+"""Places that a codebook is found from."""
+SHARPNESS = 4.0
+"""How soon a map of surprise goes to 0 below the usual: softplus's beta."""
 
 
 class Codebook(nn.Module):
@@ -81,13 +86,8 @@ class PlaceNormal(nn.Module):
         products = pool(products.permute(1, 2, 0).reshape(channels, channels, down, across)).flatten(2).permute(2, 0, 1)
         mean_place = products.mean(0)
         moments = (images * products + PRIOR_IMAGES * mean_place) / (images + PRIOR_IMAGES)
-        identity = torch.eye(channels, dtype=torch.double, device=maps.device)
         floor = RIDGE * mean_place.diagonal().mean() + torch.finfo(torch.float32).tiny
-        self.whitening = torch.empty_like(moments)
-        for start in range(0, len(moments), 64):  # double precision of all at once would take thrice the memory
-            factor = torch.linalg.cholesky(moments[start : start + 64].double() + floor * identity)
-            inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-            self.whitening[start : start + 64] = inverse
+        self.whitening = whitening(moments, floor)
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the distance at each place."""
@@ -127,6 +127,35 @@ class Surprise(nn.Module):
         """Return the mean of the distances in tail units; below 0 where less than usual."""
         units = [(_log(values) - self.usual[number]) / self.reach[number] for number, values in enumerate(distances)]
         return torch.stack(units).mean(0)
+
+
+def as_map(surprise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return tail units as an anomaly map, which is never negative: near 0 below the usual, unchanged far above."""
+    return F.softplus(surprise, beta=SHARPNESS)
+
+
+def whitening(
+    covariance: Float[Tensor, "places channels channels"], ridge: float | Float[Tensor, ""]
+) -> Float[Tensor, "places channels channels"]:
+    """Return W with WᵀW the inverse of each covariance, to whose variances `ridge` is added; in single precision.
+
+    Inverts the Cholesky factors in double precision, a few at a time: all at once would take thrice the memory.
+    """
+    found = torch.empty_like(covariance, dtype=torch.float32)
+    identity = torch.eye(covariance.shape[-1], dtype=torch.double, device=covariance.device)
+    for start in range(0, len(covariance), 64):
+        factor = torch.linalg.cholesky(covariance[start : start + 64].double() + ridge * identity)
+        inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        found[start : start + 64] = inverse
+    return found
+
+
+def drawn_places(maps: Float[Tensor, "images channels down across"], seed: int) -> Float[Tensor, "points channels"]:
+    """Return the features of at most `POINTS` places of all images, drawn by chance."""
+    images, _, down, across = maps.shape
+    drawn = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:POINTS]
+    drawn = drawn.to(maps.device)
+    return maps.flatten(2)[drawn.div(down * across, rounding_mode="floor"), :, drawn % (down * across)]
 
 
 def _log(values: Tensor) -> Tensor:

@@ -348,6 +348,13 @@ def to_batch(
     return torch.from_numpy(planes).to(device).float().div_(255)
 
 
+def thinned(pixels: Pixels, most: int) -> Pixels:
+    """Return at most so many images, spread evenly over all."""
+    if len(pixels) <= most:
+        return pixels
+    return np.take(pixels, np.linspace(0, len(pixels) - 1, most).round().astype(int), axis=0)
+
+
 def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels, team: Team = ALONE) -> float:
     """Return the time that an epoch will take, measured by a few steps of a copy of the module."""
     descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), team=team)

@@ -13,7 +13,8 @@ KINDS = ("bottle", "magnetic_tile", "metal_plate", "cookie")
 MASKS = ("blind", "zero-logit", "none")
 SPLITS = (0, 1, 2, 3, 4)
 SEEDS = (0, 1, 2)
-OURS = ("metal", "metal_features")
+FEATURES = Configuration("metal_features", "metal_features")
+OURS = ("metal", FEATURES.method)
 AS_PUBLISHED = {
     "student_teacher": ("teacher=distilled", "scales=17,33,65", "width=128", "dense=true"),
     "efficientad": (
@@ -52,11 +53,10 @@ def suite_named(name: str) -> Suite:
 
 def _default() -> Suite:
     ours = (Configuration("metal", paper="Squares + Rows"),)
-    features = (Configuration("metal_features", "metal_features"),)
     return Suite(
         "default",
         "MeTAL, of pixels and on features, with its defaults on four kinds of things",
-        (Grid(ours, KINDS[:1], seeds=SEEDS), Grid(ours, KINDS[1:]), Grid(features, KINDS, seeds=SEEDS)),
+        (Grid(ours, KINDS[:1], seeds=SEEDS), Grid(ours, KINDS[1:]), Grid((FEATURES,), KINDS, seeds=SEEDS)),
         paper_table="Table 3",
         whole=True,
     )
@@ -140,7 +140,7 @@ def _table_5() -> Suite:
         for name in methods()
         if column_of("Table 5", name) is not None
     )
-    every = (*ours, Configuration("metal_features", "metal_features"), *others)
+    every = (*ours, FEATURES, *others)
     return Suite(
         "table-5",
         "haemorrhages in head CT, five seeded splits",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from metalad.backbones import Backbone, BackboneName, Tap, channels_of, neighbourhoods
 from metalad.calibration import Evidence
-from metalad.density import Codebook, PlaceNormal, Surprise
+from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.distillation import Standardised
 from metalad.errors import ConfigError, DataError
@@ -30,10 +30,6 @@ TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
 MAX_IMAGES = 512
 """Images whose features are held at once, copies among them: half a gigabyte at 256×256."""
-POINTS = 30_000
-"""Places that a codebook is found from."""
-SHARPNESS = 4.0
-"""How soon the map goes to 0 below the usual: softplus's beta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +87,9 @@ class Densities(nn.Module):
 
     def learn(self, description: Description, seed: int) -> None:
         """Learn all four from good images."""
-        self.even.learn(_points(description.fine * self.share, seed), seed)
-        self.every.learn(_points(description.fine, seed), seed)
-        self.deep.learn(_points(description.deep, seed), seed)
+        self.even.learn(drawn_places(description.fine * self.share, seed), seed)
+        self.every.learn(drawn_places(description.fine, seed), seed)
+        self.deep.learn(drawn_places(description.deep, seed), seed)
         self.place.learn(description.fine[:, : self.placed])
 
     def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
@@ -148,7 +144,7 @@ class MetalFeatures(FittedDetector):
         """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
         surprise = self.surprise(self.densities(self.describe(images)))
         maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear")
-        return Evidence(F.softplus(maps, beta=SHARPNESS))
+        return Evidence(as_map(maps))
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""
@@ -180,14 +176,3 @@ class MetalFeatures(FittedDetector):
         index = torch.arange(len(unseen.fine))
         parts = [densities(unseen.of(part)) for part in torch.split(index, BATCH_SIZE)]
         return [torch.cat(kind) for kind in zip(*parts, strict=True)]
-
-
-def _points(maps: Float[Tensor, "images channels down across"], seed: int) -> Float[Tensor, "points channels"]:
-    """Return places drawn by chance."""
-    images, _, down, across = maps.shape
-    drawn = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:POINTS]
-    image, place = (
-        drawn.to(maps.device).div(down * across, rounding_mode="floor"),
-        drawn.to(maps.device) % (down * across),
-    )
-    return maps.flatten(2)[image, :, place]

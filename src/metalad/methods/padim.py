@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metalad.backbones import Backbone, BackboneName, Tap
 from metalad.calibration import Evidence
+from metalad.density import whitening
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.settings import setting
@@ -78,7 +79,7 @@ class Padim(FittedDetector):
             order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
             self.kept = order[: self.config.channels].sort().values.to(self.device)
             self.mean, covariance = self._moments(pixels)
-            self.whitening = _whitening(covariance)
+            self.whitening = whitening(covariance, RIDGE)
 
     def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch places channels"]:
         """Return the kept channels at each place of the grid, in reading order; coarser maps are repeated."""
@@ -124,14 +125,3 @@ class Padim(FittedDetector):
         mean = total / len(pixels)
         products.baddbmm_(total[:, :, None], mean[:, None], alpha=-1).div_(len(pixels) - 1)
         return (origin + mean).float(), products
-
-
-def _whitening(covariance: Float[Tensor, "places channels channels"]) -> Float[Tensor, "places channels channels"]:
-    """Invert the Cholesky factors, a few at a time: in double precision all at once would take thrice the memory."""
-    whitening = torch.empty_like(covariance, dtype=torch.float32)
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    for start in range(0, len(covariance), 64):
-        factor = torch.linalg.cholesky(covariance[start : start + 64] + RIDGE * identity)
-        inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-        whitening[start : start + 64] = inverse
-    return whitening
