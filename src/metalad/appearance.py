@@ -2,7 +2,8 @@
 
 A reconstruction foretells a large anomaly from the anomaly's own surroundings, and lets it pass. Two densities look at
 the content itself. One asks what edges and colours a place usually has, for things that always lie the same way; the
-other, whether such a patch occurs anywhere, the nearer the better. Both are learnt from good images in seconds.
+other, whether such a patch occurs anywhere, the nearer the better. And a few principal components say what the whole
+image should look like. All are learnt from good images in seconds.
 """
 
 import math
@@ -12,14 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.density import Codebook, PlaceNormal, drawn_places
+from metalad.density import Codebook, PlaceNormal, PrincipalComponents, drawn_places
 from metalad.distillation import Standardised, batches
 from metalad.gradient import Pixels, thinned
 
-STRIDE = 4
+STRIDE = 8
 """Pixels of the image from one place to the next, down and across."""
-LEVELS = (1, 2, 4)
-"""The image, its half and its quarter size: edges are taken from each."""
+LEVELS = (1, 2)
+"""The image and its half size: edges are taken from each."""
 BRIGHTNESS_DIRECTIONS, COLOUR_DIRECTIONS = 8, 4
 CHANNELS = len(LEVELS) * (BRIGHTNESS_DIRECTIONS + 2 * COLOUR_DIRECTIONS) + 3
 PATCH = 9
@@ -34,19 +35,22 @@ YUV = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 
 
 class Appearance(nn.Module):
-    """Two densities of what good images show.
+    """Two densities of what good images show, and what the whole should be.
 
     place: edges and colours, a normal law at each place. patch: patches of the reduced image with their coordinates,
         by one codebook. spread: the root of the patches' summed variances; half the image weighs so much.
+    components: of images `reduction` times smaller.
     """
 
     yuv: Tensor
     projection: Tensor
     spread: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, reduction: int) -> None:
         super().__init__()
+        self.reduction = reduction
         self.units, self.place, self.patch = Standardised(CHANNELS), PlaceNormal(), Codebook(WORDS)
+        self.components = PrincipalComponents()
         drawn = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
         self.register_buffer("projection", drawn / math.sqrt(PROJECTION))
         self.register_buffer("spread", torch.zeros(()))
@@ -58,7 +62,7 @@ class Appearance(nn.Module):
         return self.place.whitening.numel() > 0
 
     def learn(self, pixels: Pixels, device: torch.device) -> None:
-        """Learn both densities from good images; of very many, from some spread evenly over them."""
+        """Learn all from good images; of very many, from some spread evenly over them."""
         with torch.no_grad():
             images = list(batches(thinned(pixels, MAX_IMAGES), device))
             edges = torch.cat([self.edges(batch) for batch in images])
@@ -67,28 +71,33 @@ class Appearance(nn.Module):
             patches = torch.cat([self.patches(batch) for batch in images])
             self.spread.copy_(patches.var((0, 2, 3)).sum().sqrt())
             self.patch.learn(drawn_places(self._placed(patches), seed=0), seed=0)
+            self.components.learn(torch.cat([reduced(batch, self.reduction) for batch in images]))
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 height width"]:
-        """Return how far each pixel's place and patch lie from those of good images, each in a unit of its own."""
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 down across"]:
+        """Return how far place and patch lie from those of good images, each in a unit of its own.
+
+        For each pixel of the image `reduction` times smaller.
+        """
+        size = (images.shape[-2] // self.reduction, images.shape[-1] // self.reduction)
         distances = (self.place(self.units(self.edges(images))), self.patch(self._placed(self.patches(images))))
-        return F.interpolate(torch.stack(distances, 1), images.shape[-2:], mode="bilinear")
+        return F.interpolate(torch.stack(distances, 1), size, mode="bilinear")
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
-        """Return the strength of edges by direction, at three sizes, and the colour, averaged around each place."""
+        """Return the strength of edges by direction, at two sizes, and the colour, averaged around each place."""
         height, width = images.shape[-2:]
         grid = (-(-height // STRIDE), -(-width // STRIDE))
         planes = F.conv2d(images, self.yuv)
         parts = [planes]
         for level in LEVELS:
-            reduced = _reduced(planes, level)
-            parts += [_edges(reduced[:, :1], BRIGHTNESS_DIRECTIONS), _edges(reduced[:, 1:], COLOUR_DIRECTIONS)]
+            small = reduced(planes, level)
+            parts += [_edges(small[:, :1], BRIGHTNESS_DIRECTIONS), _edges(small[:, 1:], COLOUR_DIRECTIONS)]
         described = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
         # What lies outside counts as 0, so that places at the border are like others at the border alone.
         return F.avg_pool2d(described, 3, stride=1, padding=1)
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch projection down across"]:
         """Return the patch around each place of the reduced image, projected; what lies outside counts as 0."""
-        return F.conv2d(_reduced(images, STRIDE), self.projection, padding=PATCH // 2)
+        return F.conv2d(reduced(images, STRIDE), self.projection, padding=PATCH // 2)
 
     def _placed(self, patches: Float[Tensor, "batch channels down across"]) -> Tensor:
         """Append each patch's coordinates, from -1 to 1 times the spread."""
@@ -99,7 +108,10 @@ class Appearance(nn.Module):
         return torch.cat([patches, where.expand(batch, -1, -1, -1)], 1)
 
 
-def _reduced(images: Tensor, factor: int) -> Tensor:
+def reduced(
+    images: Float[Tensor, "batch channels height width"], factor: int
+) -> Float[Tensor, "batch channels down across"]:
+    """Return images so many times smaller: the means of squares of pixels."""
     return F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 else images
 
 

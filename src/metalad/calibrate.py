@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.calibration import Calibration, CalibrationSummary, Evidence, choose
-from metalad.detector import SCORINGS, Detector, Scoring, to_batch
+from metalad.detector import SCORINGS, Detector, Scoring
 from metalad.gradient import Pixels, thinned
 from metalad.threshold import MIN_IMAGES
 
@@ -21,7 +21,7 @@ MEMORISED = 0.5
 images by heart; only the held-out images then say anything of good images to come."""
 
 
-def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_size: int = 32) -> CalibrationSummary:
+def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> CalibrationSummary:
     """Choose and learn the calibration, and store the scores that normal images would get.
 
     held_out: good images that the detector did not learn from (the validation images). The detector is left on
@@ -33,8 +33,8 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
     images by heart, the held-out images are used alone, if there are two or more.
     """
     detector.eval()
-    seen = _evidence(detector, thinned(training, MAX_IMAGES), batch_size)
-    unseen = _evidence(detector, thinned(held_out, MAX_IMAGES), batch_size)
+    unseen = detector.evidence_of(thinned(held_out, MAX_IMAGES))
+    seen = detector.evidence_as_new(thinned(training, MAX_IMAGES))
     if not detector.has_own_units and len(unseen.residual) >= MIN_IMAGES and _memorised(seen, unseen):
         summary, known = _choose_among(unseen), unseen
         fresh = np.ones(len(unseen.residual), dtype=bool)
@@ -47,15 +47,6 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels, *, batch_s
         detector.register_buffer(f"normal_scores_{scoring}", _raised(scores, fresh))
     detector.calibration = Calibration.learn(summary.kind, known)
     return summary
-
-
-def _evidence(detector: Detector, pixels: Pixels, batch_size: int) -> Evidence:
-    with torch.no_grad():
-        parts = [  # each brought to the CPU at once: a GPU has less memory
-            Evidence.joined([detector.evidence(to_batch(pixels[start : start + batch_size], detector.device))])
-            for start in range(0, len(pixels), batch_size)
-        ]
-    return Evidence.joined(parts)
 
 
 def _memorised(seen: Evidence, unseen: Evidence) -> bool:

@@ -114,7 +114,9 @@ def _start(network: nn.Module) -> None:
 class AutoencoderConfig(DetectorConfig):
     """Settings of the methods that train this autoencoder; the defaults are those for objects."""
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = setting(
+        (128, 128), "height and width that images are resized to; the papers take 256 for objects"
+    )
     tile: int | None = setting(None, "side of the square tiles to rebuild, for textures; none: the whole image")
     stride: int = setting(30, "pixels from one tile to the next")
     code: int = setting(100, "numbers that the image, or the tile, is squeezed into")
@@ -173,7 +175,7 @@ class AutoencoderDetector(Reconstructor):
         """Return 200 epochs of 10,000 patches, or a cosine schedule of small batches."""
         if protocol == "paper":
             return (Training(learning_rate=2e-4, batch_size=128, steps=200 * 10_000 // 128, weight_decay=1e-5),)
-        return (Training(learning_rate=1e-3, batch_size=8, steps=900, schedule="cosine"),)
+        return (Training(learning_rate=1e-3, batch_size=8, steps=3600, schedule="cosine"),)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean error of images, or of one tile of each; on held-out images, of tiles that cover them."""

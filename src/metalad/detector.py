@@ -6,11 +6,13 @@ descent derives from `GradientDetector`, one with a closed form from `FittedDete
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -26,6 +28,9 @@ Scoring = Literal["calibrated", "raw"]
 SCORINGS: tuple[Scoring, ...] = ("calibrated", "raw")
 Protocol = Literal["default", "paper"]
 
+BATCH_SIZE = 32
+FOLDS = 4
+"""A part that learns images by heart is learnt without a fourth of them, to meet that fourth as if it were new."""
 TOP_FRACTION = 0.01
 """The part of a map's pixels whose mean is the "top-k" image score."""
 
@@ -55,6 +60,11 @@ class DetectorConfig:
         "max", "image score: the map's maximum, its mean, the mean of its highest 1 %, or the method's own"
     )
     scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
+
+    @property
+    def evidence_size(self) -> tuple[int, int]:
+        """Height and width of the evidence; maps of another size than the images' are brought to theirs."""
+        return self.image_size
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -101,6 +111,33 @@ class Detector(nn.Module, ABC):
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the residuals of RGB images in [0, 1] of the config's size."""
 
+    def evidence_of(self, pixels: Pixels, batch_size: int = BATCH_SIZE) -> Evidence:
+        """Return the evidence of any number of images, on the CPU."""
+        with torch.no_grad():
+            parts = [  # each brought to the CPU at once: a GPU has less memory
+                Evidence.joined([self.evidence(to_batch(pixels[start : start + batch_size], self.device))])
+                for start in range(0, len(pixels), batch_size)
+            ]
+        return Evidence.joined(parts)
+
+    def evidence_as_new(self, training: Pixels) -> Evidence:
+        """Return the evidence of training images as far as possible as if they were new.
+
+        A part that learns its images by heart must be learnt anew without them (see `FOLDS`). By default that of any
+        images, for methods that know their training images little better than others.
+        """
+        return self.evidence_of(training)
+
+    def _evidence_by_folds(self, training: Pixels, learn: Callable[[Pixels], None]) -> Evidence:
+        """Return the evidence of each fold after `learn` has learnt from the others."""
+        fold = np.arange(len(training)) % min(FOLDS, len(training))
+        parts = []
+        for left_out in range(fold.max() + 1):
+            learn(training[fold != left_out])
+            parts.append(self.evidence_of(training[fold == left_out]))
+        order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
+        return Evidence.joined(parts).taken(torch.from_numpy(order))
+
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the method's own map before smoothing; by default the squared residual summed over channels."""
         return evidence.residual.square().sum(1)
@@ -111,6 +148,8 @@ class Detector(nn.Module, ABC):
             maps = self.calibration(evidence)
         else:
             maps = self.raw_map(evidence)
+        if maps.shape[-2:] != self.config.image_size:  # of a method that works on a smaller image
+            maps = F.interpolate(maps[:, None], self.config.image_size, mode="bilinear")[:, 0]
         smoothed = self.smoothing(maps)
         if self.config.image_score == "own" and evidence.score is not None:
             return Prediction(evidence.score, smoothed)

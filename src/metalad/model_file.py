@@ -25,7 +25,7 @@ from metalad.files import write_bytes
 from metalad.methods import method_named
 from metalad.settings import from_json
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
@@ -118,7 +118,7 @@ def read_model(path: Path, device: str = "cpu") -> Model:
     header, tensors = _read(file)
     known = method_named(header.method)
     detector = known.load()(from_json(known.load_config(), header.config))
-    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.image_size)
+    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.evidence_size)
     for name in [name for name, _ in detector.named_buffers() if name in tensors]:
         # Learnt buffers have the size that the data gave them, not the one a new detector starts with.
         owner, _, leaf = name.rpartition(".")
@@ -169,7 +169,8 @@ def _check_format(file: Path, text: str) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelFileError(f"{file}: its header is damaged; copy it again or train anew") from None
     if number != FORMAT:
-        raise ModelFileError(f"{file}: has format {number}, this metalad reads {FORMAT}; install a newer metalad")
+        remedy = "install a newer metalad" if number > FORMAT else "train the model again"
+        raise ModelFileError(f"{file}: has format {number}, this metalad reads {FORMAT}; {remedy}")
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,8 @@ SEEDS = (0, 1, 2)
 FEATURES = Configuration("metal_features", "metal_features")
 OURS = ("metal", FEATURES.method)
 AS_PUBLISHED = {
+    "l2_ae": ("image_size=256",),
+    "ssim_ae": ("image_size=256",),
     "student_teacher": ("teacher=distilled", "scales=17,33,65", "width=128", "dense=true"),
     "efficientad": (
         "teacher=distilled",
@@ -30,7 +32,9 @@ AS_PUBLISHED = {
     "vt_adl": ("image_size=512", "patch_size=64", "width=512", "depth=6", "heads=8", "hidden_width=1024"),
 }
 """Settings of a paper that a method's defaults leave: no CPU could train or search them in minutes."""
-TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1")
+LITERAL = ("image_size=128", "reduction=1", "smoothing_sigma=4", "partner=none")
+"""MeTAL as the paper has it, but for the mask."""
+TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1", "reduction=1")
 
 
 def suites() -> dict[str, Suite]:
@@ -93,7 +97,7 @@ def _table_3() -> Suite:
 
 def _patches(depth: int) -> tuple[Configuration, ...]:
     def metal(label: str, tokens: str, mask: str, paper: str) -> Configuration:
-        settings = (f"tokens={tokens}", f"mask={mask}", "partner=none", f"depth={depth}")
+        settings = (*LITERAL, f"tokens={tokens}", f"mask={mask}", f"depth={depth}")
         return Configuration(label, "metal", settings, paper)
 
     return (
@@ -132,8 +136,9 @@ def _every(depth: int, others: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def _table_5() -> Suite:
     ours = (
-        Configuration("squares", settings=("tokens=squares",), paper="MeTAL (Squares Only)"),
-        Configuration("squares+rows", settings=("tokens=squares,rows",), paper="MeTAL (Squares+Rows)"),
+        Configuration("squares", settings=(*LITERAL, "tokens=squares"), paper="MeTAL (Squares Only)"),
+        Configuration("squares+rows", settings=(*LITERAL, "tokens=squares,rows"), paper="MeTAL (Squares+Rows)"),
+        Configuration("metal"),
     )
     others = tuple(
         Configuration(name, name, paper=column_of("Table 5", name))
@@ -184,7 +189,7 @@ def _figure_9() -> Suite:
 def _ablation_mask() -> Suite:
     configurations = tuple(
         Configuration(
-            f"{mask}, depth {depth}", settings=("tokens=squares,rows", f"mask={mask}", "partner=none", f"depth={depth}")
+            f"{mask}, depth {depth}", settings=(*LITERAL, "tokens=squares,rows", f"mask={mask}", f"depth={depth}")
         )
         for mask in MASKS
         for depth in (1, 2)
@@ -202,7 +207,8 @@ def _leak() -> Suite:
     grids = tuple(
         Grid(
             tuple(
-                Configuration(f"{mask}, {epochs} epochs", settings=("tokens=squares", f"mask={mask}")) for mask in MASKS
+                Configuration(f"{mask}, {epochs} epochs", settings=(*LITERAL, "tokens=squares", f"mask={mask}"))
+                for mask in MASKS
             ),
             ("bottle",),
             protocol="paper",
@@ -214,7 +220,7 @@ def _leak() -> Suite:
 
 
 def _loss() -> Suite:
-    ours = ("tokens=squares,rows", "mask=blind", "partner=none", "depth=1")
+    ours = (*LITERAL, "tokens=squares,rows", "mask=blind", "depth=1")
     configurations = (
         Configuration("mean absolute error", settings=ours),
         Configuration("sum of absolute errors", settings=(*ours, "absolute_error=sum")),

@@ -4,18 +4,17 @@ Each square patch is rebuilt from the rest of the image by masked self-attention
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
 the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0.
 
-Beyond the paper, a partner looks at the patch itself (`metalad.appearance`), and the calibrated map joins both.
+Beyond the paper, a partner looks at the image itself (`metalad.appearance`), and the calibrated map joins both.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.appearance import Appearance
+from metalad.appearance import Appearance, reduced
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, Protocol
 from metalad.errors import ConfigError
@@ -26,13 +25,17 @@ from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
 
 Token = Literal["squares", "rows", "columns"]
+MIN_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetalConfig(DetectorConfig):
     """Settings of MeTAL; the defaults are the paper's "Ours (products)", 17.86M parameters."""
 
-    patch_size: int = setting(16, "side of a square patch in pixels; it must divide height and width")
+    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    smoothing_sigma: float = setting(8.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    reduction: int = setting(2, "the transformer rebuilds the image so many times smaller; the partner sees it whole")
+    patch_size: int = setting(16, "side of a square patch in pixels of the image it rebuilds, which it must divide")
     tokens: tuple[Token, ...] = setting(("squares", "rows"), "shapes to attend over: squares, rows, columns")
     mask: Mask = setting("blind", "blind: cannot see its own patch; zero-logit: the paper's words, leaks; none")
     depth: int = setting(1, "encoder blocks; the paper takes 1 for products, 2 for textures")
@@ -48,9 +51,12 @@ class MetalConfig(DetectorConfig):
     def __post_init__(self) -> None:
         """Check what does not fit together."""
         super().__post_init__()
-        height, width = self.image_size
+        if self.reduction < 1 or any(side % self.reduction for side in self.image_size):
+            height, width = self.image_size
+            raise ConfigError(f"reduction {self.reduction} does not divide image_size {height}x{width}")
+        height, width = self.evidence_size
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
-            raise ConfigError(f"patch_size {self.patch_size} does not divide image_size {height}x{width}")
+            raise ConfigError(f"patch_size {self.patch_size} does not divide the {height}x{width} pixels to rebuild")
         known = get_args(Token)
         if not self.tokens or len(set(self.tokens)) < len(self.tokens) or not set(self.tokens) <= set(known):
             raise ConfigError(f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once")
@@ -59,12 +65,18 @@ class MetalConfig(DetectorConfig):
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if min(self.count(token) for token in self.tokens) < 2:
-            raise ConfigError(f"image_size {height}x{width} holds one patch; a patch needs others to be rebuilt from")
+            raise ConfigError(f"{height}x{width} pixels hold one patch; a patch needs others to be rebuilt from")
+
+    @property
+    def evidence_size(self) -> tuple[int, int]:
+        """Height and width of the image that is rebuilt."""
+        return self.image_size[0] // self.reduction, self.image_size[1] // self.reduction
 
     @property
     def grid(self) -> tuple[int, int]:
         """Square patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        height, width = self.evidence_size
+        return height // self.patch_size, width // self.patch_size
 
     def count(self, token: Token) -> int:
         """Return the number of tokens of a shape."""
@@ -101,8 +113,7 @@ class Metal(Reconstructor):
             }
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
-        self.appearance = Appearance() if config.partner == "appearance" else None
-        self.register_load_state_dict_pre_hook(_without_partner)  # type: ignore[no-untyped-call]
+        self.appearance = Appearance(config.reduction) if config.partner == "appearance" else None
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
@@ -117,15 +128,41 @@ class Metal(Reconstructor):
             self.appearance.learn(training, self.device)
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
-        """Return reconstruction minus image, and the partner's distances."""
-        evidence = super().evidence(images)
-        if self.appearance is None or not self.appearance.learnt:
-            return evidence
-        return evidence._replace(distances=self.appearance(images))
+        """Return reconstruction minus image, and the partner's: what the whole should be minus image, and distances.
 
-    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Rebuild every patch from the others; values are near [0, 1] but not clipped to it."""
+        All of the image that is rebuilt, which may be smaller. The first three channels of the residual are the
+        reconstruction's.
+        """
+        seen = reduced(images, self.config.reduction)
+        rebuilt = self.reconstruct(images)
+        residual, expected = rebuilt - seen, rebuilt.clamp(0, 1)
+        if self.appearance is None or not self.appearance.learnt:
+            return Evidence(residual, expected)
+        whole = self.appearance.components(seen) - seen
+        return Evidence(torch.cat([residual, whole], 1), expected, distances=self.appearance(images))
+
+    def evidence_as_new(self, training: Pixels) -> Evidence:
+        """Return the evidence of training images, whose partner has learnt from others."""
+        partner = self.appearance
+        if partner is None or len(training) < MIN_IMAGES:
+            return super().evidence_as_new(training)
+
+        def learn(others: Pixels) -> None:
+            self.appearance = Appearance(self.config.reduction).to(self.device)
+            self.appearance.learn(others, self.device)
+
+        evidence = self._evidence_by_folds(training, learn)
+        self.appearance = partner
+        return evidence
+
+    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+        """Return the paper's map: the squared error of the reconstruction, summed over colours."""
+        return evidence.residual[:, :3].square().sum(1)
+
+    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
+        """Rebuild every patch of the reduced image from the others; values are near [0, 1] but not clipped to it."""
         (down, across), size = self.config.grid, self.config.patch_size
+        images = reduced(images, self.config.reduction)
         # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
         patches = images.reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
         joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
@@ -134,7 +171,7 @@ class Metal(Reconstructor):
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
-        rebuilt = self.reconstruct(images)
+        rebuilt, images = self.reconstruct(images), reduced(images, self.config.reduction)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
         return l1_ssim_loss(rebuilt, images)
@@ -150,9 +187,3 @@ class Metal(Reconstructor):
         embedded: Tensor = self.encoders[token](tokens)
         embedded = embedded.reshape(batch, lines, places, self.config.width)
         return embedded.transpose(1, 2) if token == "columns" else embedded
-
-
-def _without_partner(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Leave out the partner where a model file has none: one of before there were any works as it did."""
-    if not any(name.startswith(f"{prefix}appearance.") for name in state):
-        cast(Metal, model).appearance = None
