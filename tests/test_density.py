@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from metalad import density
-from metalad.density import PRIOR_IMAGES, RIDGE, Codebook, PlaceNormal, Surprise, nearest
+from metalad.density import (
+    IMAGES_PER_COMPONENT,
+    PRIOR_IMAGES,
+    RIDGE,
+    Codebook,
+    PlaceNormal,
+    PrincipalComponents,
+    Surprise,
+    nearest,
+)
 from metalad.layers import Smoothing
 
 
@@ -96,3 +105,25 @@ def test_scale_means_nothing_and_an_unsteady_distance_says_little() -> None:
     torch.testing.assert_close(scaled([7 * twice, 0.01 * twice]), units([twice, twice]))
     usual = torch.ones(1, 1, 1)
     assert units([twice, usual]) - units([usual, usual]) > 10 * (units([usual, twice]) - units([usual, usual]))
+
+
+def test_components_are_those_of_a_singular_value_decomposition() -> None:
+    images = torch.rand(24, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    components = PrincipalComponents()
+    components.learn(images)
+    flat = images.flatten(1).double().numpy()
+    _, _, directions = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    kept = directions[: 24 // IMAGES_PER_COMPONENT]
+    new = torch.rand(2, 3, 5, 4)
+    away = new.flatten(1).double().numpy() - flat.mean(0)
+    expected = flat.mean(0) + away @ kept.T @ kept
+    np.testing.assert_allclose(components(new).flatten(1).numpy(), expected, atol=1e-5)
+
+
+def test_of_few_or_equal_images_there_is_only_the_mean() -> None:
+    components = PrincipalComponents()
+    images = torch.rand(2, 3, 4, 4)
+    components.learn(images)
+    torch.testing.assert_close(components(torch.rand(5, 3, 4, 4)), images.mean(0).expand(5, -1, -1, -1))
+    components.learn(images[:1].repeat(8, 1, 1, 1))
+    assert components(images).isfinite().all()

@@ -8,6 +8,7 @@ image should look like. All are learnt from good images in seconds.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from metalad.density import Codebook, PlaceNormal, PrincipalComponents, drawn_places
 from metalad.distillation import Standardised, batches
 from metalad.gradient import Pixels, thinned
+from metalad.nuisance import drifted
 
 STRIDE = 8
 """Pixels of the image from one place to the next, down and across."""
@@ -30,6 +32,9 @@ PROJECTION = 96
 WORDS = 1024
 MAX_IMAGES = 512
 """Images whose descriptions are held at once."""
+DRIFTED_EVERY = 4
+"""Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
+is harmless, and too few to blur what a place usually shows."""
 YUV = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
 
@@ -62,9 +67,14 @@ class Appearance(nn.Module):
         return self.place.whitening.numel() > 0
 
     def learn(self, pixels: Pixels, device: torch.device) -> None:
-        """Learn all from good images; of very many, from some spread evenly over them."""
+        """Learn all from good images, and from changed copies of some (see `DRIFTED_EVERY`).
+
+        Of very many, from some spread evenly over them.
+        """
+        pixels, chance = thinned(pixels, MAX_IMAGES // 2), np.random.default_rng(0)
         with torch.no_grad():
-            images = list(batches(thinned(pixels, MAX_IMAGES), device))
+            images = list(batches(pixels, device))
+            images += list(batches(np.stack([drifted(image, chance) for image in pixels[::DRIFTED_EVERY]]), device))
             edges = torch.cat([self.edges(batch) for batch in images])
             self.units.learn([edges])
             self.place.learn(self.units(edges))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from metalad.calibrate import calibrate
+from metalad.calibration import Evidence
 from metalad.detector import to_batch
 from metalad.errors import ConfigError
 from metalad.layers import Mask
@@ -28,12 +29,15 @@ CONFIGURATIONS: tuple[tuple[Token, ...], ...] = (
 """Of Table 3, which counts squares twice: without the mask, and with it."""
 
 
-def small(tokens: tuple[Token, ...] = ("squares", "rows"), mask: Mask = "blind", depth: int = 1) -> Metal:
-    """A model of 4 x 6 patches of 8 pixels."""
+def small(
+    tokens: tuple[Token, ...] = ("squares", "rows"), mask: Mask = "blind", depth: int = 1, reduction: int = 1
+) -> Metal:
+    """A model of 4 x 6 patches of 8 pixels of the reduced image."""
     torch.manual_seed(0)
     return Metal(
         MetalConfig(
-            image_size=(32, 48),
+            image_size=(32 * reduction, 48 * reduction),
+            reduction=reduction,
             patch_size=8,
             width=8,
             hidden_width=16,
@@ -48,14 +52,18 @@ def small(tokens: tuple[Token, ...] = ("squares", "rows"), mask: Mask = "blind",
 def own_gradients(model: Metal, batch: int = 1) -> dict[tuple[int, int], Tensor]:
     """The gradient of each patch's output to its own pixels, by the patch's place."""
     size, (down, across) = model.config.patch_size, model.config.grid
+    whole = size * model.config.reduction
     images = torch.rand(batch, 3, *model.config.image_size, requires_grad=True)
     rebuilt = model.reconstruct(images)
     weights = torch.randn(3, size, size)
     found = {}
     for row, column in itertools.product(range(down), range(across)):
-        own = (..., slice(row * size, (row + 1) * size), slice(column * size, (column + 1) * size))
+        own, below = (
+            (..., slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+            for side in (size, whole)
+        )
         (gradient,) = torch.autograd.grad((rebuilt[own] * weights).sum(), images, retain_graph=True)
-        found[row, column] = gradient[own]
+        found[row, column] = gradient[below]
     return found
 
 
@@ -63,6 +71,12 @@ def own_gradients(model: Metal, batch: int = 1) -> dict[tuple[int, int], Tensor]
 @pytest.mark.parametrize("tokens", CONFIGURATIONS, ids="+".join)
 def test_no_patch_is_rebuilt_from_its_own_pixels(tokens: tuple[Token, ...], depth: int) -> None:
     for place, gradient in own_gradients(small(tokens, depth=depth), batch=2).items():
+        assert torch.count_nonzero(gradient) == 0, place
+
+
+def test_no_patch_is_rebuilt_from_its_own_pixels_of_the_larger_image() -> None:
+    for place, gradient in own_gradients(small(reduction=2)).items():
+        assert gradient.shape[-2:] == (16, 16)
         assert torch.count_nonzero(gradient) == 0, place
 
 
@@ -109,7 +123,9 @@ class Known(nn.Module):
 @pytest.mark.parametrize("token", ["squares", "rows", "columns"])
 def test_patches_come_back_to_their_places(token: Token) -> None:
     """With an encoder and a decoder that change nothing, every pixel must return to where it was."""
-    config = MetalConfig(image_size=(32, 48), patch_size=8, width=3 * 8 * 8, tokens=(token,), smoothing_sigma=1.0)
+    config = MetalConfig(
+        image_size=(32, 48), reduction=1, patch_size=8, width=3 * 8 * 8, tokens=(token,), smoothing_sigma=1.0
+    )
     model = Metal(config)
     model.encoders[token], model.decoder = Known(), nn.Identity()  # type: ignore[assignment]
     images = torch.rand(2, 3, 32, 48)
@@ -147,7 +163,13 @@ def test_the_raw_map_is_the_papers_squared_error() -> None:
 @given(st.integers(2, 4), st.integers(2, 4), st.sampled_from(CONFIGURATIONS))
 def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token, ...]) -> None:
     config = MetalConfig(
-        image_size=(down * 12, across * 12), patch_size=12, width=8, hidden_width=8, smoothing_sigma=1.0, tokens=tokens
+        image_size=(down * 12, across * 12),
+        reduction=1,
+        patch_size=12,
+        width=8,
+        hidden_width=8,
+        smoothing_sigma=1.0,
+        tokens=tokens,
     )
     with torch.no_grad():
         score, maps = Metal(config)(torch.rand(2, 3, *config.image_size))
@@ -173,10 +195,12 @@ def test_the_papers_protocol_is_section_4_2() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("patch_size=15", "patch_size 15 does not divide image_size 128x128"),
+        ("patch_size=15", "patch_size 15 does not divide the 128x128 pixels to rebuild"),
+        ("reduction=3", "reduction 3 does not divide image_size 256x256"),
+        ("reduction=0", "reduction 0"),
         ("patch_size=0", "patch_size 0"),
         ("patch_size=-16", "patch_size -16"),
-        ("patch_size=128", "holds one patch"),
+        ("patch_size=128", "hold one patch"),
         ("tokens=squares,squares", "at most once"),
         ("tokens=circles", "expected a comma-separated list"),
         ("tokens=", "expected a comma-separated list"),
@@ -186,7 +210,7 @@ def test_the_papers_protocol_is_section_4_2() -> None:
         ("mask=blnd", "one of blind, zero-logit, none"),
         ("image_size=8", "at least 16 pixels"),
         ("smoothing_sigma=-1", "between 0 and a quarter"),
-        ("smoothing_sigma=32", "between 0 and a quarter"),
+        ("smoothing_sigma=64", "between 0 and a quarter"),
         ("smoothing_sigma=nan", "between 0 and a quarter"),
         ("image_score=median", "one of max, mean, top-k"),
     ],
@@ -197,8 +221,8 @@ def test_what_does_not_fit_is_said(text: str, said: str) -> None:
 
 
 def test_rows_of_one_line_of_patches_are_refused() -> None:
-    with pytest.raises(ConfigError, match="holds one patch"):
-        MetalConfig(image_size=(16, 64), patch_size=16, smoothing_sigma=1.0)
+    with pytest.raises(ConfigError, match="hold one patch"):
+        MetalConfig(image_size=(16, 64), reduction=1, patch_size=16, smoothing_sigma=1.0)
 
 
 def test_no_token_at_all_is_refused() -> None:
@@ -215,18 +239,26 @@ def with_partner() -> tuple[Metal, Tensor]:
 
 
 def test_the_calibrated_map_is_the_mean_of_logarithms_in_tail_units() -> None:
-    """By numpy, from the three distances that the parts give."""
+    """By numpy, from the three distances that the parts give, in units of images that the partner had not seen."""
     model, images = with_partner()
-    assert model.calibration is not None
-    assert model.appearance is not None
+    pixels = cookies(12, (32, 48))
+    new = Evidence.joined((model.evidence_as_new(pixels[:8]), model.evidence_of(pixels[8:])))
+
+    def logs(evidence: Evidence) -> list[np.ndarray]:
+        assert model.calibration is not None
+        assert evidence.distances is not None
+        with torch.no_grad():
+            own = model.calibration.whiten(evidence).square().mean(1)
+        distances = [own, *evidence.distances.unbind(1)]
+        return [np.log(np.maximum(distance.numpy().astype(np.float64), 1e-6)) for distance in distances]
+
     with torch.no_grad():
-        found = model.calibration(model.evidence(images)).numpy()
-        whitened = model.calibration.whiten(model.evidence(images))
-        distances = [whitened.square().mean(1), *model.appearance(images).unbind(1)]
-    logs = [np.log(np.maximum(distance.numpy().astype(np.float64), 1e-6)) for distance in distances]
+        evidence = model.evidence(images)
+        assert model.calibration is not None
+        found = model.calibration(evidence).numpy()
     units = []
-    for log in logs:
-        known = np.sort(log[:, ::2, ::2].ravel())
+    for log, good in zip(logs(evidence), logs(new), strict=True):
+        known = np.sort(good[:, ::2, ::2].ravel())
         usual, tail = known.mean(), known[math.ceil(0.99 * len(known)) - 1]
         units.append((log - usual) / (tail - usual))
     np.testing.assert_allclose(found, np.logaddexp(0, 4 * np.mean(units, 0)) / 4, rtol=1e-3, atol=1e-4)
@@ -262,11 +294,14 @@ def test_the_partner_does_not_know_the_held_out_images() -> None:
     assert patches[:8].max() < 1e-3 < patches[8:].min()
 
 
-def test_a_model_of_before_there_were_partners_works_as_it_did() -> None:
-    model, images = with_partner()
-    before = Metal(dataclasses.replace(model.config, partner="none"))
-    after = Metal(model.config)
-    after.load_state_dict(before.state_dict())
-    with torch.no_grad():
-        assert torch.equal(after(images).anomaly_map, before(images).anomaly_map)
-    assert after.appearance is None
+def test_as_new_an_image_is_met_by_a_partner_that_did_not_learn_from_it() -> None:
+    model, _ = with_partner()
+    pixels = cookies(12, (32, 48))[:8]
+    partner = model.appearance
+    new, known = model.evidence_as_new(pixels), model.evidence_of(pixels)
+    assert model.appearance is partner
+    torch.testing.assert_close(new.residual[:, :3], known.residual[:, :3])  # what has no partner is as it was, in order
+    assert new.distances is not None
+    assert known.distances is not None
+    assert known.distances[:, 1].amax((1, 2)).max() < 1e-3 < new.distances[:, 1].amax((1, 2)).min()
+    assert new.residual[:, 3:].square().mean() > known.residual[:, 3:].square().mean()

@@ -33,7 +33,7 @@ class MetalConfig(DetectorConfig):
     """Settings of MeTAL; the defaults are the paper's "Ours (products)", 17.86M parameters."""
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
-    smoothing_sigma: float = setting(8.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     reduction: int = setting(2, "the transformer rebuilds the image so many times smaller; the partner sees it whole")
     patch_size: int = setting(16, "side of a square patch in pixels of the image it rebuilds, which it must divide")
     tokens: tuple[Token, ...] = setting(("squares", "rows"), "shapes to attend over: squares, rows, columns")
