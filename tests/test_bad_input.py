@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from metalad import cli
+from metalad.model_file import FORMAT
 from metalad.train import train
 from tests.tiny import TINY, TINY_SETTINGS, tiny_category
 
@@ -165,7 +166,7 @@ def _altered(file: Path) -> None:
 def _newer(file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    metadata["metalad"] = metadata["metalad"].replace('"format": 1', '"format": 99')
+    metadata["metalad"] = metadata["metalad"].replace(f'"format": {FORMAT}', '"format": 99')
     save_file(tensors, file, metadata)
 
 
