@@ -95,12 +95,12 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "ocgan": (OcGanConfig(), 3_351_494),
     "vt_adl": (VtAdlConfig(), 2_071_819),
     "piade": (PiadeConfig(), 7_590_211),
-    "l2_ae": (L2AutoencoderConfig(), 1_083_431),
+    "l2_ae": (L2AutoencoderConfig(), 1_050_599),
     "student_teacher": (StudentTeacherConfig(), 1_627_144),
     "efficientad": (EfficientADConfig(), 1_297_736),
     "mkd": (MKDConfig(), 3_067_824),
     "vae": (VaeConfig(), 1_760_115),
-    "ssim_ae": (SsimAutoencoderConfig(), 1_081_381),
+    "ssim_ae": (SsimAutoencoderConfig(), 1_048_549),
     "lsa": (LsaConfig(), 36_849_088),
 }
 """Of the default settings: trained, or taken over trained; statistics and banks are none."""

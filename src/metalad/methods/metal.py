@@ -144,7 +144,7 @@ class Metal(Reconstructor):
     def evidence_as_new(self, training: Pixels) -> Evidence:
         """Return the evidence of training images, whose partner has learnt from others."""
         partner = self.appearance
-        if partner is None or len(training) < MIN_IMAGES:
+        if partner is None or not partner.learnt or len(training) < MIN_IMAGES:
             return super().evidence_as_new(training)
 
         def learn(others: Pixels) -> None:
