@@ -111,12 +111,12 @@ class Detector(nn.Module, ABC):
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the residuals of RGB images in [0, 1] of the config's size."""
 
-    def evidence_of(self, pixels: Pixels, batch_size: int = BATCH_SIZE) -> Evidence:
+    def evidence_of(self, pixels: Pixels) -> Evidence:
         """Return the evidence of any number of images, on the CPU."""
         with torch.no_grad():
             parts = [  # each brought to the CPU at once: a GPU has less memory
-                Evidence.joined([self.evidence(to_batch(pixels[start : start + batch_size], self.device))])
-                for start in range(0, len(pixels), batch_size)
+                Evidence.joined([self.evidence(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
+                for start in range(0, len(pixels), BATCH_SIZE)
             ]
         return Evidence.joined(parts)
 

@@ -134,7 +134,7 @@ class Metal(Reconstructor):
         reconstruction's.
         """
         seen = reduced(images, self.config.reduction)
-        rebuilt = self.reconstruct(images)
+        rebuilt = self._rebuilt(seen)
         residual, expected = rebuilt - seen, rebuilt.clamp(0, 1)
         if self.appearance is None or not self.appearance.learnt:
             return Evidence(residual, expected)
@@ -161,20 +161,23 @@ class Metal(Reconstructor):
 
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
         """Rebuild every patch of the reduced image from the others; values are near [0, 1] but not clipped to it."""
-        (down, across), size = self.config.grid, self.config.patch_size
-        images = reduced(images, self.config.reduction)
-        # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
-        patches = images.reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
-        joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
-        rebuilt: Tensor = self.decoder(joined).float()
-        return rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
+        return self._rebuilt(reduced(images, self.config.reduction))
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
-        rebuilt, images = self.reconstruct(images), reduced(images, self.config.reduction)
+        images = reduced(images, self.config.reduction)
+        rebuilt = self._rebuilt(images)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
         return l1_ssim_loss(rebuilt, images)
+
+    def _rebuilt(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+        (down, across), size = self.config.grid, self.config.patch_size
+        # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
+        patches = seen.reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
+        joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
+        rebuilt: Tensor = self.decoder(joined).float()
+        return rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(seen.shape)
 
     def _encode(
         self, token: Token, patches: Float[Tensor, "batch down across values"]
