@@ -34,7 +34,7 @@ def main() -> None:
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     losses, areas = figure.subplots(1, 2)
     for mask in MASKS:
-        of_mask = sorted(runs(rows, mask), key=lambda row: row.epochs or 0)
+        of_mask = sorted(runs(rows, mask), key=length)
         draw_losses(losses, mask, of_mask)
         draw_areas(areas, mask, of_mask)
     for axes, label in ((losses, "validation loss"), (areas, "pixel AUROC, raw")):
@@ -50,6 +50,11 @@ def runs(rows: Sequence[Row], mask: str) -> Iterator[Row]:
     return (row for row in rows if row.config["mask"] == mask)
 
 
+def length(row: Row) -> int:
+    """Return the epochs that a run was trained for; its weights are those of the best of them."""
+    return int(row.training["epochs"])
+
+
 def draw_losses(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
     if rows:
         epochs, _, validation = zip(*rows[-1].training["losses"], strict=True)
@@ -60,7 +65,7 @@ def draw_areas(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
     for metric, style in METRICS.items():
         values = [row.metrics["raw"]["model"][metric] for row in rows]
         axes.plot(
-            [row.epochs or 0 for row in rows],
+            [length(row) for row in rows],
             values,
             style,
             color=COLOURS[mask],

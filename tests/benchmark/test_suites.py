@@ -63,6 +63,7 @@ def test_what_two_suites_ask_for_is_done_once() -> None:
 
     assert len(keys("ablation-mask") & keys("table-3")) == 2
     assert len(keys("loss") & keys("table-3")) == 1
+    assert len(keys("leak") & keys("table-3")) == 3
 
 
 def test_an_unknown_suite_names_those_there_are() -> None:

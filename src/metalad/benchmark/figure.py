@@ -18,7 +18,7 @@ PAGE = math.sqrt(2)
 """Height over width that the picture comes near to, by laying its categories out in columns."""
 
 LEGEND = (
-    "Of each kind of defect the image of middle score. Colours: an eighth of the threshold to eight times it, in equal "
+    "Of each kind of defect the image of middle score. Colours: a third of the threshold to three times it, in equal "
     "ratios. The turquoise outline is where the map exceeds the threshold."
 )
 

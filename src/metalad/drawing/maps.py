@@ -1,6 +1,7 @@
 """Colour an anomaly map, lay it over its picture, outline a region."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ OVERLAY_STRENGTH = 0.72
 OUTLINE_COLOUR = (0, 229, 204)  # turquoise: absent from the heat map's colours, so never mistaken for heat
 
 
-RATIO_OCTAVES = 3
+RATIO_OCTAVES = math.log2(3)
+"""Colours span so many octaves below the threshold, and above it."""
 
 
 @functools.cache
@@ -57,10 +59,12 @@ def overlay(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Blend the coloured map into the picture, more where it is higher; at `low` and below nothing changes.
 
+    The blend sets in softly: a map that is never far below its threshold would veil the whole picture otherwise.
+
     `mask_outline` is a region (ground truth, or where the map exceeds a threshold): its inner edge is drawn.
     """
     strength = _strength(anomaly_map, low, high)
-    alpha = (OVERLAY_STRENGTH * np.sqrt(strength))[..., np.newaxis]
+    alpha = (OVERLAY_STRENGTH * strength**2 * (3 - 2 * strength))[..., np.newaxis]
     blended = image * (1 - alpha) + heat_map(anomaly_map, low, high) * alpha
     drawn: UInt8[np.ndarray, "height width 3"] = np.rint(blended).astype(np.uint8)
     if mask_outline is not None:
@@ -75,7 +79,7 @@ def verdict_overlay(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Lay a map over its picture as the threshold sees it, and outline where the map exceeds it.
 
-    Colours span 1/8 of the threshold to 8 times it, in equal ratios: what nearly was an alarm shows, and an
+    Colours span a third of the threshold to three times it, in equal ratios: what nearly was an alarm shows, and an
     enormous one does not drown the rest. The threshold itself is the middle of the colours.
     """
     ratio = _octaves(anomaly_map, threshold)

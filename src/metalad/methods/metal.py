@@ -151,9 +151,10 @@ class Metal(Reconstructor):
             self.appearance = Appearance(self.config.reduction).to(self.device)
             self.appearance.learn(others, self.device)
 
-        evidence = self._evidence_by_folds(training, learn)
-        self.appearance = partner
-        return evidence
+        try:
+            return self._evidence_by_folds(training, learn)
+        finally:
+            self.appearance = partner
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared error of the reconstruction, summed over colours."""
