@@ -147,6 +147,24 @@ def test_settings_of_the_method_become_its_config() -> None:
     assert (type(config).__name__, config.depth, config.image_size) == ("MetalConfig", 2, (64, 64))
 
 
+def test_a_backbone_and_its_weights_are_settings_too() -> None:
+    train = mock.Mock(return_value=MODEL)
+    with stand_in("train", train):
+        arguments = [
+            "--method",
+            "padim",
+            "--backbone",
+            "resnet18",
+            "--weights",
+            "resnet18.pth",
+            "--set",
+            "dimensions=50",
+        ]
+        assert cli.main([*LINES["train"], *arguments]) == 0
+    config = train.call_args.kwargs["method"]
+    assert (config.backbone, config.weights, config.channels) == ("resnet18", "a.pth", 50)
+
+
 def test_options_reach_the_function() -> None:
     predict = mock.Mock(side_effect=judging())
     with stand_in("predict", predict):

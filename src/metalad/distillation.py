@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone, BackboneName, Tap, read_weights
+from metalad.backbones import Backbone, read_weights
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Pixels, to_batch
+from metalad.networks import Tap
 
 MIXED = 0.5
 """The part of the images whose content `varied` mixes with noise."""
@@ -81,7 +82,7 @@ def learn_units(
             cast(Standardised, unit).learn(maps)
 
 
-def trained_backbone(name: BackboneName, taps: Sequence[Tap], weights: str | None, device: torch.device) -> Backbone:
+def trained_backbone(name: str, taps: Sequence[Tap], weights: str | None, device: torch.device) -> Backbone:
     """Return a frozen network with its weights.
 
     Raises:

@@ -22,6 +22,10 @@ def add_train_options(parser: ArgumentParser) -> None:
         help="a setting of the method, such as depth=2; may be repeated; `metalad methods NAME` lists them",
     )
     parser.add_argument(
+        "--backbone", metavar="NAME", help="the same as --set backbone=NAME, of methods that look with such a network"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the same as --set weights=FILE: the backbone's")
+    parser.add_argument(
         "--protocol",
         choices=("default", "paper"),
         default="default",

@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from metalad.backbones import IMAGENET_DEVIATION, IMAGENET_MEAN, Backbone
+from metalad.backbones import Backbone
 from metalad.detector import to_batch
 from metalad.errors import ConfigError
 from metalad.methods.mkd import MKD, MKDConfig, _Guided
+from metalad.networks import IMAGENET_DEVIATION, IMAGENET_MEAN
 from tests.cookies import cookies
 
 SIZE = (32, 48)
@@ -33,7 +34,7 @@ def test_the_papers_networks_have_the_papers_parameters() -> None:
 @pytest.mark.parametrize(("backbone", "standardised"), [("lite0", True), ("vgg16", False), ("resnet18", False)])
 @pytest.mark.parametrize("size", [(64, 96), (50, 77)])
 def test_source_and_cloner_say_maps_of_one_shape(backbone: str, standardised: bool, size: tuple[int, int]) -> None:
-    model = MKD(MKDConfig(image_size=size, backbone=backbone, standardised=standardised))  # type: ignore[arg-type]
+    model = MKD(MKDConfig(image_size=size, backbone=backbone, standardised=standardised))
     images = torch.zeros(1, 3, *size)
     shapes = [maps.shape for maps in model.source(images)]
     assert shapes == [maps.shape for maps in model.cloner(images)]

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import IMAGENET_DEVIATION, IMAGENET_MEAN, Backbone, BackboneName, Tap, neighbourhoods
+from metalad.backbones import Backbone, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, GradientDetector, Protocol
 from metalad.distillation import Part, Standardised, batches, fill_in_order, trained_backbone, varied
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Pixels, Training
+from metalad.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, Tap
 from metalad.settings import setting
 
 HARD = 0.999
@@ -55,7 +56,7 @@ class EfficientADConfig(DetectorConfig):
     autoencoder: int = setting(32, "widest of the autoencoder's inner layers; the paper takes 64")
     jitter: bool = setting(False, "let the autoencoder learn on images changed in brightness, contrast or saturation")
     penalty: Literal["none", "varied"] = setting("none", "also keep the student's features small on altered images")
-    backbone: BackboneName = setting("lite0", "network trained on ImageNet; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network trained on ImageNet; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     taps: tuple[Tap, ...] = setting(("s8", "s16"), "where its features are taken")
     teacher_weights: str | None = setting(None, "distilled: weights file of one that has learnt; none: it learns first")

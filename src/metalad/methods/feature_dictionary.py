@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.backbones import Backbone
 from metalad.calibration import Evidence
 from metalad.clustering import k_means
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
+from metalad.networks import Tap
 from metalad.settings import setting
 
 BATCH_SIZE = 1024
@@ -29,7 +30,7 @@ class FeatureDictionaryConfig(DetectorConfig):
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(0.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     tap: Tap = setting("s16", "where features are taken; their mean over the window describes it")
     window: int = setting(16, "side of a window in pixels")

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone, BackboneName, Tap, channels_of, neighbourhoods
+from metalad.backbones import Backbone, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.distillation import Standardised
 from metalad.errors import ConfigError, DataError
+from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
 from metalad.settings import setting
 
@@ -38,7 +39,7 @@ class MetalFeaturesConfig(DetectorConfig):
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     words: int = setting(1024, "typical features in each codebook")
     copies: int = setting(1, "copies of each good image with light, position and focus changed a little")

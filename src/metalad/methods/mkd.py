@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metalad.backbones import Backbone, BackboneName
+from metalad.backbones import Backbone
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, GradientDetector, Protocol
 from metalad.distillation import Standardised, batches, learn_units
@@ -36,7 +36,7 @@ class MKDConfig(DetectorConfig):
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
         "own", "image score: the difference itself (own), the map's maximum, its mean, or that of its highest 1 %"
     )
-    backbone: BackboneName = setting("lite0", "network that is the source; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that is the source; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     standardised: bool = setting(True, "learn the source's channels less their mean, in their standard deviation")
     length_weight: float = setting(0.5, "weight of the squared difference beside that of the directions")
@@ -74,7 +74,7 @@ class _Guided(torch.autograd.Function):
 class Source(nn.Module):
     """The large network and its critical layers, at a quarter, an 8th, a 16th and a 32nd of the image's side."""
 
-    def __init__(self, name: BackboneName) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.pools = name == "vgg16"
         self.backbone = Backbone(name, ("s4", "s8", "s16") if self.pools else ("s4", "s8", "s16", "s32"))

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalad.backbones import Backbone, BackboneName, Tap
+from metalad.backbones import Backbone
 from metalad.calibration import Evidence
 from metalad.density import whitening
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
+from metalad.networks import Tap
 from metalad.settings import setting
 
 BATCH_SIZE = 16
@@ -29,7 +30,7 @@ class PadimConfig(DetectorConfig):
     """Settings of PaDiM; the paper's for ResNet-18, but for the backbone."""
 
     image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
-    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "where features are taken")
     grid: Tap = setting("s4", "grid of places, one of the taps; s8 takes a quarter of s4's memory")

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from metalad.backbones import Backbone, BackboneName, Tap, neighbourhoods
+from metalad.backbones import Backbone, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.density import nearest
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
+from metalad.networks import Tap
 from metalad.settings import setting
 
 BATCH_SIZE = 16
@@ -30,7 +31,7 @@ class PatchCoreConfig(DetectorConfig):
     """Settings of PatchCore; the paper's, but for the backbone and the cap on the bank."""
 
     image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
-    backbone: BackboneName = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "where features are taken")
     grid: Tap = setting("s8", "grid of patches, one of the taps")

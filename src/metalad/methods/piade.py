@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import TAPPED_STAGES, Backbone, Place, Tap, channels_of, load_weights, network_named
+from metalad.backbones import Backbone, load_weights
 from metalad.calibration import Evidence
 from metalad.capsules import Capsules, longest
 from metalad.detector import DetectorConfig, Protocol, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.gradient import Pixels, Training
 from metalad.losses import WINDOW, mean_ssim, ssim_map
+from metalad.networks import TAPPED_STAGES, Place, Tap, channels_of, network_named
 from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
 

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import TAPPED_STAGES, Backbone, BackboneName, Place, Tap, channels_of
+from metalad.backbones import Backbone
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, GradientDetector, Protocol
 from metalad.distillation import Part, Standardised, batches, learn_units, trained_backbone, varied
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Pixels, Training
+from metalad.networks import TAPPED_STAGES, Place, Tap, channels_of
 from metalad.patch_network import NETWORKS, SLOPE, PatchNetwork
 from metalad.settings import setting
 
@@ -38,7 +39,7 @@ class StudentTeacherConfig(DetectorConfig):
     teacher: Literal["backbone", "distilled"] = setting(
         "backbone", "the backbone itself, or patch networks that learn from it"
     )
-    backbone: BackboneName = setting("lite0", "network trained on ImageNet; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network trained on ImageNet; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     taps: tuple[Tap, ...] = setting(("s8", "s16"), "where its features are taken; distilled: their mean over a patch")
     students: int = setting(3, "students of a teacher")

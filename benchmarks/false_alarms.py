@@ -1,0 +1,91 @@
+"""Count the false alarms on good images that took no part in anything, at the rates that were wanted.
+
+python benchmarks/false_alarms.py CATEGORY... [--method metal_features] [--folds 4] [--seed 0]
+
+All good images of a category, those for testing too, are shuffled and dealt into folds; a model learns from all folds
+but one, sets its thresholds as any run does, and judges the one left out. No defect is ever looked at. Where the good
+images for testing were taken otherwise than those for training, this is not what a line would see: it asks whether the
+thresholds keep their word for good images like those learnt from, which is all that they promise.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+from metalad.benchmark.run import RESULTS
+from metalad.benchmark.studies import Finding, write_study
+from metalad.data import Sample, load_images, read_category
+from metalad.detector import BATCH_SIZE, to_batch
+from metalad.model_file import Model
+from metalad.train import train
+
+RATES = (0.01, 0.05)
+CONFIDENCE = 0.95
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", metavar="CATEGORY", nargs="+", type=Path)
+    parser.add_argument("--method", default="metal_features")
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    total, alarms = 0, np.zeros(len(RATES), int)
+    findings = []
+    for folder in arguments.categories:
+        category = read_category(folder)
+        good = [sample for sample in (*category.train, *category.test) if not sample.abnormal]
+        found = counted(good, arguments.method, arguments.folds, arguments.seed)
+        findings.append(finding(category.name, len(good), found))
+        print(*findings[-1].values.values(), sep="  ", flush=True)
+        total, alarms = total + len(good), alarms + found
+    findings.append(finding("all", total, alarms))
+    print(*findings[-1].values.values(), sep="  ")
+    print(write_study(arguments.out, f"false-alarms-{arguments.method}", findings))
+
+
+def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.ndarray:
+    """Return how many good images are rejected at each of the rates, each by a model that never saw it."""
+    fold = np.random.default_rng(seed).permutation(len(good)) % folds
+    alarms = np.zeros(len(RATES), int)
+    for left_out in tqdm(range(folds), method, leave=False):
+        learnt = [sample for sample, number in zip(good, fold, strict=True) if number != left_out]
+        judged = [sample for sample, number in zip(good, fold, strict=True) if number == left_out]
+        with tempfile.TemporaryDirectory() as temporary:
+            linked = Path(temporary, "good")
+            linked.mkdir()
+            for number, sample in enumerate(learnt):
+                (linked / f"{number:05}{sample.path.suffix}").symlink_to(sample.path.absolute())
+            model = train(linked, Path(temporary, "run"), method=method, seed=seed)
+        scores = score(model, judged)
+        alarms += [int((scores > model.threshold(rate)).sum()) for rate in RATES]
+    return alarms
+
+
+def score(model: Model, samples: Sequence[Sample]) -> np.ndarray:
+    images = load_images(samples, model.detector.config.image_size, strict=True)
+    with torch.no_grad():
+        parts = [
+            model.detector(to_batch(images.pixels[start : start + BATCH_SIZE])).score
+            for start in range(0, len(images.pixels), BATCH_SIZE)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def finding(category: str, images: int, alarms: np.ndarray) -> Finding:
+    values: dict[str, str | int | float | None] = {"category": category, "good images": images}
+    for rate, count in zip(RATES, alarms, strict=True):
+        interval = stats.binomtest(int(count), images).proportion_ci(CONFIDENCE)
+        values[f"rejected at {rate:.0%}"] = f"{count} ({count / images:.1%}; {interval.low:.1%} to {interval.high:.1%})"
+    return Finding(values)
+
+
+if __name__ == "__main__":
+    main()
