@@ -7,7 +7,8 @@ from unittest import mock
 
 import pytest
 
-from metalad.benchmark.jobs import Failure, Job, in_processes, on_ray, one_by_one
+from metalad.benchmark.job import Failure, Job
+from metalad.benchmark.jobs import in_processes, on_ray, one_by_one
 from metalad.benchmark.rows import Row, comparable
 from metalad.errors import ConfigError
 from metalad.tasks import LOCAL

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 SERVER = """
 import json, os, sys
 import torch._dynamo  # which Adam would import in each run
-import metalad.benchmark.job, metalad.evaluate, metalad.train
+import metalad.benchmark.doing, metalad.evaluate, metalad.train
 metalad.train.fastest_precision = lambda device="cpu": "fp32"
 metalad.evaluate.write_html_report = lambda *_: None
 from metalad.cli import main

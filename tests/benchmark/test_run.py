@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import torch
 
-from metalad.benchmark import job as doing
+from metalad.benchmark import doing
 from metalad.benchmark.declaration import Configuration, Grid, Suite
-from metalad.benchmark.jobs import Failure, Job
+from metalad.benchmark.job import Failure, Job
 from metalad.benchmark.machine import commit, machine, peak_memory, reset_peak_memory
 from metalad.benchmark.rows import Row, append_row, read_rows
 from metalad.benchmark.run import Outcome, benchmark, known_rows

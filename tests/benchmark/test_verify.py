@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from metalad.benchmark import verify as module
-from metalad.benchmark.jobs import Failure, Job
+from metalad.benchmark.job import Failure, Job
 from metalad.benchmark.rows import Row, append_row, read_rows
 from metalad.benchmark.run import benchmark
 from metalad.benchmark.verify import TOLERANCE, Verification, verify

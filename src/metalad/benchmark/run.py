@@ -10,7 +10,8 @@ from typing import Any
 
 from metalad.benchmark.declaration import Cell, Protocol, Suite
 from metalad.benchmark.figure import compose, strip
-from metalad.benchmark.jobs import Failure, Job, Results, in_processes, on_ray, one_by_one
+from metalad.benchmark.job import Failure, Job
+from metalad.benchmark.jobs import Results, in_processes, on_ray, one_by_one
 from metalad.benchmark.machine import commit
 from metalad.benchmark.places import Place, find_places, published_splits
 from metalad.benchmark.rows import Row, append_row, latest, read_rows

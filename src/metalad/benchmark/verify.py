@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from metalad.benchmark.declaration import Cell, Configuration
-from metalad.benchmark.jobs import Failure, Job, one_by_one
+from metalad.benchmark.job import Failure, Job
+from metalad.benchmark.jobs import one_by_one
 from metalad.benchmark.machine import commit
 from metalad.benchmark.places import find_places
 from metalad.benchmark.rows import Row, comparable, read_rows
