@@ -102,6 +102,16 @@ def test_no_variance_is_below_the_floor(kind: Kind) -> None:
     torch.testing.assert_close(learnt(off), torch.full((4, SIZE, SIZE), (1 / 255) ** 2 / FLOOR))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_that_agree_wholly_have_units_all_the_same(kind: Kind) -> None:
+    """Rounding makes their moments indefinite by more than the floor; a barely trained model has such channels."""
+    shade = 10 * (torch.rand(6, 1, SIZE, SIZE, generator=generator(0)) + 1)
+    known = Evidence(shade * torch.tensor([1.0, 0.7, 1.3])[:, None, None], pictures(0, 6))
+    distances = Calibration.learn(kind, known)(known)
+    assert distances.isfinite().all()
+    assert float(distances.mean()) == pytest.approx(1 / 3, rel=0.01)  # one direction of three varies
+
+
 def covariances(learnt: Calibration, of: Evidence) -> Tensor:
     """The moment by which each pixel is measured: images, height, width, channels, channels."""
     moments = torch.linalg.inv(learnt.whitening.double().mT @ learnt.whitening.double())

@@ -242,6 +242,12 @@ def _moments(
 
 def _whitening(moments: Float[Tensor, "cells channels channels"]) -> Float[Tensor, "cells channels channels"]:
     identity = torch.eye(moments.shape[-1], dtype=torch.double)
-    factor = torch.linalg.cholesky(moments.double() + FLOOR * identity)
+    floored = moments.double() + FLOOR * identity
+    factor, failed = torch.linalg.cholesky_ex(floored)
+    if failed.any():
+        # Of channels that agree nearly wholly, sums in single precision can leave a variance well below 0.
+        values, vectors = torch.linalg.eigh(floored[failed > 0])
+        mended = vectors * values.clamp_min(FLOOR)[:, None] @ vectors.mT
+        factor[failed > 0] = torch.linalg.cholesky(mended)
     inverse: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     return inverse.float()
