@@ -19,6 +19,8 @@ from metalad.benchmark.suites import MASKS, suite_named
 from metalad.files import replacing
 
 COLOURS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
+WIDTHS = {"blind": 1.6, "zero-logit": 4.0, "none": 1.2}
+"""The literal mask and none lie one on the other: the one is drawn wide, so that both are seen."""
 METRICS = {"pixel_auroc": "-", "pixel_auroc_fpr30": "--"}
 NAMES = {"pixel_auroc": "full", "pixel_auroc_fpr30": "to FPR 0.3"}
 
@@ -58,7 +60,7 @@ def length(row: Row) -> int:
 def draw_losses(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
     if rows:
         epochs, _, validation = zip(*rows[-1].training["losses"], strict=True)
-        axes.plot(epochs, validation, color=COLOURS[mask], label=mask)
+        axes.plot(epochs, validation, color=COLOURS[mask], linewidth=WIDTHS[mask], label=mask)
 
 
 def draw_areas(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
@@ -69,6 +71,7 @@ def draw_areas(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
             values,
             style,
             color=COLOURS[mask],
+            linewidth=WIDTHS[mask],
             marker="o",
             markersize=3,
             label=f"{mask}, {NAMES[metric]}",

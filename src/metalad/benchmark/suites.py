@@ -223,7 +223,7 @@ def _leak() -> Suite:
     return Suite(
         "leak",
         "what the three masks let through, epoch by epoch",
-        tuple(grid(epochs) for epochs in (10, 30, 90, None)),
+        tuple(grid(epochs) for epochs in (10, 30, 90, 270, None)),
         scorings=("raw",),
     )
 
