@@ -150,16 +150,7 @@ def test_settings_of_the_method_become_its_config() -> None:
 def test_a_backbone_and_its_weights_are_settings_too() -> None:
     train = mock.Mock(return_value=MODEL)
     with stand_in("train", train):
-        arguments = [
-            "--method",
-            "padim",
-            "--backbone",
-            "resnet18",
-            "--weights",
-            "resnet18.pth",
-            "--set",
-            "dimensions=50",
-        ]
+        arguments = ["--method", "padim", "--backbone", "resnet18", "--weights", "a.pth", "--set", "channels=50"]
         assert cli.main([*LINES["train"], *arguments]) == 0
     config = train.call_args.kwargs["method"]
     assert (config.backbone, config.weights, config.channels) == ("resnet18", "a.pth", 50)
