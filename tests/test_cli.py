@@ -76,11 +76,18 @@ MODEL = SimpleNamespace(
 )
 
 
-def stand_in(verb: str, function: Callable[..., Any]) -> Any:
-    """Put a function in a verb's place, without importing the verb."""
-    module = ModuleType(f"metalad.{verb}")
-    setattr(module, verb, function)
-    return mock.patch.dict(sys.modules, {f"metalad.{verb}": module})
+@contextlib.contextmanager
+def stand_in(verb: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in a verb's place, without importing the verb; other modules imported meanwhile stay."""
+    name = f"metalad.{verb}"
+    before, sys.modules[name] = sys.modules.get(name), ModuleType(name)
+    setattr(sys.modules[name], verb, function)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
