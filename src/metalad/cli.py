@@ -36,19 +36,7 @@ if TYPE_CHECKING:
 ABNORMAL_FOUND = 1
 NOT_WHOLE = 1
 
-NOT_PASSED_ON = {
-    "verb",
-    "version",
-    "json",
-    "quiet",
-    "set",
-    "backbone",
-    "weights",
-    "fail_on_abnormal",
-    "listing",
-    "tables",
-    "verify",
-}
+NOT_PASSED_ON = {"verb", "version", "json", "quiet", "set", "fail_on_abnormal", "listing", "tables", "verify"}
 """Options that only the command line knows; all others are keywords of the verb's function."""
 
 
@@ -302,11 +290,9 @@ def _method(options: Namespace) -> "str | DetectorConfig":
     from metalad.methods import method_named
     from metalad.settings import from_texts
 
-    own = {"backbone": options.backbone, "weights": options.weights}
-    settings = [*options.set, *(f"{name}={value}" for name, value in own.items() if value is not None)]
-    if not settings:
+    if not options.set:
         return str(options.method)
-    return from_texts(method_named(options.method).load_config(), settings)
+    return from_texts(method_named(options.method).load_config(), options.set)
 
 
 def _print_report(report: "Report", page: Path, *, as_json: bool) -> None:

@@ -21,10 +21,16 @@ def add_train_options(parser: ArgumentParser) -> None:
         default=[],
         help="a setting of the method, such as depth=2; may be repeated; `metalad methods NAME` lists them",
     )
-    parser.add_argument(
-        "--backbone", metavar="NAME", help="the same as --set backbone=NAME, of methods that look with such a network"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="the same as --set weights=FILE: the backbone's")
+    others = (("backbone", "NAME", "network of a method that looks with one"), ("weights", "FILE", "of that network"))
+    for name, metavar, what in others:
+        parser.add_argument(
+            f"--{name}",
+            metavar=metavar,
+            dest="set",
+            action="append",
+            type=f"{name}={{}}".format,
+            help=f"the same as --set {name}={metavar}: {what}",
+        )
     parser.add_argument(
         "--protocol",
         choices=("default", "paper"),
