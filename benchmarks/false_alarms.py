@@ -21,7 +21,6 @@ from tqdm import tqdm
 from metalad.benchmark.run import RESULTS
 from metalad.benchmark.studies import Finding, write_study
 from metalad.data import Sample, load_images, read_category
-from metalad.detector import BATCH_SIZE, to_batch
 from metalad.model_file import Model
 from metalad.train import train
 
@@ -72,11 +71,8 @@ def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.nd
 def score(model: Model, samples: Sequence[Sample]) -> np.ndarray:
     images = load_images(samples, model.detector.config.image_size, strict=True)
     with torch.no_grad():
-        parts = [
-            model.detector(to_batch(images.pixels[start : start + BATCH_SIZE])).score
-            for start in range(0, len(images.pixels), BATCH_SIZE)
-        ]
-    return torch.cat(parts).numpy()
+        evidence = model.detector.evidence_of(images.pixels)
+        return model.detector.judge(evidence, model.scoring(None)).score.numpy()
 
 
 def finding(category: str, images: int, alarms: np.ndarray) -> Finding:
