@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -366,12 +366,18 @@ def test_resize_map_agrees_with_torch(values: Array, height: int, width: int) ->
     assert resized.dtype == np.float32
 
 
+def unambiguous(old: int, sides: range) -> list[int]:
+    """Leave out the sides by which a pixel's centre falls on the border of two: torch rounds in single precision."""
+    return [new for new in sides if all((2 * index + 1) * old % (2 * new) for index in range(new))]
+
+
 @settings(max_examples=25, deadline=None)
-@given(mask=hnp.arrays(bool, (9, 12)), height=st.integers(1, 40), width=st.integers(2, 40))
+@given(
+    mask=hnp.arrays(bool, (9, 12)),
+    height=st.sampled_from(unambiguous(9, range(1, 41))),
+    width=st.sampled_from(unambiguous(12, range(2, 41))),
+)
 def test_resize_mask_agrees_with_torch(mask: Array, height: int, width: int) -> None:
-    # A centre on the border of two pixels may fall to either, and torch rounds in single precision.
-    for old, new in zip(mask.shape, (height, width), strict=True):
-        assume(all((2 * index + 1) * old % (2 * new) for index in range(new)))
     values = torch.from_numpy(mask)[None, None].float()
     expected = torch.nn.functional.interpolate(values, size=(height, width), mode="nearest-exact")
     np.testing.assert_array_equal(resize_mask(mask, (height, width)), expected[0, 0].bool().numpy())
