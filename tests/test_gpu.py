@@ -33,9 +33,7 @@ LOSS_TOLERANCE = 0.02
 
 
 @pytest.fixture(autouse=True)
-def _fp32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Train both in one number format; which is faster is another question."""
-    monkeypatch.setattr("metalad.train.fastest_precision", lambda _="cpu": "fp32")
+def _memory() -> Iterator[None]:
     yield
     torch.cuda.empty_cache()
 
@@ -65,7 +63,7 @@ def test_training_ends_where_the_cpu_does_in_a_file_that_needs_no_gpu(
 ) -> None:
     epochs = 3 if isinstance(config, MetalConfig) else None
     models = {
-        device: train(category, tmp_path / device, method=config, epochs=epochs, device=device)
+        device: train(category, tmp_path / device, method=config, epochs=epochs, device=device, precision="fp32")
         for device in ("cpu", "cuda")
     }
     if epochs:
@@ -90,9 +88,9 @@ def test_a_stopped_run_goes_on(category: Path, tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patched:
         patched.setattr(gradient.Descent, "_epoch", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train(category, tmp_path / "run", method=TINY, epochs=4, device="cuda")
-    train(category, tmp_path / "run", method=TINY, epochs=4, device="cuda", resume=True)
-    train(category, tmp_path / "calm", method=TINY, epochs=4, device="cuda")
+            train(category, tmp_path / "run", method=TINY, epochs=4, device="cuda", precision="fp32")
+    train(category, tmp_path / "run", method=TINY, epochs=4, device="cuda", precision="fp32", resume=True)
+    train(category, tmp_path / "calm", method=TINY, epochs=4, device="cuda", precision="fp32")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "calm"), rtol=LOSS_TOLERANCE)
 
 

@@ -407,6 +407,15 @@ def test_what_cannot_be_is_said(data: Path, tmp_path: Path, changes: dict[str, o
         train(data, tmp_path / "run", **{"method": TINY, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 
+def test_a_precision_that_is_asked_for_needs_no_trial(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "fastest_precision", lambda _: pytest.fail("it was tried"))
+    model = train(data, tmp_path / "run", method=TINY, epochs=1, device="cpu", precision="bf16")
+    assert model.header.training["precision"] == json.loads((tmp_path / "run" / "run.json").read_text())["precision"]
+    assert model.header.training["precision"] == "bf16"
+
+
 def test_the_largest_seed_will_do(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "run", epochs=1, seed=2**63 - 1).header.seed == 2**63 - 1
 

@@ -19,12 +19,11 @@ from tests.benchmark.material import put_category
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, which this system cannot")
 
-# Torch is imported once; each run is a process forked off. What probes the machine and what draws is left out.
+# Torch is imported once; each run is a process forked off. What draws is left out.
 SERVER = """
 import json, os, sys
 import torch._dynamo  # which Adam would import in each run
-import metalad.benchmark.doing, metalad.evaluate, metalad.train
-metalad.train.fastest_precision = lambda device="cpu": "fp32"
+import metalad.benchmark.doing, metalad.evaluate
 metalad.evaluate.write_html_report = lambda *_: None
 from metalad.cli import main
 for line in sys.stdin:

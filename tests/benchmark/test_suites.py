@@ -1,10 +1,11 @@
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
 
 from metalad.benchmark.declaration import Suite
 from metalad.benchmark.paper import PRODUCTS, TABLES, TEXTURES, column_of
-from metalad.benchmark.suites import suite_named, suites
+from metalad.benchmark.suites import SEEDS, suite_named, suites
 from metalad.errors import ConfigError
 from metalad.methods import method_named, methods
 from metalad.settings import from_texts
@@ -34,7 +35,9 @@ def test_the_default_suite_is_what_was_promised() -> None:
 def test_table_3_holds_the_six_configurations_and_the_literal_mask() -> None:
     cells = [cell for cell in suite_named("table-3").cells() if cell.category == "bottle"]
     assert {cell.configuration.paper for cell in cells} == set(TABLES["Table 3"].columns)
-    assert sum("mask=zero-logit" in cell.configuration.settings for cell in cells) == 2 * 2
+    assert Counter((cell.seed, "mask=zero-logit" in cell.configuration.settings) for cell in cells) == {
+        (seed, literal): 2 * (2 if literal else 6) for seed in SEEDS for literal in (True, False)
+    }
     assert {cell.protocol for cell in cells} == {"default", "paper"}
     depths = {cell.category: cell.configuration.settings[-1] for cell in suite_named("table-3").cells()}
     assert depths == dict.fromkeys(PRODUCTS, "depth=1") | dict.fromkeys(TEXTURES, "depth=2")

@@ -17,12 +17,12 @@ from tests.benchmark.material import SUITE, put_category
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with images and the rows of two real cells; reports are not drawn, and precision is not probed."""
+    """A folder with images and the rows of two real cells, where bf16 were faster; reports are not drawn."""
     root = tmp_path_factory.mktemp("lab")
     put_category(root / "data" / "cookie")
     with (
         mock.patch("metalad.evaluate.write_html_report"),
-        mock.patch("metalad.train.fastest_precision", return_value="fp32"),
+        mock.patch("metalad.train.fastest_precision", return_value="bf16"),
     ):
         outcome = benchmark(SUITE, root / "data", out=root, only=["*:two:*"], threads=1, device="cpu")
         assert outcome.failed == ()
@@ -78,6 +78,14 @@ def test_on_another_machine_a_tolerance_is_stated(by: float, holds: bool, lab: P
     assert found.reason.startswith("other machine")
 
 
+def test_a_row_of_a_gpu_is_checked_on_what_there_is(lab: Path, tmp_path: Path) -> None:
+    second = read_rows(lab / "trial.jsonl")[1]
+    append_row(tmp_path / "trial.jsonl", replace(second, device="cuda"))
+    found = verify("trial", "1", lab / "data", out=tmp_path)
+    assert (found.holds, found.tolerance) == (True, TOLERANCE)
+    assert ("device" in found.reason) == (found.again.device == "cpu")
+
+
 def test_other_images_are_an_error(lab: Path, tmp_path: Path) -> None:
     row = read_rows(lab / "trial.jsonl")[0]
     with pytest.raises(RunError, match="images of cookie are not those of the row"):
@@ -108,6 +116,7 @@ def test_what_cannot_be_run_again_is_said(lab: Path) -> None:
 def test_a_row_says_all_that_is_needed_to_compare_it(lab: Path) -> None:
     row = read_rows(lab / "trial.jsonl")[0]
     assert row.config["depth"] == 2
+    assert row.training["precision"] == "fp32"
     assert {"training", "validation", "judged", "train", "test", "all"} <= set(row.data)
     assert row.training["epochs"] == row.training["kept_epoch"] == 1
     assert set(row.metrics) == {"calibrated", "raw"}

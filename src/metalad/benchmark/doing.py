@@ -101,6 +101,7 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
             epochs=cell.epochs,
             resume=True,
             device=job.device,
+            precision="fp32",  # the same numbers wherever it is done
             progress=progress,
         )
     begun = time.perf_counter()

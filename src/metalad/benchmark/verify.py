@@ -56,7 +56,7 @@ class Verification:
 
 
 def verify(suite: str, row: str, data: Path | None, *, out: Path = RESULTS, progress: bool = False) -> Verification:
-    """Run the cell of a row again, with the row's own settings, threads and device, and compare the metrics.
+    """Run the cell of a row again, with the row's own settings and threads, on a GPU if it was and can be, and compare.
 
     On the same machine and versions every number must be the same; elsewhere, or on a GPU, whose sums have no fixed
     order, each metric of all defects together must lie within `TOLERANCE`.
@@ -80,7 +80,7 @@ def verify(suite: str, row: str, data: Path | None, *, out: Path = RESULTS, prog
             data=path,
             work=str(Path(work) / recorded.key),
             threads=recorded.threads,
-            device=recorded.device,
+            device="cpu" if recorded.device == "cpu" else "auto",  # where there is no GPU, the CPU may check it, too
             commit=commit(),
             config=recorded.config,
         )
