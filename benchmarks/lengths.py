@@ -1,0 +1,60 @@
+"""Draw how long the published training takes each configuration of Table 3, and how far down, from the suite's rows.
+
+python benchmarks/lengths.py CATEGORY OUT.png [--results benchmarks/results]
+
+The validation loss of each run over its epochs, with the raw pixel AUROC up to a false-positive rate of 0.3 at its end.
+"""
+
+import argparse
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metalad.benchmark.rows import Row
+from metalad.benchmark.run import RESULTS, known_rows
+from metalad.benchmark.suites import suite_named
+from metalad.files import replacing
+
+COLOURS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
+STYLES = {("squares",): "-", ("squares", "rows"): "--", ("squares", "columns"): "-.", ("rows", "columns"): ":"}
+ROOM = 0.12
+"""Above the plateau that is worth looking at; before it, all fall alike."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("category")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    suite = suite_named("table-3")
+    rows = known_rows(arguments.results, suite)
+    cells = [cell for cell in suite.cells() if (cell.category, cell.protocol) == (arguments.category, "paper")]
+    found = [(cell.configuration.label, rows[cell.key]) for cell in cells if cell.key in rows]
+    if not found:
+        raise SystemExit(f"no rows yet: metalad benchmark table-3 --data ROOT --protocol paper --only {cells[0].name}")
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for label, row in found:
+        draw(axes, label, row)
+    lowest = max(row.training["validation_loss"] for _, row in found)
+    axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, lowest + ROOM), xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#d5dae1", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, title="raw pixel AUROC up to 0.3", title_fontsize=8)
+    with replacing(arguments.out) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def draw(axes: Axes, label: str, row: Row) -> None:
+    epochs, _, validation = zip(*row.training["losses"], strict=True)
+    area = row.metrics["raw"]["model"]["pixel_auroc_fpr30"]
+    name = f"{label.partition(',')[0]}, {row.config['mask']}, seed {row.seed}: {area:.3f}"
+    style = STYLES.get(tuple(row.config["tokens"]), (0, (1, 4)))
+    axes.plot(epochs, validation, color=COLOURS[row.config["mask"]], linestyle=style, linewidth=1.5, label=name)
+    axes.plot(epochs[-1], validation[-1], "o", color=COLOURS[row.config["mask"]], markersize=4)
+
+
+if __name__ == "__main__":
+    main()
