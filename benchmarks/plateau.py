@@ -9,6 +9,7 @@ that was stopped goes on from there, and one that has its line in the study is n
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 from scoring import measured
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def trained(folder: Path, work: Path, tokens: str, plan: Training, seed: int) -> Finding:
-    shapes: tuple[Token, ...] = tuple(tokens.split(","))  # type: ignore[assignment]
+    shapes: tuple[Token, ...] = tuple(token for token in get_args(Token) if token in tokens.split(","))
     config = MetalConfig(image_size=(128, 128), reduction=1, smoothing_sigma=4.0, partner="none", tokens=shapes)
     category = read_category(folder, seed=seed)
     training, validation = (

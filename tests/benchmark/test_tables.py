@@ -67,6 +67,15 @@ def test_a_setting_younger_than_a_row_had_its_default_then() -> None:
     assert "0.300" in render(PAPER, rows)
 
 
+def test_a_gpu_does_not_make_a_cpu_look_fast() -> None:
+    first, second = PAPER.cells()[:2]
+    quick = {"train_seconds": 1.0, "evaluate_seconds": 1.0}
+    rows = {first.key: row_of(first), second.key: row_of(second, device="cuda", cost=quick)}
+    assert cells_of(render(PAPER, rows).splitlines()[2])[-1] == "12"
+    rows = {second.key: rows[second.key]}
+    assert cells_of(render(PAPER, rows).splitlines()[2])[-1] == "2"
+
+
 def test_the_two_readings_are_not_mixed() -> None:
     row = row_of(PAPER.cells()[0])
     metrics = {"raw": {"model": {"pixel_auroc_fpr30": 0.6, "pixel_auroc": 0.9, "image_auroc": None}}}

@@ -60,8 +60,9 @@ class Line:
         return [row.parameters / 1e6 for row in self.rows]
 
     def seconds(self) -> list[float]:
-        """Return what training and evaluating took."""
-        return [row.cost["train_seconds"] + row.cost["evaluate_seconds"] for row in self.rows]
+        """Return what training and evaluating took; without the rows of a GPU, if a CPU made any."""
+        rows = [row for row in self.rows if row.device == "cpu"] or self.rows
+        return [row.cost["train_seconds"] + row.cost["evaluate_seconds"] for row in rows]
 
 
 def render(suite: Suite, rows: Mapping[str, Row]) -> str:
@@ -118,7 +119,9 @@ def _render_study(results: Path, name: str, where: str) -> str:
     if not findings:
         raise ConfigError(f"{where}: a table of the study {name!r}, but there is no {study_path(results, name)}")
     header, *lines = study_cells(findings)
-    origin = "\n".join(textwrap.wrap(f"`{FOLDER}/{name}.jsonl`; {study_origin(findings)}.", WIDTH))
+    origin = "\n".join(
+        textwrap.wrap(f"`{FOLDER}/{name}.jsonl`; {study_origin(findings)}.", WIDTH, break_on_hyphens=False)
+    )
     return f"{_markdown(header, lines)}\n{origin}\n"
 
 
@@ -222,7 +225,7 @@ def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
     parts += sorted({_machine(row) for row in used})
     if len(rows) > len(used):
         parts.append(f"{len(rows) - len(used)} rows of cells that are declared no more")
-    return "\n".join(textwrap.wrap(f"{LEGENDS[suite.table]}{'; '.join(parts)}.", WIDTH))
+    return "\n".join(textwrap.wrap(f"{LEGENDS[suite.table]}{'; '.join(parts)}.", WIDTH, break_on_hyphens=False))
 
 
 def _image_level(method: str) -> bool:
@@ -283,7 +286,10 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 }
 
 
-_COMMON = "Mean ± standard deviation over seeds; Δ: less the paper's number; s: seconds to train and evaluate. Rows: "
+_COMMON = (
+    "Mean ± standard deviation over seeds; Δ: less the paper's number; s: seconds to train and evaluate, a GPU's "
+    "only where no CPU did any. Rows: "
+)
 
 LEGENDS: Mapping[str, str] = {
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and in full, at the "
