@@ -8,6 +8,7 @@ The validation loss of each run over its epochs, with the raw pixel AUROC up to 
 import argparse
 from pathlib import Path
 
+from leak import COLOURS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +17,6 @@ from metalad.benchmark.run import RESULTS, known_rows
 from metalad.benchmark.suites import suite_named
 from metalad.files import replacing
 
-COLOURS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
 STYLES = {("squares",): "-", ("squares", "rows"): "--", ("squares", "columns"): "-.", ("rows", "columns"): ":"}
 ROOM = 0.12
 """Above the plateau that is worth looking at; before it, all fall alike."""
@@ -38,8 +38,8 @@ def main() -> None:
     axes = figure.subplots()
     for label, row in found:
         draw(axes, label, row)
-    lowest = max(row.training["validation_loss"] for _, row in found)
-    axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, lowest + ROOM), xlim=(0, None))
+    highest = max(row.training["validation_loss"] for _, row in found)
+    axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, highest + ROOM), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#d5dae1", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8, title="raw pixel AUROC up to 0.3", title_fontsize=8)

@@ -14,24 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
-from scoring import masks
-from tqdm import tqdm
+from scoring import maps, measured
 
 from metalad.benchmark.run import RESULTS, known_rows
 from metalad.benchmark.studies import Finding, write_study
 from metalad.benchmark.suites import FEATURES, suite_named
-from metalad.data import Images, load_images, read_category, split_validation
-from metalad.detector import FittedDetector, to_batch
+from metalad.data import load_images, read_category, split_validation
+from metalad.detector import FittedDetector
 from metalad.methods.metal_features import MetalFeaturesConfig
 from metalad.methods.padim import Padim, PadimConfig
 from metalad.methods.patchcore import PatchCore, PatchCoreConfig
-from metalad.metrics import PixelMetrics, auroc
 from metalad.train import VALIDATION_FRACTION
 
 OURS = MetalFeaturesConfig()
-BATCH_SIZE = 8
-Maps = Float32[np.ndarray, "images height width"]
 
 
 def main() -> None:
@@ -69,30 +64,14 @@ def compared(folder: Path, seed: int, results: Path) -> Mapping[str, tuple[float
         torch.manual_seed(seed)
         detector.fit(learnt.pixels, seed)
         detector.eval()
-        usual = maps(detector, held_out, name)
-        scores[name] = (maps(detector, judged, name) - usual.mean()) / usual.std()
+        usual = maps(detector, held_out, "raw")
+        scores[name] = (maps(detector, judged, "raw") - usual.mean()) / usual.std()
     scores["sum"] = np.sum(list(scores.values()), 0)
-    found = {name: measured(found, judged) for name, found in scores.items()} | {
-        "metal_features": ours(folder, results)
-    }
+    figures = {name: measured(smooth, judged, 0.0) for name, smooth in scores.items()}
+    found = {name: (figure["to 0.3"], figure["image, max"]) for name, figure in figures.items()}
+    found["metal_features"] = ours(folder, results)
     print(folder.name, *(f"{name} {area:.4f} / {image:.3f}" for name, (area, image) in found.items()), flush=True)
     return found
-
-
-def maps(detector: FittedDetector, images: Images, name: str) -> Maps:
-    parts = []
-    for start in tqdm(range(0, len(images), BATCH_SIZE), name, leave=False):
-        with torch.inference_mode():
-            evidence = detector.evidence(to_batch(images.pixels[start : start + BATCH_SIZE]))
-            parts.append(detector.judge(evidence, "raw").anomaly_map.numpy())
-    return np.concatenate(parts)
-
-
-def measured(scores: Maps, images: Images) -> tuple[float, float]:
-    pixels, truth = PixelMetrics(), np.array([sample.abnormal for sample in images.samples])
-    for score, mask in zip(scores, masks(images, scores.shape[1:]), strict=True):
-        pixels.add(score, mask)
-    return pixels.auroc_up_to(0.3), auroc(scores.max((1, 2)), truth)
 
 
 def ours(folder: Path, results: Path) -> tuple[float, float]:
@@ -103,9 +82,8 @@ def ours(folder: Path, results: Path) -> tuple[float, float]:
         if cell.category == folder.name and cell.configuration.method == FEATURES.method
     }
     found = [row.metrics["raw"]["model"] for key, row in known_rows(results, suite).items() if key in wanted]
-    return statistics.mean(row["pixel_auroc_fpr30"] for row in found), statistics.mean(
-        row["image_auroc"] for row in found
-    )
+    pixel, image = (statistics.mean(row[metric] for row in found) for metric in ("pixel_auroc_fpr30", "image_auroc"))
+    return pixel, image
 
 
 if __name__ == "__main__":

@@ -1,35 +1,34 @@
 """Train the shapes of Table 3 behind the plateau of the blind mask, by small batches: a CPU can, in half an hour each.
 
-python benchmarks/plateau.py CATEGORY WORK [--tokens squares,rows ...] [--steps 6400] [--batch-size 8] [--seed 0]
+python benchmarks/plateau.py CATEGORY WORK [--only squares+rows ...] [--steps 6400] [--batch-size 8] [--seed 0]
 
 The published training takes batches of 64 for up to 3,000 epochs. What gets over the plateau is the number of steps at
-its learning rate, not the number of images in each: batches of 8 cost an eighth. WORK keeps the checkpoints; a shape
+its learning rate, not the number of images in each: batches of 8 cost a fraction. WORK keeps the checkpoints; a shape
 that was stopped goes on from there, and one that has its line in the study is not trained again.
 """
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 import torch
-from scoring import measured
+from scoring import measured, unsmoothed
 
+from metalad.benchmark.declaration import Configuration
 from metalad.benchmark.paper import TABLES
 from metalad.benchmark.run import RESULTS
 from metalad.benchmark.studies import Finding, Value, read_study, write_study
+from metalad.benchmark.suites import suite_named
 from metalad.data import load_images, read_category, split_validation
-from metalad.detector import to_batch
 from metalad.gradient import Training, descend
-from metalad.methods.metal import Metal, MetalConfig, Token
+from metalad.methods.metal import Metal, MetalConfig
+from metalad.settings import from_texts
 from metalad.train import VALIDATION_FRACTION
 
 STUDY = "plateau"
-COLUMNS = {
-    "squares": "Only squares (Masked)",
-    "squares,rows": "Squares + Rows",
-    "squares,columns": "Squares + Cols",
-    "rows,columns": "Rows + Cols",
-    "squares,rows,columns": "Squares + Rows + Cols",
+BLIND = {
+    cell.configuration.label: cell.configuration
+    for cell in suite_named("table-3").cells()
+    if {"mask=blind", "depth=1"} <= set(cell.configuration.settings)
 }
 
 
@@ -37,27 +36,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--tokens", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--only", nargs="+", choices=BLIND, default=list(BLIND))
     parser.add_argument("--steps", type=int, default=6400)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     plan = Training(learning_rate=1e-4, batch_size=arguments.batch_size, steps=arguments.steps)
-    for tokens in arguments.tokens:
+    order = [configuration.paper for configuration in BLIND.values()]
+    for label in arguments.only:
         done = read_study(arguments.out, STUDY)
-        if any(finding.values["Table 3"] == COLUMNS[tokens] for finding in done):
+        if any(finding.values["Table 3"] == BLIND[label].paper for finding in done):
             continue
-        finding = trained(arguments.category, arguments.work / tokens, tokens, plan, arguments.seed)
+        finding = trained(arguments.category, arguments.work / label, BLIND[label], plan, arguments.seed)
         print(*finding.values.values(), sep="  ", flush=True)
-        order = list(COLUMNS.values())
         lines = sorted([*done, finding], key=lambda line: order.index(str(line.values["Table 3"])))
         print(write_study(arguments.out, STUDY, lines))
 
 
-def trained(folder: Path, work: Path, tokens: str, plan: Training, seed: int) -> Finding:
-    shapes: tuple[Token, ...] = tuple(token for token in get_args(Token) if token in tokens.split(","))
-    config = MetalConfig(image_size=(128, 128), reduction=1, smoothing_sigma=4.0, partner="none", tokens=shapes)
+def trained(folder: Path, work: Path, configuration: Configuration, plan: Training, seed: int) -> Finding:
+    config = from_texts(MetalConfig, configuration.settings)
     category = read_category(folder, seed=seed)
     training, validation = (
         load_images(samples, config.image_size, strict=True)
@@ -77,17 +75,10 @@ def trained(folder: Path, work: Path, tokens: str, plan: Training, seed: int) ->
         progress=True,
     )
     judged = load_images(category.test, config.image_size, strict=True)
-    with torch.inference_mode():
-        maps = torch.cat(
-            [
-                detector.evidence(to_batch(judged.pixels[index : index + 1])).residual.square().sum(1)
-                for index in range(len(judged))
-            ]
-        )
-    found = measured(maps.numpy(), judged, config.smoothing_sigma)
-    printed = TABLES["Table 3"].number(folder.name, COLUMNS[tokens])
+    found = measured(unsmoothed(detector, judged, "raw"), judged, config.smoothing_sigma)
+    printed = TABLES["Table 3"].number(folder.name, configuration.paper or "")
     values: dict[str, Value] = {
-        "Table 3": COLUMNS[tokens],
+        "Table 3": configuration.paper,
         "printed": printed.value if printed else None,
         "steps": plan.steps,
         "images a step": plan.batch_size,

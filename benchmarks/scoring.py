@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
+from tqdm import tqdm
 
 from metalad.benchmark.run import RESULTS
 from metalad.benchmark.studies import Finding, write_study
@@ -41,9 +42,9 @@ def main() -> None:
     images = load_images(category.test, model.detector.config.image_size, strict=True)
     findings = []
     for scoring in arguments.scoring:
-        maps = unsmoothed(model.detector, images, scoring)
+        rough = unsmoothed(model.detector, images, scoring)
         for sigma in SIGMAS:
-            findings.append(Finding({"score": scoring, "σ": f"{sigma:g}", **measured(maps, images, sigma)}))
+            findings.append(Finding({"score": scoring, "σ": f"{sigma:g}", **measured(rough, images, sigma)}))
             print(*findings[-1].values.values(), sep="  ")
     print(write_study(arguments.out, arguments.name, findings))
 
@@ -51,18 +52,22 @@ def main() -> None:
 def unsmoothed(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.ndarray, "images height width"]:
     height, width = detector.config.image_size
     detector.smoothing = Smoothing(height, width, 0.0)
+    return maps(detector, images, scoring)
+
+
+def maps(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.ndarray, "images height width"]:
     parts = []
-    for start in range(0, len(images), BATCH_SIZE):
+    for start in tqdm(range(0, len(images), BATCH_SIZE), type(detector).__name__, leave=False):
         with torch.inference_mode():
             evidence = detector.evidence(to_batch(images.pixels[start : start + BATCH_SIZE]))
             parts.append(detector.judge(evidence, scoring).anomaly_map.numpy())
     return np.concatenate(parts)
 
 
-def measured(maps: Float32[np.ndarray, "images height width"], images: Images, sigma: float) -> dict[str, float]:
-    height, width = maps.shape[1:]
+def measured(rough: Float32[np.ndarray, "images height width"], images: Images, sigma: float) -> dict[str, float]:
+    height, width = rough.shape[1:]
     smoothing = Smoothing(height, width, sigma)
-    pixels, smooth = PixelMetrics(), smoothing(torch.from_numpy(maps))
+    pixels, smooth = PixelMetrics(), smoothing(torch.from_numpy(rough))
     truth = np.array([sample.abnormal for sample in images.samples])
     for index, mask in enumerate(masks(images, (height, width))):
         pixels.add(smooth[index].numpy(), mask)

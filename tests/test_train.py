@@ -416,6 +416,11 @@ def test_a_precision_that_is_asked_for_needs_no_trial(
     assert model.header.training["precision"] == "bf16"
 
 
+def test_what_does_not_descend_has_no_precision_to_ask_for(data: Path, tmp_path: Path) -> None:
+    model = train(data, tmp_path / "run", method="variation_model", device="cpu", precision="bf16")
+    assert model.header.training["precision"] == "fp32"
+
+
 def test_the_largest_seed_will_do(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "run", epochs=1, seed=2**63 - 1).header.seed == 2**63 - 1
 

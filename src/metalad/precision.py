@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16"]
-WantedPrecision = Literal["auto", "fp32", "bf16"]
+WantedPrecision = Precision | Literal["auto"]
 SIZE = 1024
 WORTHWHILE = 1.3
 """bf16 also costs conversions and digits; it must be at least this much faster."""

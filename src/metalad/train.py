@@ -138,11 +138,13 @@ def _stored(folder: RunFolder, team: Team) -> RunSettings | None:
 
 
 def _precision(detector: Detector, wanted: WantedPrecision, stored: RunSettings | None) -> Precision:
+    if not isinstance(detector, GradientDetector):
+        return "fp32"
     if wanted != "auto":
         return wanted
     if stored is not None:  # it was measured once; measured again it might differ
         return "bf16" if stored.precision == "bf16" else "fp32"
-    return fastest_precision(detector.device.type) if isinstance(detector, GradientDetector) else "fp32"
+    return fastest_precision(detector.device.type)
 
 
 def _plan(

@@ -197,8 +197,8 @@ def _figure_9() -> Suite:
 
 def _literal() -> Suite:
     """The forms of squares and rows share their cells on bottle with `table-3`, those of today with `default`."""
-    patches = (configuration for configuration in _patches(1) if configuration.label.startswith("squares+rows"))
-    configurations = (*(c for c in patches if "columns" not in c.label), Configuration("metal"))
+    papers = (c for c in _patches(1) if c.label in ("squares+rows", "squares+rows, zero-logit"))
+    configurations = (*papers, Configuration("metal"))
     return Suite(
         "literal",
         "MeTAL as the paper's words have it, made blind, and ours, on four kinds of things",

@@ -119,9 +119,7 @@ def _render_study(results: Path, name: str, where: str) -> str:
     if not findings:
         raise ConfigError(f"{where}: a table of the study {name!r}, but there is no {study_path(results, name)}")
     header, *lines = study_cells(findings)
-    origin = "\n".join(
-        textwrap.wrap(f"`{FOLDER}/{name}.jsonl`; {study_origin(findings)}.", WIDTH, break_on_hyphens=False)
-    )
+    origin = _wrapped(f"`{FOLDER}/{name}.jsonl`; {study_origin(findings)}.")
     return f"{_markdown(header, lines)}\n{origin}\n"
 
 
@@ -225,7 +223,11 @@ def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
     parts += sorted({_machine(row) for row in used})
     if len(rows) > len(used):
         parts.append(f"{len(rows) - len(used)} rows of cells that are declared no more")
-    return "\n".join(textwrap.wrap(f"{LEGENDS[suite.table]}{'; '.join(parts)}.", WIDTH, break_on_hyphens=False))
+    return _wrapped(f"{LEGENDS[suite.table]}{'; '.join(parts)}.")
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False))  # a commit's `-dirty` stays with it
 
 
 def _image_level(method: str) -> bool:
