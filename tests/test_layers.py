@@ -6,18 +6,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
-from metalad.layers import Mask, MaskedBlock, MaskedEncoder, Smoothing, gaussian_matrix
+from metalad.layers import Mask, MaskedBlock, MaskedEncoder, Smoothing, gaussian_matrix, nearness
 
 SIDES = st.integers(1, 40)
 SIGMAS = st.sampled_from([0.3, 1.0, 1.5, 4.0, 9.0])
 
 
-def encoder(mask: Mask, depth: int) -> MaskedEncoder:
+def encoder(mask: Mask, depth: int, *, neighbours: bool = False) -> MaskedEncoder:
     torch.manual_seed(0)
     return MaskedEncoder(
-        values=5, tokens=6, width=8, embedding_width=7, heads=2, feed_forward_ratio=2, depth=depth, mask=mask
+        values=5,
+        places=torch.arange(6.0)[:, None],
+        width=8,
+        embedding_width=7,
+        heads=2,
+        feed_forward_ratio=2,
+        depth=depth,
+        mask=mask,
+        neighbours=neighbours,
     )
 
 
@@ -56,29 +64,34 @@ def test_smoothing_is_not_stored_with_the_model() -> None:
     assert not Smoothing(8, 8, 1.0).state_dict()
 
 
+@pytest.mark.parametrize("neighbours", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_blind_token_never_sees_itself(depth: int) -> None:
-    for gradient in own_gradients(encoder("blind", depth), torch.randn(2, 6, 5)):
+def test_a_blind_token_never_sees_itself(depth: int, neighbours: bool) -> None:
+    for gradient in own_gradients(encoder("blind", depth, neighbours=neighbours), torch.randn(2, 6, 5)):
         assert torch.count_nonzero(gradient) == 0
 
 
+@pytest.mark.parametrize("neighbours", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("mask", ["zero-logit", "none"])
-def test_the_other_masks_let_a_token_see_itself(mask: Mask, depth: int) -> None:
-    for gradient in own_gradients(encoder(mask, depth), torch.randn(2, 6, 5)):
+def test_the_other_masks_let_a_token_see_itself(mask: Mask, depth: int, neighbours: bool) -> None:
+    for gradient in own_gradients(encoder(mask, depth, neighbours=neighbours), torch.randn(2, 6, 5)):
         assert gradient.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("neighbours", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_blind_token_sees_every_other(depth: int) -> None:
+def test_a_blind_token_sees_every_other(depth: int, neighbours: bool) -> None:
     tokens = torch.randn(1, 6, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad(encoder("blind", depth)(tokens)[0, 2].square().sum(), tokens)
+    module = encoder("blind", depth, neighbours=neighbours)
+    (gradient,) = torch.autograd.grad(module(tokens)[0, 2].square().sum(), tokens)
     assert gradient[0].abs().amax(1).gt(0).tolist() == [True, True, False, True, True, True]
 
 
-def test_a_blind_token_never_sees_itself_in_bfloat16() -> None:
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_a_blind_token_never_sees_itself_in_bfloat16(neighbours: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        gradients = own_gradients(encoder("blind", 2), torch.randn(2, 6, 5))
+        gradients = own_gradients(encoder("blind", 2, neighbours=neighbours), torch.randn(2, 6, 5))
     assert all(torch.count_nonzero(gradient) == 0 for gradient in gradients)
 
 
@@ -101,6 +114,33 @@ def test_attention_is_a_softmax_with_another_diagonal(mask: Mask, diagonal: floa
     after = block.attention_norm(stream + block.output(attended))
     expected = block.feed_forward_norm(after + block.feed_forward(after))
     torch.testing.assert_close(block(stream, content, hidden), expected)
+
+
+@pytest.mark.parametrize("mask", ["blind", "zero-logit", "none"])
+def test_attention_begins_beside_where_it_is_told_to(mask: Mask) -> None:
+    """With queries of nothing only the nearness is left: each head's output is the values by its softmax."""
+    torch.manual_seed(3)
+    near, hidden = nearness(torch.arange(6.0)[:, None], heads=2), torch.eye(6, dtype=torch.bool)
+    block, tokens = MaskedBlock(8, 2, 2, mask, near), torch.randn(1, 6, 8)
+    nn.init.zeros_(block.query.weight)
+    nn.init.zeros_(block.query.bias)
+    logits = near.clone()
+    if mask != "none":
+        logits[:, range(6), range(6)] = -math.inf if mask == "blind" else 0.0
+    values = block.value(tokens).reshape(1, 6, 2, 4).transpose(1, 2)
+    attended = (logits.softmax(-1) @ values).transpose(1, 2).flatten(2)
+    after = block.attention_norm(tokens + block.output(attended))
+    torch.testing.assert_close(
+        block(tokens, tokens, hidden), block.feed_forward_norm(after + block.feed_forward(after))
+    )
+
+
+def test_each_head_begins_on_a_side_of_its_own() -> None:
+    grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
+    first = nearness(grid, heads=6)[:, 12].argmax(-1)  # of the token in the middle
+    assert first.tolist() == [7, 17, 11, 13, 2, 22]  # above, below, before, behind; two above, two below
+    line = nearness(torch.arange(5.0)[:, None], heads=4)[:, 2].argmax(-1)
+    assert line.tolist() == [1, 3, 0, 4]
 
 
 @settings(max_examples=10, deadline=None)

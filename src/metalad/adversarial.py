@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.augmentation import augment
+from metalad.augmentation import augment, check_augmentation
 from metalad.detector import DetectorConfig
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Objective
@@ -40,8 +40,7 @@ class GanConfig(DetectorConfig):
         super().__post_init__()
         if min(self.width, self.latent) < 1:
             raise ConfigError("width and latent must be at least 1")
-        if not (0 <= self.degrees <= 180 and 0 <= self.shift < 0.5):
-            raise ConfigError("degrees must lie between 0 and 180, shift between 0 and 0.5")
+        check_augmentation(self.degrees, self.shift)
 
     def augmented(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Return each image turned, shifted and mirrored by chance."""

@@ -7,6 +7,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from metalad.errors import ConfigError
+
+
+def check_augmentation(degrees: float, shift: float) -> None:
+    """Check how far training images are turned and moved.
+
+    Raises:
+        ConfigError: more than half a turn, or than half of the side.
+    """
+    if not (0 <= degrees <= 180 and 0 <= shift < 0.5):
+        raise ConfigError("degrees must lie between 0 and 180, shift between 0 and 0.5")
+
 
 def augment(
     images: Float[Tensor, "batch channels height width"],

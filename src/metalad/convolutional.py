@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.augmentation import augment
+from metalad.augmentation import augment, check_augmentation
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, Protocol
 from metalad.errors import ConfigError
@@ -133,8 +133,7 @@ class AutoencoderConfig(DetectorConfig):
         halvings(self.rebuilt_size, LEAST_HALVINGS)
         if min(self.code, self.width) < 1:
             raise ConfigError("code and width must be at least 1")
-        if not (0 <= self.degrees <= 180 and 0 <= self.shift < 0.5):
-            raise ConfigError("degrees must lie between 0 and 180, shift between 0 and 0.5")
+        check_augmentation(self.degrees, self.shift)
 
     @property
     def rebuilt_size(self) -> tuple[int, int]:

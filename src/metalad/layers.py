@@ -24,13 +24,22 @@ class MaskedBlock(nn.Module):
     """One post-norm transformer block whose attention may be masked (Vaswani 2017; De Nardin 2022, 2.1 and 3.2.1).
 
     The residual path carries `stream`; keys and values come from `content`. In a plain encoder both are the same
-    tensor; a blind encoder keeps them apart.
+    tensor; a blind encoder keeps them apart. nearness: what a logit starts from by the two tokens' places, a head each,
+    learnt from there on; None: nothing.
     """
 
-    def __init__(self, width: int, heads: int, feed_forward_ratio: int, mask: Mask) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward_ratio: int,
+        mask: Mask,
+        nearness: Float[Tensor, "heads tokens tokens"] | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.mask = mask
+        self.nearness = None if nearness is None else nn.Parameter(nearness.clone())
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -60,10 +69,13 @@ class MaskedBlock(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
         if self.mask == "none":
-            return F.scaled_dot_product_attention(query, key, value)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.nearness)
         if self.mask == "blind":
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=~hidden)
+            seen = ~hidden if self.nearness is None else self.nearness.masked_fill(hidden, -math.inf)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if self.nearness is not None:
+            logits = logits + self.nearness
         return logits.masked_fill(hidden, 0.0).softmax(-1) @ value
 
 
@@ -76,6 +88,9 @@ class MaskedEncoder(nn.Module):
     - `zero-logit`: the diagonal of the scaled dot products is set to 0, as De Nardin 2022, 3.2.1 words it. It
       leaks: exp(0) is not 0, and the residual path carries the token's own content around the attention.
     - `none`: a plain encoder.
+
+    places: where the tokens lie, in tokens. neighbours: each head begins by looking at the neighbour on one side (see
+    `nearness`) instead of everywhere alike.
     """
 
     hidden: Tensor
@@ -84,19 +99,22 @@ class MaskedEncoder(nn.Module):
         self,
         *,
         values: int,
-        tokens: int,
+        places: Float[Tensor, "tokens axes"],
         width: int,
         embedding_width: int,
         heads: int,
         feed_forward_ratio: int,
         depth: int,
         mask: Mask,
+        neighbours: bool,
     ) -> None:
         super().__init__()
+        tokens = len(places)
+        near = nearness(places, heads) if neighbours else None
         self.mask = mask
         self.embedding = perceptron(values, embedding_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
-        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask) for _ in range(depth))
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, near) for _ in range(depth))
         self.register_buffer("hidden", torch.eye(tokens, dtype=torch.bool), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
@@ -106,6 +124,20 @@ class MaskedEncoder(nn.Module):
         for block in self.blocks:
             stream = block(stream, content if self.mask == "blind" else stream, self.hidden)
         return stream
+
+
+def nearness(places: Float[Tensor, "tokens axes"], heads: int) -> Float[Tensor, "heads tokens tokens"]:
+    """Return logits by which each token begins to attend to the place beside it, on a side a head.
+
+    The sides are before and behind along each axis; further heads look two tokens away, then three. A weight falls with
+    the fourth power of the distance from that place, so that no token is out of reach. Attention then need not first
+    find out which tokens are near (after d'Ascoli 2021, whose heads begin as the taps of a convolution).
+    """
+    axes = places.shape[1]
+    steps = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
+    head = torch.arange(heads)
+    sides = steps[head % len(steps)] * (1 + head // len(steps))[:, None]
+    return -2 * (places[None, None] - places[None, :, None] - sides[:, None, None]).square().sum(-1).log1p()
 
 
 def gaussian_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:

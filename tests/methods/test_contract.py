@@ -82,7 +82,7 @@ SMALL: dict[str, DetectorConfig] = {
     "lsa": LsaConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, bins=10, width=8, estimator_width=4),
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
-    "metal": (MetalConfig(), 17_859_840),
+    "metal": (MetalConfig(), 17_876_480),
     "metal_features": (MetalFeaturesConfig(), 2_958_848),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from metalad.calibrate import calibrate
 from metalad.calibration import Evidence
 from metalad.detector import to_batch
 from metalad.errors import ConfigError
+from metalad.gradient import Pixels
 from metalad.layers import Mask
 from metalad.losses import ssim_map
 from metalad.methods.metal import Metal, MetalConfig, Token
@@ -109,7 +111,7 @@ def test_a_patch_is_rebuilt_from_every_patch_that_its_tokens_may_see(tokens: tup
 @pytest.mark.parametrize(("depth", "parameters"), [(1, 17_859_840), (2, 26_392_192)])
 def test_the_size_is_table_6s(depth: int, parameters: int) -> None:
     with torch.device("meta"):
-        model = Metal(MetalConfig(depth=depth))
+        model = Metal(MetalConfig(depth=depth, attention="anywhere"))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -142,6 +144,84 @@ def test_a_stripe_is_a_whole_row_or_column_of_pixels(token: Token) -> None:
     model.reconstruct(images)
     per_token = seen[0][0].mean(1)
     assert per_token.tolist() == ([0, 1, 0, 0] if token == "rows" else pytest.approx([0.25] * 6))
+
+
+def prepared(**changed: Any) -> tuple[Metal, Pixels]:
+    pixels = cookies(6, (32, 48))
+    model = Metal(dataclasses.replace(small().config, **changed))
+    model.prepare("train", pixels, seed=0)
+    return model, pixels
+
+
+def test_the_descent_starts_from_the_mean_good_image() -> None:
+    model, pixels = prepared()
+    last = model.decoder[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    mean = (pixels.astype(np.float64) / 255).mean(0).transpose(2, 0, 1)
+    with torch.no_grad():
+        rebuilt = model.reconstruct(to_batch(pixels))
+    np.testing.assert_allclose(rebuilt.numpy(), np.broadcast_to(mean, rebuilt.shape), atol=1e-6)
+
+
+def test_no_pixels_unit_is_far_below_that_of_all() -> None:
+    model, pixels = prepared()
+    variance = (pixels.astype(np.float64) / 255).var(0).transpose(2, 0, 1)
+    np.testing.assert_allclose(model.spread, np.sqrt(variance + variance.mean() / 4), rtol=1e-3)
+    assert model.spread.min() >= variance.mean() ** 0.5 / 2
+
+
+def test_an_anomaly_spoils_what_is_rebuilt_from_it_no_more_than_any_other() -> None:
+    """Beyond three units of the usual deviation a patch says no more, however far it is off."""
+    model, pixels = prepared()
+    images = to_batch(pixels[:1])
+    with torch.no_grad():
+        images[..., 8:16, 8:16] = model.mean[:, 8:16, 8:16] + 4 * model.spread[:, 8:16, 8:16]
+        far = images.clone()
+        far[..., 8:16, 8:16] = 100.0
+        assert torch.equal(model.reconstruct(images), model.reconstruct(far))
+        far[..., 8:16, 8:16] = -100.0
+        assert not torch.equal(model.reconstruct(images), model.reconstruct(far))
+
+
+def test_images_that_are_all_the_same_are_no_hindrance() -> None:
+    model = small()
+    same = cookies(1, (32, 48)).repeat(3, 0)
+    model.prepare("train", same, seed=0)
+    assert torch.equal(model.spread, torch.full((3, 32, 48), 1 / 255))
+    assert torch.isfinite(model.loss(to_batch(same)))
+
+
+def test_the_papers_target_is_the_pixels_themselves() -> None:
+    model, _ = prepared(target="pixels")
+    assert torch.count_nonzero(model.mean) == 0
+    assert torch.equal(model.spread, torch.ones(3, 32, 48))
+
+
+@pytest.mark.parametrize("changed", [{}, {"attention": "anywhere"}, {"target": "pixels"}], ids=str)
+def test_no_patch_is_rebuilt_from_its_own_pixels_once_prepared(changed: dict[str, Any]) -> None:
+    """The mean image knows the good images, and nothing of the one that is rebuilt."""
+    model, _ = prepared(**changed)
+    for place, gradient in own_gradients(model).items():
+        assert torch.count_nonzero(gradient) == 0, place
+
+
+def test_training_images_are_turned_and_moved_and_others_are_not() -> None:
+    model, images = small(), to_batch(cookies(4, (32, 48)))
+    still = dataclasses.replace(model.config, degrees=0.0, shift=0.0)
+    with torch.no_grad():
+        learning, judging = model.train().loss(images), model.eval().loss(images)
+        model.config = still
+        assert torch.equal(judging, model.loss(images))
+        assert torch.equal(judging, model.train().loss(images))
+    assert not torch.equal(learning, judging)
+
+
+def test_squares_lie_on_a_grid_and_stripes_on_a_line() -> None:
+    config = small(("squares", "columns")).config
+    assert config.places("squares").tolist() == [[down, across] for down in range(4) for across in range(6)]
+    assert config.places("columns").tolist() == [[across] for across in range(6)]
 
 
 def test_images_of_a_batch_do_not_mix() -> None:
@@ -178,7 +258,7 @@ def test_any_grid_of_patches_will_do(down: int, across: int, tokens: tuple[Token
 
 
 def test_the_absolute_error_may_be_a_sum_as_eq_2_has_it() -> None:
-    model = small()
+    model = small().eval()
     model.config = dataclasses.replace(model.config, absolute_error="sum")
     images = torch.rand(2, 3, *model.config.image_size)
     rebuilt = model.reconstruct(images)
@@ -206,6 +286,7 @@ def test_the_papers_protocol_is_section_4_2() -> None:
         ("tokens=", "expected a comma-separated list"),
         ("depth=0", "at least 1"),
         ("width=0", "at least 1"),
+        ("shift=0.5", "shift between 0 and 0.5"),
         ("heads=3", "heads 3 does not divide width 128"),
         ("mask=blnd", "one of blind, zero-logit, none"),
         ("image_size=8", "at least 16 pixels"),

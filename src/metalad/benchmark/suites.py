@@ -34,7 +34,16 @@ AS_PUBLISHED = {
     "vt_adl": ("image_size=512", "patch_size=64", "width=512", "depth=6", "heads=8", "hidden_width=1024"),
 }
 """Settings of a paper that a method's defaults leave: no CPU could train or search them in minutes."""
-LITERAL = ("image_size=128", "reduction=1", "smoothing_sigma=4", "partner=none")
+LITERAL = (
+    "image_size=128",
+    "reduction=1",
+    "smoothing_sigma=4",
+    "partner=none",
+    "target=pixels",
+    "attention=anywhere",
+    "degrees=0",
+    "shift=0",
+)
 """MeTAL as the paper has it, but for the mask."""
 TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1", "reduction=1")
 
@@ -42,7 +51,8 @@ TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothi
 def suites() -> dict[str, Suite]:
     """Return the suites by their names; those over all methods depend on what is installed."""
     tables = (_table_3(), _table_4(), _table_5(), _table_6(), _figure_9())
-    shipped = (_default(), _methods(), *tables, _literal(), _ablation_mask(), _leak(), _loss(), _smoke())
+    studies = (_literal(), _ablation_mask(), _leak(), _loss(), _start())
+    shipped = (_default(), _methods(), *tables, *studies, _smoke())
     return {suite.name: suite for suite in shipped}
 
 
@@ -167,8 +177,8 @@ def _table_5() -> Suite:
 
 def _table_6() -> Suite:
     ours = (
-        Configuration("metal, products", settings=("depth=1",), paper="Ours (Products)"),
-        Configuration("metal, textures", settings=("depth=2",), paper="Ours (textures)"),
+        Configuration("metal, products", settings=("depth=1", "attention=anywhere"), paper="Ours (Products)"),
+        Configuration("metal, textures", settings=("depth=2", "attention=anywhere"), paper="Ours (textures)"),
     )
     others = tuple(
         Configuration(name, name, AS_PUBLISHED.get(name, ()), column_of("Table 6", name))
@@ -255,6 +265,32 @@ def _loss() -> Suite:
         "the absolute error of the loss as a mean, or as the sum of eq. 2",
         (Grid(configurations, ("bottle",)),),
         scorings=("raw", "calibrated"),
+    )
+
+
+def _start() -> Suite:
+    """Beside `table-3`'s blind cells, which differ by what is changed here alone."""
+    changed = {
+        "from the mean image": ("target=deviations", "attention=anywhere"),
+        "from mean and neighbours": ("target=deviations", "attention=neighbours"),
+    }
+    configurations = tuple(
+        Configuration(
+            f"{shape.label}, {label}",
+            settings=(*(s for s in shape.settings if not s.startswith(("target=", "attention="))), *settings),
+            paper=shape.paper,
+        )
+        for label, settings in changed.items()
+        for shape in _patches(1)
+        if "mask=blind" in shape.settings
+    )
+    return Suite(
+        "start",
+        "the paper's shapes of patches, with a descent that starts from the mean image, and at neighbours",
+        (Grid(configurations, ("bottle",)),),
+        scorings=("raw", "calibrated"),
+        paper_table="Table 3",
+        whole=True,
     )
 
 

@@ -4,7 +4,8 @@ Each square patch is rebuilt from the rest of the image by masked self-attention
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
 the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0.
 
-Beyond the paper, a partner looks at the image itself (`metalad.appearance`), and the calibrated map joins both.
+Beyond the paper, patches are embedded and rebuilt as deviations from the mean good image, each head begins by looking
+at a neighbour, and a partner looks at the image itself (`metalad.appearance`); the calibrated map joins both.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.appearance import Appearance, reduced
+from metalad.augmentation import augment, check_augmentation
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, Protocol
+from metalad.distillation import batches
 from metalad.errors import ConfigError
 from metalad.gradient import Pixels, Training
 from metalad.layers import Mask, MaskedEncoder, perceptron
@@ -26,11 +29,20 @@ from metalad.settings import setting
 
 Token = Literal["squares", "rows", "columns"]
 MIN_IMAGES = 2
+COMMON_SPREAD = 0.5
+"""No pixel's unit is less than so many times the root mean square of all: few images would take some for fixed."""
+LEAST_SPREAD = 1 / 255
+"""Of images that are all the same: a grey level."""
+MOST = 3.0
+"""A deviation counts for so many units at most where others are rebuilt from it: an anomaly must not spoil them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetalConfig(DetectorConfig):
-    """Settings of MeTAL; the defaults are the paper's "Ours (products)", 17.86M parameters."""
+    """Settings of MeTAL; the default network is the paper's "Ours (products)", 17.86M parameters.
+
+    `attention="neighbours"` adds 16,640 of them. What else the paper has differently: see `docs/methods/metal.md`.
+    """
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
@@ -43,6 +55,15 @@ class MetalConfig(DetectorConfig):
     hidden_width: int = setting(1024, "hidden units of the embedding and decoding perceptrons")
     heads: int = setting(4, "attention heads")
     feed_forward_ratio: int = setting(2, "hidden units of a block's feed-forward part, in widths")
+    target: Literal["deviations", "pixels"] = setting(
+        "deviations",
+        "what is embedded and rebuilt: deviations from the mean good image, or pixels as they are (paper)",
+    )
+    attention: Literal["neighbours", "anywhere"] = setting(
+        "neighbours", "where each head begins to look: at the neighbour on one side, or everywhere alike (paper)"
+    )
+    degrees: float = setting(1.0, "turn training images by up to so many degrees, either way")
+    shift: float = setting(0.01, "move training images by up to this part of their side, either way")
     absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
     partner: Literal["appearance", "none"] = setting(
         "appearance", "what the calibrated map joins with the error: a density of what is there, or nothing"
@@ -62,6 +83,7 @@ class MetalConfig(DetectorConfig):
             raise ConfigError(f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once")
         if min(self.depth, self.width, self.hidden_width, self.heads, self.feed_forward_ratio) < 1:
             raise ConfigError("depth, width, hidden_width, heads and feed_forward_ratio must be at least 1")
+        check_augmentation(self.degrees, self.shift)
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if min(self.count(token) for token in self.tokens) < 2:
@@ -83,16 +105,27 @@ class MetalConfig(DetectorConfig):
         down, across = self.grid
         return {"squares": down * across, "rows": down, "columns": across}[token]
 
+    def places(self, token: Token) -> Float[Tensor, "tokens axes"]:
+        """Return where the tokens of a shape lie: squares down and across, stripes one after the other."""
+        axes = [torch.arange(float(side)) for side in (self.grid if token == "squares" else (self.count(token),))]
+        return torch.cartesian_prod(*axes).reshape(self.count(token), len(axes))
+
     def squares_in(self, token: Token) -> int:
         """Return the number of square patches that a token of a shape covers."""
         return self.grid[0] * self.grid[1] // self.count(token)
 
 
 class Metal(Reconstructor):
-    """MeTAL: one masked encoder a token shape, one decoder for all patches."""
+    """MeTAL: one masked encoder a token shape, one decoder for all patches.
+
+    mean, spread: [3, down, across], the mean good image and by how much good ones deviate from it (see `prepare`). What
+    is embedded and rebuilt is counted from the one in units of the other; of `target="pixels"` they are 0 and 1.
+    """
 
     name = "metal"
     config: MetalConfig
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, config: MetalConfig) -> None:
         super().__init__(config)
@@ -101,25 +134,43 @@ class Metal(Reconstructor):
             {
                 token: MaskedEncoder(
                     values=values * config.squares_in(token),
-                    tokens=config.count(token),
+                    places=config.places(token),
                     width=config.width * config.squares_in(token),
                     embedding_width=config.hidden_width,
                     heads=config.heads,
                     feed_forward_ratio=config.feed_forward_ratio,
                     depth=config.depth,
                     mask=config.mask,
+                    neighbours=config.attention == "neighbours",
                 )
                 for token in config.tokens
             }
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
         self.appearance = Appearance(config.reduction) if config.partner == "appearance" else None
+        self.register_buffer("mean", torch.zeros(3, *config.evidence_size))
+        self.register_buffer("spread", torch.ones(3, *config.evidence_size))
+
+    def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
+        """Take mean and spread of good images, by which `target="deviations"` counts.
+
+        A descent that starts from nothing spends its first thousand steps on the mean image, patch by patch, and may
+        never come to what a patch's surroundings say of it.
+        """
+        del stage, seed
+        if self.config.target == "pixels":
+            return
+        seen = torch.cat([reduced(batch, self.config.reduction) for batch in batches(pixels, self.device)])
+        variance, mean = torch.var_mean(seen, 0, correction=0)
+        self.mean.copy_(mean)
+        self.spread.copy_((variance + COMMON_SPREAD**2 * variance.mean()).sqrt().clamp_min(LEAST_SPREAD))
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
         if protocol == "paper":
             return (Training(learning_rate=1e-4, batch_size=64, max_epochs=3000, patience=50, patience_from=500),)
-        return (Training(learning_rate=5e-4, batch_size=16, steps=900, schedule="cosine"),)
+        images = 16 if self.config.target == "pixels" else 8
+        return (Training(learning_rate=5e-4, batch_size=images, steps=900, schedule="cosine"),)
 
     def conclude(self, training: Pixels, held_out: Pixels) -> None:
         """Let the partner learn; the held-out images stay new to it, for the units and the threshold."""
@@ -167,6 +218,8 @@ class Metal(Reconstructor):
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
         images = reduced(images, self.config.reduction)
+        if self.training and (self.config.degrees or self.config.shift):
+            images = augment(images, degrees=self.config.degrees, shift=self.config.shift)
         rebuilt = self._rebuilt(images)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
@@ -175,10 +228,16 @@ class Metal(Reconstructor):
     def _rebuilt(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
         (down, across), size = self.config.grid, self.config.patch_size
         # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
-        patches = seen.reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
+        patches = self._counted(seen).reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
         joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
         rebuilt: Tensor = self.decoder(joined).float()
-        return rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(seen.shape)
+        rebuilt = rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(seen.shape)
+        return self.mean + self.spread * rebuilt
+
+    def _counted(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+        if self.config.target == "pixels":
+            return seen
+        return ((seen - self.mean) / self.spread).clamp(-MOST, MOST)
 
     def _encode(
         self, token: Token, patches: Float[Tensor, "batch down across values"]
