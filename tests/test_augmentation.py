@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.augmentation import augment
+from metalad.augmentation import augment, check_augmentation
+from metalad.errors import ConfigError
 from tests.cookies import cookies
 
 IMAGES = torch.from_numpy(cookies(2, (48, 64))).permute(0, 3, 1, 2).float() / 255
@@ -49,3 +50,19 @@ def test_a_turn_keeps_shapes_in_an_oblong_image() -> None:
     disc = ((down**2 + across**2) < 12**2).float().expand(20, 3, 41, 81)
     turned = augment(disc, degrees=25.0)  # turned farther, mirror images of the disc would come in
     assert float((turned - disc).abs().mean((1, 2, 3)).max()) < 0.01
+
+
+def test_light_changes_within_its_bound_and_stays_light() -> None:
+    torch.manual_seed(0)
+    many = (0.4 + 0.5 * IMAGES[:1]).expand(60, -1, -1, -1)
+    lit = augment(many, light=0.2)
+    gains = (lit / many).amax((1, 2, 3))
+    assert 0.8 - 1e-3 <= gains.min() < 0.85
+    assert 1.15 < gains.max() <= 1.2 + 1e-3
+    assert lit.max() <= 1
+
+
+@pytest.mark.parametrize(("degrees", "shift", "light"), [(181.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 1.0)])
+def test_what_would_leave_nothing_of_an_image_is_refused(degrees: float, shift: float, light: float) -> None:
+    with pytest.raises(ConfigError, match="must lie between"):
+        check_augmentation(degrees, shift, light)

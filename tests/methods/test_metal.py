@@ -209,7 +209,7 @@ def test_no_patch_is_rebuilt_from_its_own_pixels_once_prepared(changed: dict[str
 
 def test_training_images_are_turned_and_moved_and_others_are_not() -> None:
     model, images = small(), to_batch(cookies(4, (32, 48)))
-    still = dataclasses.replace(model.config, degrees=0.0, shift=0.0)
+    still = dataclasses.replace(model.config, degrees=0.0, shift=0.0, light=0.0)
     with torch.no_grad():
         learning, judging = model.train().loss(images), model.eval().loss(images)
         model.config = still
@@ -287,6 +287,7 @@ def test_the_papers_protocol_is_section_4_2() -> None:
         ("depth=0", "at least 1"),
         ("width=0", "at least 1"),
         ("shift=0.5", "shift between 0 and 0.5"),
+        ("light=1", "light must lie between 0 and 1"),
         ("heads=3", "heads 3 does not divide width 128"),
         ("mask=blnd", "one of blind, zero-logit, none"),
         ("image_size=8", "at least 16 pixels"),

@@ -43,6 +43,7 @@ LITERAL = (
     "attention=anywhere",
     "degrees=0",
     "shift=0",
+    "light=0",
 )
 """MeTAL as the paper has it, but for the mask."""
 TINY = ("image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1", "reduction=1")

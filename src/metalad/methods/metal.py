@@ -64,6 +64,7 @@ class MetalConfig(DetectorConfig):
     )
     degrees: float = setting(1.0, "turn training images by up to so many degrees, either way")
     shift: float = setting(0.01, "move training images by up to this part of their side, either way")
+    light: float = setting(0.1, "brighten or darken training images by up to this part")
     absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
     partner: Literal["appearance", "none"] = setting(
         "appearance", "what the calibrated map joins with the error: a density of what is there, or nothing"
@@ -83,7 +84,7 @@ class MetalConfig(DetectorConfig):
             raise ConfigError(f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once")
         if min(self.depth, self.width, self.hidden_width, self.heads, self.feed_forward_ratio) < 1:
             raise ConfigError("depth, width, hidden_width, heads and feed_forward_ratio must be at least 1")
-        check_augmentation(self.degrees, self.shift)
+        check_augmentation(self.degrees, self.shift, self.light)
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if min(self.count(token) for token in self.tokens) < 2:
@@ -218,8 +219,9 @@ class Metal(Reconstructor):
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
         images = reduced(images, self.config.reduction)
-        if self.training and (self.config.degrees or self.config.shift):
-            images = augment(images, degrees=self.config.degrees, shift=self.config.shift)
+        degrees, shift, light = self.config.degrees, self.config.shift, self.config.light
+        if self.training and (degrees or shift or light):
+            images = augment(images, degrees=degrees, shift=shift, light=light)
         rebuilt = self._rebuilt(images)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
