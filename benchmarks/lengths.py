@@ -2,7 +2,8 @@
 
 python benchmarks/lengths.py CATEGORY OUT.png [--results benchmarks/results]
 
-The validation loss of each run over its epochs, with the raw pixel AUROC up to a false-positive rate of 0.3 at its end.
+The validation loss of each run over its epochs, with the raw pixel AUROC up to a false-positive rate of 0.3 at its end;
+across them the loss that the mean good image would have, where `plateau.py` has measured it.
 """
 
 import argparse
@@ -11,9 +12,11 @@ from pathlib import Path
 from leak import COLOURS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plateau import MEAN, STUDY
 
 from metalad.benchmark.rows import Row
 from metalad.benchmark.run import RESULTS, known_rows
+from metalad.benchmark.studies import read_study
 from metalad.benchmark.suites import suite_named
 from metalad.files import replacing
 
@@ -38,11 +41,22 @@ def main() -> None:
     axes = figure.subplots()
     for label, row in found:
         draw(axes, label, row)
+    for finding in read_study(arguments.results, STUDY):
+        if finding.values["Table 3"] == MEAN:
+            name = f"{MEAN}: {finding.values['to 0.3']:.3f}"
+            axes.axhline(float(str(finding.values["validation loss"])), color="#8a93a3", linewidth=0.8, label=name)
     highest = max(row.training["validation_loss"] for _, row in found)
     axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, highest + ROOM), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#d5dae1", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, title="raw pixel AUROC up to 0.3", title_fontsize=8)
+    axes.legend(
+        facecolor="white",
+        edgecolor="none",
+        framealpha=1,
+        fontsize=8,
+        title="raw pixel AUROC up to 0.3",
+        title_fontsize=8,
+    )
     with replacing(arguments.out) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
