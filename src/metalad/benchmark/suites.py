@@ -270,25 +270,26 @@ def _loss() -> Suite:
 
 
 def _start() -> Suite:
-    """Beside `table-3`'s blind cells, which differ by what is changed here alone."""
-    changed = {
-        "from the mean image": ("target=deviations", "attention=anywhere"),
-        "from mean and neighbours": ("target=deviations", "attention=neighbours"),
-    }
-    configurations = tuple(
-        Configuration(
-            f"{shape.label}, {label}",
-            settings=(*(s for s in shape.settings if not s.startswith(("target=", "attention="))), *settings),
-            paper=shape.paper,
+    """Beside `table-3`'s cells, which differ by what is changed here alone."""
+
+    def changed(label: str, *settings: str, masks: tuple[str, ...]) -> tuple[Configuration, ...]:
+        names = tuple(f"{setting.partition('=')[0]}=" for setting in settings)
+        return tuple(
+            Configuration(
+                f"{shape.label}, {label}",
+                settings=(*(text for text in shape.settings if not text.startswith(names)), *settings),
+                paper=shape.paper,
+            )
+            for shape in _patches(1)
+            if any(f"mask={mask}" in shape.settings for mask in masks)
         )
-        for label, settings in changed.items()
-        for shape in _patches(1)
-        if "mask=blind" in shape.settings
-    )
+
+    mean = changed("from the mean image", "target=deviations", "attention=anywhere", masks=MASKS)
+    neighbours = changed("from mean and neighbours", "target=deviations", "attention=neighbours", masks=MASKS[:1])
     return Suite(
         "start",
         "the paper's shapes of patches, with a descent that starts from the mean image, and at neighbours",
-        (Grid(configurations, ("bottle",)),),
+        (Grid((*mean, *neighbours), KINDS[:1]),),
         scorings=("raw", "calibrated"),
         paper_table="Table 3",
         whole=True,
