@@ -43,11 +43,14 @@ def augment(
     """
     count, _, height, width = images.shape
 
+    def chance() -> Tensor:  # always the CPU's, so that a GPU trains on the same images
+        return torch.rand(count).to(images.device)
+
     def drawn(limit: float) -> Tensor:
-        return (2 * torch.rand(count, device=images.device) - 1) * limit
+        return (2 * chance() - 1) * limit
 
     angle, across, down = drawn(math.radians(degrees)), drawn(2 * shift), drawn(2 * shift)
-    mirrored = torch.where(torch.rand(count, device=images.device) < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
+    mirrored = torch.where(chance() < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
     cosine, sine, aspect = angle.cos(), angle.sin(), height / width
     matrix = torch.stack(
         [
