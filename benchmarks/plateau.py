@@ -47,10 +47,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     plan = Training(learning_rate=1e-4, batch_size=arguments.batch_size, steps=arguments.steps)
-    order = [MEAN, *(configuration.paper for configuration in BLIND.values())]
+    papers = {MEAN: MEAN} | {label: configuration.paper for label, configuration in BLIND.items()}
+    order = list(papers.values())
     for label in (MEAN, *arguments.only):
         done = read_study(arguments.out, STUDY)
-        if any(finding.values["Table 3"] == (MEAN if label == MEAN else BLIND[label].paper) for finding in done):
+        if any(finding.values["Table 3"] == papers[label] for finding in done):
             continue
         if label == MEAN:
             finding = of_the_mean(arguments.category, arguments.seed)

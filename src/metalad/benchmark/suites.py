@@ -270,7 +270,7 @@ def _loss() -> Suite:
 
 
 def _start() -> Suite:
-    """Beside `table-3`'s cells, which differ by what is changed here alone."""
+    """Beside `table-3`'s cells, which differ by what is changed here, and by the batch size that goes with it."""
 
     def changed(label: str, *settings: str, masks: tuple[str, ...]) -> tuple[Configuration, ...]:
         names = tuple(f"{setting.partition('=')[0]}=" for setting in settings)
