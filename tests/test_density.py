@@ -11,6 +11,7 @@ from metalad.density import (
     PlaceNormal,
     PrincipalComponents,
     Surprise,
+    explained_by_place,
     nearest,
 )
 from metalad.layers import Smoothing
@@ -105,6 +106,23 @@ def test_scale_means_nothing_and_an_unsteady_distance_says_little() -> None:
     torch.testing.assert_close(scaled([7 * twice, 0.01 * twice]), units([twice, twice]))
     usual = torch.ones(1, 1, 1)
     assert units([twice, usual]) - units([usual, usual]) > 10 * (units([usual, twice]) - units([usual, usual]))
+
+
+def test_each_distance_has_the_say_it_is_given() -> None:
+    distances = [(0.1 * noise(10, 20, 20)).exp(), noise(10, 20, 20, seed=1).exp()]
+    units = Surprise(2)
+    units.learn(distances)
+    each = [units(distances, torch.eye(2)[number]) for number in range(2)]
+    torch.testing.assert_close(units(distances), (each[0] + each[1]) / 2)
+    torch.testing.assert_close(units(distances, torch.tensor([3.0, 1.0])), (3 * each[0] + each[1]) / 4)
+
+
+def test_place_explains_what_does_not_change_from_image_to_image() -> None:
+    here, anywhere = noise(5, 8, 8)[:1].expand(50, -1, -1, -1), noise(50, 5, 8, 8)
+    assert float(explained_by_place(here)) == pytest.approx(1)
+    assert float(explained_by_place(anywhere)) == pytest.approx(0, abs=0.05)
+    assert float(explained_by_place(here + anywhere)) == pytest.approx(0.5, abs=0.1)
+    assert float(explained_by_place(torch.ones(2, 3, 4, 4))) == 1
 
 
 def test_components_are_those_of_a_singular_value_decomposition() -> None:

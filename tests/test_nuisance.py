@@ -112,11 +112,19 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
 
 
 def test_noise_has_the_deviation_asked_for_and_no_mean() -> None:
-    grey = np.full((100, 100, 3), 128, np.uint8)
-    noise = gaussian_noise(grey, 4.0, chance()).astype(float) - 128
+    flat = np.full((100, 100, 3), (120, 128, 136), np.uint8)
+    noise = gaussian_noise(flat, 4.0, chance()).astype(float) - flat
     # Rounding to bytes adds a variance of 1/12; 30,000 values tell the deviation to 0.4 %.
     assert noise.std() == pytest.approx(math.sqrt(16 + 1 / 12), rel=0.02)
     assert abs(noise.mean()) < 0.1
+    assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 2].ravel())[0, 1]) < 0.05
+
+
+def test_a_grey_image_stays_grey_under_noise() -> None:
+    grey = np.repeat(cookies(1, (64, 64))[0][..., :1], 3, -1)
+    noisy = gaussian_noise(grey, 4.0, chance())
+    assert (noisy == noisy[..., :1]).all()
+    assert not np.array_equal(noisy, grey)
 
 
 def test_blur_spreads_a_point_as_a_gaussian_and_keeps_colours_apart() -> None:

@@ -66,15 +66,16 @@ class Appearance(nn.Module):
         """Whether there is anything to compare with."""
         return self.place.whitening.numel() > 0
 
-    def learn(self, pixels: Pixels, device: torch.device) -> None:
+    def learn(self, pixels: Pixels, device: torch.device, light: nn.Module | None = None) -> None:
         """Learn all from good images, and from changed copies of some (see `DRIFTED_EVERY`).
 
-        Of very many, from some spread evenly over them.
+        Of very many, from some spread evenly over them. light: what images go through before they come here.
         """
         pixels, chance = thinned(pixels, MAX_IMAGES // 2), np.random.default_rng(0)
         with torch.no_grad():
             images = list(batches(pixels, device))
             images += list(batches(np.stack([drifted(image, chance) for image in pixels[::DRIFTED_EVERY]]), device))
+            images = images if light is None else [light(batch) for batch in images]
             edges = torch.cat([self.edges(batch) for batch in images])
             self.units.learn([edges])
             self.place.learn(self.units(edges))

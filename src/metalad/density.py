@@ -159,10 +159,19 @@ class Surprise(nn.Module):
             tail = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
             self.reach[number] = (tail - logs.mean()).clamp_min(1e-3)
 
-    def forward(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Float[Tensor, "batch down across"]:
-        """Return the mean of the distances in tail units; below 0 where less than usual."""
+    def forward(
+        self,
+        distances: Sequence[Float[Tensor, "batch down across"]],
+        say: Float[Tensor, " distances"] | None = None,
+    ) -> Float[Tensor, "batch down across"]:
+        """Return the mean of the distances in tail units; below 0 where less than usual.
+
+        say: each distance's weight; all alike by default.
+        """
         units = [(_log(values) - self.usual[number]) / self.reach[number] for number, values in enumerate(distances)]
-        return torch.stack(units).mean(0)
+        if say is None:
+            return torch.stack(units).mean(0)
+        return (torch.stack(units) * say[:, None, None, None]).sum(0) / say.sum()
 
 
 def as_map(surprise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -184,6 +193,12 @@ def whitening(
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         found[start : start + 64] = inverse
     return found
+
+
+def explained_by_place(maps: Float[Tensor, "images channels down across"]) -> Float[Tensor, ""]:
+    """Return the part of the features' variance that places explain: 1 if images do not differ, 0 of textures."""
+    within, total = maps.var(0, correction=0).mean(), maps.var((0, 2, 3), correction=0).mean()
+    return 1 - within / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def drawn_places(maps: Float[Tensor, "images channels down across"], seed: int) -> Float[Tensor, "points channels"]:

@@ -25,7 +25,7 @@ from metalad.files import write_bytes
 from metalad.methods import method_named
 from metalad.settings import from_json
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 

@@ -51,8 +51,12 @@ def jpeg(image: Rgb, quality: int) -> Rgb:
 
 
 def gaussian_noise(image: Rgb, sigma: float, chance: np.random.Generator) -> Rgb:
-    """Add noise of the standard deviation `sigma`, in grey levels of 255, to every value on its own."""
-    return _bytes(image + sigma * chance.standard_normal(image.shape))
+    """Add noise of the standard deviation `sigma`, in grey levels of 255, to every value on its own.
+
+    To all three values of a pixel alike where the image is grey: a camera without colours has no noise of colours.
+    """
+    grey = bool((image == image[..., :1]).all())
+    return _bytes(image + sigma * chance.standard_normal((*image.shape[:2], 1 if grey else 3)))
 
 
 def gaussian_blur(image: Rgb, sigma: float) -> Rgb:

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from metalad.precision import Precision, WantedPrecision, fastest_precision
 from metalad.ranks import Team, joined
 from metalad.run_folder import RunFolder, RunSettings
 from metalad.settings import from_json
+from metalad.versions import versions
 
 VALIDATION_FRACTION = 0.1
 
@@ -253,7 +252,7 @@ def _conclude(
             "skipped": len(training.skipped) + len(validation.skipped),
         },
         training_hash=settings.training_hash,
-        versions=_versions(),
+        versions=versions(("metalad", "torch", "numpy")),
         false_alarms=settings.false_alarms,
         thresholds={scoring: detector.threshold(settings.false_alarms, scoring) for scoring in SCORINGS},
     )
@@ -261,10 +260,6 @@ def _conclude(
     folder.checkpoint.unlink(missing_ok=True)
     folder.note(f"wrote {folder.model}; thresholds: {_rounded(header.thresholds)}")
     return Model(detector, header, folder.model)
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in ("metalad", "torch", "numpy")}
 
 
 def _rounded(values: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from metalad.appearance import reduced
 from metalad.calibrate import calibrate
 from metalad.calibration import Evidence
 from metalad.detector import to_batch
@@ -52,11 +53,11 @@ def small(
 
 
 def own_gradients(model: Metal, batch: int = 1) -> dict[tuple[int, int], Tensor]:
-    """The gradient of each patch's output to its own pixels, by the patch's place."""
+    """The gradient of each patch's output to its own pixels, by the patch's place; of images in the usual light."""
     size, (down, across) = model.config.patch_size, model.config.grid
     whole = size * model.config.reduction
     images = torch.rand(batch, 3, *model.config.image_size, requires_grad=True)
-    rebuilt = model.reconstruct(images)
+    rebuilt = model.reconstruct(reduced(images, model.config.reduction))
     weights = torch.randn(3, size, size)
     found = {}
     for row, column in itertools.product(range(down), range(across)):
@@ -159,15 +160,15 @@ def test_the_descent_starts_from_the_mean_good_image() -> None:
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    mean = (pixels.astype(np.float64) / 255).mean(0).transpose(2, 0, 1)
     with torch.no_grad():
-        rebuilt = model.reconstruct(to_batch(pixels))
-    np.testing.assert_allclose(rebuilt.numpy(), np.broadcast_to(mean, rebuilt.shape), atol=1e-6)
+        seen = model.seen(to_batch(pixels))
+        rebuilt = model.reconstruct(seen)
+    torch.testing.assert_close(rebuilt, seen.mean(0).expand_as(rebuilt))
 
 
 def test_no_pixels_unit_is_far_below_that_of_all() -> None:
     model, pixels = prepared()
-    variance = (pixels.astype(np.float64) / 255).var(0).transpose(2, 0, 1)
+    variance = model.seen(to_batch(pixels)).numpy().astype(np.float64).var(0)
     np.testing.assert_allclose(model.spread, np.sqrt(variance + variance.mean() / 4), rtol=1e-3)
     assert model.spread.min() >= variance.mean() ** 0.5 / 2
 
@@ -191,6 +192,23 @@ def test_images_that_are_all_the_same_are_no_hindrance() -> None:
     model.prepare("train", same, seed=0)
     assert torch.equal(model.spread, torch.full((3, 32, 48), 1 / 255))
     assert torch.isfinite(model.loss(to_batch(same)))
+
+
+@pytest.mark.parametrize("gain", [0.7, 1.3])
+def test_another_light_is_no_news(gain: float) -> None:
+    model, pixels = prepared()
+    images = to_batch(pixels)
+    with torch.no_grad():
+        seen, lit = model.seen(images), model.seen(gain * images)
+        torch.testing.assert_close(seen, lit, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.evidence(images).residual, model.evidence(gain * images).residual)
+    assert not torch.equal(seen, images)
+
+
+def test_the_paper_takes_the_light_as_it_is() -> None:
+    model, pixels = prepared(light=0.0)
+    assert model.light is None
+    assert torch.equal(model.seen(to_batch(pixels)), to_batch(pixels))
 
 
 def test_the_papers_target_is_the_pixels_themselves() -> None:

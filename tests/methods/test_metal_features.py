@@ -42,11 +42,28 @@ def test_copies_spare_a_drift_of_the_light() -> None:
     image = cookies(9, SIZE)[8]
     worse = []
     for copies in (0, 2):
-        model = fitted(copies=copies)
+        model = fitted(copies=copies, usual_light=False)
         with torch.no_grad():
             pair = model(to_batch(np.stack([image, brightness(image, -0.12)]))).score
         worse.append(float(pair[1] / pair[0]))
     assert worse[1] < worse[0]
+
+
+def test_another_light_is_no_news() -> None:
+    model, images = fitted(), to_batch(cookies(9, SIZE)[8:])
+    with torch.no_grad():
+        one, other = model(images), model(0.8 * images)
+    torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-3)
+
+
+def test_the_law_of_places_has_the_say_that_places_have_in_the_features() -> None:
+    model = fitted(copies=2)
+    with torch.no_grad():
+        fine, _ = model.describe(to_batch(cookies(8, SIZE)))
+    values = fine[:, :24].numpy().astype(np.float64)
+    explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
+    assert model.say.tolist() == pytest.approx([1, 1, 1, explained], rel=1e-4)
+    assert 0 < explained < 1
 
 
 def test_without_copies_chance_is_the_codebooks_alone() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from metalad.benchmark.examples import draw_examples
 from metalad.benchmark.job import Failure, Job
-from metalad.benchmark.machine import machine, peak_memory, reset_peak_memory, versions
+from metalad.benchmark.machine import PACKAGES, machine, peak_memory, reset_peak_memory
 from metalad.benchmark.rows import Row
 from metalad.data import data_hash, read_category
 from metalad.detector import DetectorConfig
@@ -27,6 +27,7 @@ from metalad.model_file import Model
 from metalad.report import Report
 from metalad.settings import from_json, from_texts
 from metalad.train import train
+from metalad.versions import versions
 
 MOST_LOSSES = 50
 """About so many losses of a training are kept in a row."""
@@ -86,7 +87,7 @@ def _trained(job: Job, config: DetectorConfig, device: torch.device, progress: b
         "test": data_hash(category.test),
         "all": data_hash((*category.train, *category.test)),
     }
-    log = _WorkLog(work, {"job": job.to_json(), "versions": versions(), "data": hashes, "torch": str(device)})
+    log = _WorkLog(work, {"job": job.to_json(), "versions": versions(PACKAGES), "data": hashes, "torch": str(device)})
     reset_peak_memory()
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # before it there is nothing to reset: an error
@@ -141,7 +142,7 @@ def _row(job: Job, config: DetectorConfig, device: torch.device, **found: Any) -
         epochs=cell.epochs,
         commit=job.commit,
         machine=machine(gpu),
-        versions=versions(),
+        versions=versions(PACKAGES),
         device=device.type,
         threads=job.threads,
         **{"data": {}, "training": {}, "metrics": {}, **found},

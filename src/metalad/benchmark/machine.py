@@ -4,13 +4,13 @@ import contextlib
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import metalad
 
 PACKAGES = ("metalad", "torch", "numpy", "scipy", "pillow")
+"""Those whose versions a row names."""
 CODE = ("src", "pyproject.toml")
 """What makes a checkout dirty; new rows and tables do not."""
 
@@ -18,15 +18,6 @@ CODE = ("src", "pyproject.toml")
 def machine(gpu: str | None) -> dict[str, Any]:
     """Return the processor's name, how many cores are usable, the memory in GiB, and the GPU's name."""
     return {"cpu": _processor(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": gpu}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that take part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def commit() -> str | None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from metalad.benchmark.machine import commit, machine, versions
+from metalad.benchmark.machine import commit, machine
 from metalad.errors import RunError
 from metalad.files import write_text
+from metalad.versions import versions
 
 FOLDER = "studies"
 PREFIX = "study:"
@@ -26,7 +27,7 @@ class Finding:
     values: Mapping[str, Value]
     commit: str | None = field(default_factory=commit)
     cpu: str = field(default_factory=lambda: str(machine(None)["cpu"]))
-    torch: str = field(default_factory=lambda: versions()["torch"])
+    torch: str = field(default_factory=lambda: versions(["torch"])["torch"])
 
 
 def study_path(results: Path, name: str) -> Path:

@@ -4,8 +4,9 @@ Each square patch is rebuilt from the rest of the image by masked self-attention
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
 the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0.
 
-Beyond the paper, patches are embedded and rebuilt as deviations from the mean good image, each head begins by looking
-at a neighbour, and a partner looks at the image itself (`metalad.appearance`); the calibrated map joins both.
+Beyond the paper, images are first brought to one light, patches are embedded and rebuilt as deviations from the mean
+good image, each head begins by looking at a neighbour, and a partner looks at the image itself (`metalad.appearance`);
+the calibrated map joins both.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from metalad.distillation import batches
 from metalad.errors import ConfigError
 from metalad.gradient import Pixels, Training
 from metalad.layers import Mask, MaskedEncoder, perceptron
+from metalad.light import Light
 from metalad.losses import l1_ssim_loss, mean_ssim
 from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
@@ -64,7 +66,11 @@ class MetalConfig(DetectorConfig):
     )
     degrees: float = setting(1.0, "turn training images by up to so many degrees, either way")
     shift: float = setting(0.01, "move training images by up to this part of their side, either way")
-    light: float = setting(0.1, "brighten or darken training images by up to this part")
+    light: float = setting(
+        0.1,
+        "light that is no news: bring images to the usual brightness and contrast, and brighten or darken training "
+        "images by up to this part; 0: neither (paper)",
+    )
     absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
     partner: Literal["appearance", "none"] = setting(
         "appearance", "what the calibrated map joins with the error: a density of what is there, or nothing"
@@ -119,6 +125,7 @@ class MetalConfig(DetectorConfig):
 class Metal(Reconstructor):
     """MeTAL: one masked encoder a token shape, one decoder for all patches.
 
+    light: brings images to the light they are usually taken in, unless the setting of that name is 0.
     mean, spread: [3, down, across], the mean good image and by how much good ones deviate from it (see `prepare`). What
     is embedded and rebuilt is counted from the one in units of the other; of `target="pixels"` they are 0 and 1.
     """
@@ -149,19 +156,22 @@ class Metal(Reconstructor):
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
         self.appearance = Appearance(config.reduction) if config.partner == "appearance" else None
+        self.light = Light() if config.light else None
         self.register_buffer("mean", torch.zeros(3, *config.evidence_size))
         self.register_buffer("spread", torch.ones(3, *config.evidence_size))
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
-        """Take mean and spread of good images, by which `target="deviations"` counts.
+        """Learn the usual light, and the mean and spread of good images, by which `target="deviations"` counts.
 
         A descent that starts from nothing spends its first thousand steps on the mean image, patch by patch, and may
         never come to what a patch's surroundings say of it.
         """
         del stage, seed
+        if self.light is not None:
+            self.light.learn(batches(pixels, self.device))
         if self.config.target == "pixels":
             return
-        seen = torch.cat([reduced(batch, self.config.reduction) for batch in batches(pixels, self.device)])
+        seen = torch.cat([self.seen(batch) for batch in batches(pixels, self.device)])
         variance, mean = torch.var_mean(seen, 0, correction=0)
         self.mean.copy_(mean)
         self.spread.copy_((variance + COMMON_SPREAD**2 * variance.mean()).sqrt().clamp_min(LEAST_SPREAD))
@@ -177,7 +187,7 @@ class Metal(Reconstructor):
         """Let the partner learn; the held-out images stay new to it, for the units and the threshold."""
         del held_out
         if self.appearance is not None:
-            self.appearance.learn(training, self.device)
+            self.appearance.learn(training, self.device, self.light)
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return reconstruction minus image, and the partner's: what the whole should be minus image, and distances.
@@ -185,8 +195,9 @@ class Metal(Reconstructor):
         All of the image that is rebuilt, which may be smaller. The first three channels of the residual are the
         reconstruction's.
         """
+        images = self.in_usual_light(images)
         seen = reduced(images, self.config.reduction)
-        rebuilt = self._rebuilt(seen)
+        rebuilt = self.reconstruct(seen)
         residual, expected = rebuilt - seen, rebuilt.clamp(0, 1)
         if self.appearance is None or not self.appearance.learnt:
             return Evidence(residual, expected)
@@ -201,7 +212,7 @@ class Metal(Reconstructor):
 
         def learn(others: Pixels) -> None:
             self.appearance = Appearance(self.config.reduction).to(self.device)
-            self.appearance.learn(others, self.device)
+            self.appearance.learn(others, self.device, self.light)
 
         try:
             return self._evidence_by_folds(training, learn)
@@ -212,22 +223,27 @@ class Metal(Reconstructor):
         """Return the paper's map: the squared error of the reconstruction, summed over colours."""
         return evidence.residual[:, :3].square().sum(1)
 
-    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
-        """Rebuild every patch of the reduced image from the others; values are near [0, 1] but not clipped to it."""
-        return self._rebuilt(reduced(images, self.config.reduction))
+    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
+        """Return what is rebuilt of RGB images in [0, 1]: in the usual light, and reduced."""
+        return reduced(self.in_usual_light(images), self.config.reduction)
+
+    def in_usual_light(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Return images in the light that good ones are taken in; two numbers of the whole image change, no more."""
+        return images if self.light is None else self.light(images)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
-        images = reduced(images, self.config.reduction)
+        images = self.seen(images)
         degrees, shift, light = self.config.degrees, self.config.shift, self.config.light
         if self.training and (degrees or shift or light):
             images = augment(images, degrees=degrees, shift=shift, light=light)
-        rebuilt = self._rebuilt(images)
+        rebuilt = self.reconstruct(images)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
         return l1_ssim_loss(rebuilt, images)
 
-    def _rebuilt(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+    def reconstruct(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+        """Rebuild every patch of what is `seen` of images from the others; values may leave [0, 1] by a little."""
         (down, across), size = self.config.grid, self.config.patch_size
         # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
         patches = self._counted(seen).reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)

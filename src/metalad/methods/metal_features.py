@@ -3,7 +3,8 @@
 A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
 from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
 what is usual there. Held-out good images give each of the four its unit (see `density.Surprise`), so that their mean
-can be taken: on objects that turn, the laws of places earn little. Nothing is trained, and no bank is searched.
+can be taken. What is usual at a place has its full say only as far as it depends on the place: little on objects that
+turn. Nothing is trained, and no bank is searched.
 """
 
 import math
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from metalad.backbones import Backbone, neighbourhoods
 from metalad.calibration import Evidence
-from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places
+from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places, explained_by_place
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
-from metalad.distillation import Standardised
+from metalad.distillation import Standardised, batches
 from metalad.errors import ConfigError, DataError
+from metalad.light import Light
 from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
 from metalad.settings import setting
@@ -43,6 +45,7 @@ class MetalFeaturesConfig(DetectorConfig):
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     words: int = setting(1024, "typical features in each codebook")
     copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
+    usual_light: bool = setting(True, "bring every image to the good images' usual brightness")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
@@ -101,11 +104,16 @@ class Densities(nn.Module):
 
 
 class MetalFeatures(FittedDetector):
-    """A frozen backbone, four densities of its features, and their common unit."""
+    """A frozen backbone, four densities of its features, and their common unit.
+
+    say: the weight of each density. That of the law of places is the part of the features' variance that places
+        explain, the others' is 1.
+    """
 
     name = "metal_features"
     has_own_units = True
     config: MetalFeaturesConfig
+    say: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
@@ -115,6 +123,8 @@ class MetalFeatures(FittedDetector):
         self.fine_units, self.deep_units = Standardised(sum(self.widths)), Standardised(channels["s32"])
         self.densities = Densities(config.words, self.widths)
         self.surprise = Surprise(4)
+        self.light = Light(stretches=False)  # the network hardly minds contrast
+        self.register_buffer("say", torch.ones(4))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the densities of one half of the images, their units on the other, and the densities of all.
@@ -129,12 +139,15 @@ class MetalFeatures(FittedDetector):
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
         chance = np.random.default_rng(seed)
         with torch.no_grad():
+            if self.config.usual_light:
+                self.light.learn(batches(pixels, self.device))
             known = self._learn_units([self._maps(batch) for batch in self._varied(pixels, chance)])
             # An image's copies lie in its half: a density must not know what its unit is taken from.
             half = torch.arange(len(known.fine)) % len(pixels) % 2
             distances = [self._unseen(known.of(half != side), known.of(half == side), seed) for side in (0, 1)]
             self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
             self.densities.learn(known, seed)
+            self.say[-1] = explained_by_place(known.fine[: len(pixels), : self.densities.placed])
 
     def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
         """Return what the backbone says of RGB images in [0, 1]."""
@@ -143,7 +156,7 @@ class MetalFeatures(FittedDetector):
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
-        surprise = self.surprise(self.densities(self.describe(images)))
+        surprise = self.surprise(self.densities(self.describe(images)), self.say)
         maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear")
         return Evidence(as_map(maps))
 
@@ -152,7 +165,7 @@ class MetalFeatures(FittedDetector):
         return evidence.residual[:, 0]
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.backbone(images)
+        maps = self.backbone(self.light(images))
         grid = (maps[1].shape[-2], maps[1].shape[-1])
         return neighbourhoods(maps[:3], grid), neighbourhoods(maps[3:], (maps[3].shape[-2], maps[3].shape[-1]))
 
