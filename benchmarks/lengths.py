@@ -37,7 +37,7 @@ def main() -> None:
     found = [(cell.configuration.label, rows[cell.key]) for cell in cells if cell.key in rows]
     if not found:
         raise SystemExit(f"no rows yet: metalad benchmark table-3 --data ROOT --protocol paper --only {cells[0].name}")
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
     axes = figure.subplots()
     for label, row in found:
         draw(axes, label, row)
@@ -49,13 +49,8 @@ def main() -> None:
     axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, highest + ROOM), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#d5dae1", linewidth=0.6)
-    axes.legend(
-        facecolor="white",
-        edgecolor="none",
-        framealpha=1,
-        fontsize=8,
-        title="raw pixel AUROC up to 0.3",
-        title_fontsize=8,
+    figure.legend(
+        loc="outside right upper", frameon=False, fontsize=8, title="raw pixel AUROC up to 0.3", title_fontsize=8
     )
     with replacing(arguments.out) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
