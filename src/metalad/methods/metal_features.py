@@ -107,7 +107,7 @@ class MetalFeatures(FittedDetector):
     """A frozen backbone, four densities of its features, and their common unit.
 
     say: the weight of each density. That of the law of places is the part of the features' variance that places
-        explain, the others' is 1.
+        explain, squared: it fades out where that is less than half. The others' is 1.
     """
 
     name = "metal_features"
@@ -147,7 +147,7 @@ class MetalFeatures(FittedDetector):
             distances = [self._unseen(known.of(half != side), known.of(half == side), seed) for side in (0, 1)]
             self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
             self.densities.learn(known, seed)
-            self.say[-1] = explained_by_place(known.fine[: len(pixels), : self.densities.placed])
+            self.say[-1] = explained_by_place(known.fine[: len(pixels), : self.densities.placed]) ** 2
 
     def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
         """Return what the backbone says of RGB images in [0, 1]."""
