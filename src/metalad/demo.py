@@ -10,6 +10,8 @@ from metalad.report import Report
 from metalad.train import train
 
 DATA = Path(__file__).parent / "demo_data" / "cookie"
+FALSE_ALARMS = 0.05
+"""What 31 images can just tell of: one in a hundred would lie far beyond all of them."""
 
 
 def demo(
@@ -33,5 +35,14 @@ def demo(
     Raises:
         RunError: `out` cannot be used. ConfigError: no such method, or a setting that cannot be.
     """
-    train(DATA, out, method=method, minutes=minutes, resume=True, device=device, progress=progress)
+    train(
+        DATA,
+        out,
+        method=method,
+        minutes=minutes,
+        false_alarms=FALSE_ALARMS,
+        resume=True,
+        device=device,
+        progress=progress,
+    )
     return evaluate(out, DATA, device=device, progress=progress)
