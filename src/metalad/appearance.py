@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metalad.density import Codebook, PlaceNormal, PrincipalComponents, drawn_places
 from metalad.distillation import Standardised, batches
 from metalad.gradient import Pixels, thinned
+from metalad.light import LUMINANCE
 from metalad.nuisance import drifted
 
 STRIDE = 8
@@ -35,7 +36,7 @@ MAX_IMAGES = 512
 DRIFTED_EVERY = 4
 """Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
 is harmless, and too few to blur what a place usually shows."""
-YUV = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
 
 
