@@ -39,6 +39,6 @@ def test_it_trains_resumes_and_evaluates_in_one_folder(tmp_path: Path) -> None:
         undecorated = getattr(module.demo, "__wrapped__", module.demo)
         assert undecorated(tmp_path, method="metal", minutes=1.0, device="cpu") is report
     assert train.call_args == mock.call(
-        DATA, tmp_path, method="metal", minutes=1.0, resume=True, device="cpu", progress=False
+        DATA, tmp_path, method="metal", minutes=1.0, false_alarms=0.05, resume=True, device="cpu", progress=False
     )
     assert evaluate.call_args == mock.call(tmp_path, DATA, device="cpu", progress=False)
