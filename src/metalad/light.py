@@ -21,6 +21,11 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601)."""
 
 
+def grey(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
+    """Return the luminance of RGB images."""
+    return (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+
+
 class Light(nn.Module):
     """The usual brightness and contrast of good images, and how to bring any image to them.
 
@@ -34,7 +39,6 @@ class Light(nn.Module):
     brightness: Tensor
     contrast: Tensor
     say: Tensor
-    luminance: Tensor
 
     def __init__(self, *, stretches: bool = True) -> None:
         super().__init__()
@@ -42,7 +46,6 @@ class Light(nn.Module):
         self.register_buffer("brightness", torch.ones(()))
         self.register_buffer("contrast", torch.ones(()))
         self.register_buffer("say", torch.zeros(2))
-        self.register_buffer("luminance", torch.tensor(LUMINANCE)[:, None, None], persistent=False)
 
     def learn(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> None:
         """Learn the usual light from good images."""
@@ -64,7 +67,7 @@ class Light(nn.Module):
 
     def _measured(self, images: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Return each image's brightness, and its contrast as a part of that."""
-        values = (images * self.luminance).sum(1).flatten(1)
+        values = grey(images).flatten(1)
         brightness = values.mean(1).clamp_min(BLACK)
         spread = (values - values.mean(1, keepdim=True)).square().mean(1).clamp_min(BLACK**2).sqrt()
         return brightness, spread / brightness

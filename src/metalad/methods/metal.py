@@ -2,7 +2,8 @@
 
 Each square patch is rebuilt from the rest of the image by masked self-attention over square patches and over
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
-the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0.
+the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0. (Pixels
+in the usual light: its brightness and contrast are two numbers of the whole image, see `metalad.light`.)
 
 Beyond the paper, images are first brought to one light, patches are embedded and rebuilt as deviations from the mean
 good image, each head begins by looking at a neighbour, and a partner looks at the image itself (`metalad.appearance`);

@@ -10,10 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.convolutional import AutoencoderConfig, AutoencoderDetector
+from metalad.light import grey
 from metalad.losses import mean_ssim, padded_ssim_map
-
-LUMA = (0.299, 0.587, 0.114)
-"""Of red, green and blue in grey (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class SsimAutoencoder(AutoencoderDetector):
 
     def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
         """Return grey images."""
-        return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        return grey(images)
 
     def error(
         self, rebuilt: Float[Tensor, "batch 1 height width"], seen: Float[Tensor, "batch 1 height width"]

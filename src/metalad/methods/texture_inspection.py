@@ -18,10 +18,9 @@ from metalad.calibration import Evidence
 from metalad.clustering import Mixture, fit_mixture, log_likelihood
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
+from metalad.light import grey
 from metalad.settings import setting
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 WEBER = 0.03
 """Contrast, as a length over the patch, from which on the eye answers logarithmically (Varma & Zisserman 2009)."""
 
@@ -111,11 +110,11 @@ class TextureInspection(FittedDetector):
 
     def patches(self, images: Float[Tensor, "1 3 height width"]) -> Iterator[Float[Tensor, "places channels"]]:
         """Yield the compressed patch around each pixel, level by level; beyond the border lies its mirror image."""
-        grey = (images * images.new_tensor(LUMA).reshape(3, 1, 1)).sum(1, keepdim=True)
+        level = grey(images)
         for size in self.config.level_sizes:
             # The triangular filter of antialiasing is the pyramid's blur.
-            grey = grey if grey.shape[-2:] == size else F.interpolate(grey, size, mode="bilinear", antialias=True)
-            padded = F.pad(grey, (self.config.patch // 2,) * 4, mode="reflect")
+            level = level if level.shape[-2:] == size else F.interpolate(level, size, mode="bilinear", antialias=True)
+            padded = F.pad(level, (self.config.patch // 2,) * 4, mode="reflect")
             places = F.unfold(padded, self.config.patch)[0].T
             if self.config.normalization == "weber":
                 places = places - places.mean(1, keepdim=True)
