@@ -14,7 +14,7 @@ SIDES = st.integers(1, 40)
 SIGMAS = st.sampled_from([0.3, 1.0, 1.5, 4.0, 9.0])
 
 
-def encoder(mask: Mask, depth: int, *, neighbours: bool = False) -> MaskedEncoder:
+def encoder(mask: Mask, depth: int, *, neighbours: bool = False, reach: int = 0) -> MaskedEncoder:
     torch.manual_seed(0)
     return MaskedEncoder(
         values=5,
@@ -26,6 +26,7 @@ def encoder(mask: Mask, depth: int, *, neighbours: bool = False) -> MaskedEncode
         depth=depth,
         mask=mask,
         neighbours=neighbours,
+        reach=reach,
     )
 
 
@@ -69,6 +70,15 @@ def test_smoothing_is_not_stored_with_the_model() -> None:
 def test_a_blind_token_never_sees_itself(depth: int, neighbours: bool) -> None:
     for gradient in own_gradients(encoder("blind", depth, neighbours=neighbours), torch.randn(2, 6, 5)):
         assert torch.count_nonzero(gradient) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_within_reach_of_a_blind_token_is_as_hidden_as_itself(depth: int) -> None:
+    model, tokens = encoder("blind", depth, neighbours=True, reach=1), torch.randn(1, 6, 5).requires_grad_()
+    for index in range(6):
+        (gradient,) = torch.autograd.grad(model(tokens)[0, index] @ torch.arange(8.0), tokens)
+        seen = gradient[0].abs().sum(1) > 0
+        assert seen.tolist() == [abs(index - other) > 1 for other in range(6)]
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
@@ -141,6 +151,7 @@ def test_each_head_begins_on_a_side_of_its_own() -> None:
     assert first.tolist() == [7, 17, 11, 13, 2, 22]  # above, below, before, behind; two above, two below
     line = nearness(torch.arange(5.0)[:, None], heads=4)[:, 2].argmax(-1)
     assert line.tolist() == [1, 3, 0, 4]
+    assert nearness(grid, heads=4, first=2)[:, 12].argmax(-1).tolist() == [2, 22, 10, 14]
 
 
 @settings(max_examples=10, deadline=None)

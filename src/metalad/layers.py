@@ -90,7 +90,7 @@ class MaskedEncoder(nn.Module):
     - `none`: a plain encoder.
 
     places: where the tokens lie, in tokens. neighbours: each head begins by looking at the neighbour on one side (see
-    `nearness`) instead of everywhere alike.
+    `nearness`) instead of everywhere alike. reach: tokens so near along every axis are masked like the token itself.
     """
 
     hidden: Tensor
@@ -107,15 +107,17 @@ class MaskedEncoder(nn.Module):
         depth: int,
         mask: Mask,
         neighbours: bool,
+        reach: int = 0,
     ) -> None:
         super().__init__()
         tokens = len(places)
-        near = nearness(places, heads) if neighbours else None
+        near = nearness(places, heads, 1 + reach) if neighbours else None
         self.mask = mask
         self.embedding = perceptron(values, embedding_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, near) for _ in range(depth))
-        self.register_buffer("hidden", torch.eye(tokens, dtype=torch.bool), persistent=False)
+        apart = (places[:, None] - places[None]).abs().amax(-1)
+        self.register_buffer("hidden", apart <= reach, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
         """Return one embedding a token; under `blind` it knows nothing of the token's own values."""
@@ -126,17 +128,17 @@ class MaskedEncoder(nn.Module):
         return stream
 
 
-def nearness(places: Float[Tensor, "tokens axes"], heads: int) -> Float[Tensor, "heads tokens tokens"]:
-    """Return logits by which each token begins to attend to the place beside it, on a side a head.
+def nearness(places: Float[Tensor, "tokens axes"], heads: int, first: int = 1) -> Float[Tensor, "heads tokens tokens"]:
+    """Return logits by which each token begins to attend to the place `first` tokens beside it, on a side a head.
 
-    The sides are before and behind along each axis; further heads look two tokens away, then three. A weight falls with
+    The sides are before and behind along each axis; further heads look one token farther, then two. A weight falls with
     the fourth power of the distance from that place, so that no token is out of reach. Attention then need not first
     find out which tokens are near (after d'Ascoli 2021, whose heads begin as the taps of a convolution).
     """
     axes = places.shape[1]
     steps = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
     head = torch.arange(heads)
-    sides = steps[head % len(steps)] * (1 + head // len(steps))[:, None]
+    sides = steps[head % len(steps)] * (first + head // len(steps))[:, None]
     return -2 * (places[None, None] - places[None, :, None] - sides[:, None, None]).square().sum(-1).log1p()
 
 

@@ -40,7 +40,7 @@ from tests.tiny import TINY
 
 SMALL: dict[str, DetectorConfig] = {
     "metal": TINY,
-    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, words=64),
+    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, words=64, steps=50),
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
@@ -83,7 +83,7 @@ SMALL: dict[str, DetectorConfig] = {
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_876_480),
-    "metal_features": (MetalFeaturesConfig(), 2_958_848),
+    "metal_features": (MetalFeaturesConfig(), 3_485_248),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),

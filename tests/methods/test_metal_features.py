@@ -13,7 +13,7 @@ SIZE = (64, 96)
 
 
 def fitted(images: int = 8, seed: int = 0, **changes: object) -> MetalFeatures:
-    values = {"image_size": SIZE, "smoothing_sigma": 2.0, "words": 64} | changes
+    values = {"image_size": SIZE, "smoothing_sigma": 2.0, "words": 64, "steps": 20} | changes
     model = MetalFeatures(MetalFeaturesConfig(**values))  # type: ignore[arg-type]
     model.fit(cookies(images, SIZE), seed)
     return model
@@ -62,13 +62,13 @@ def test_the_law_of_places_has_the_say_that_places_have_in_the_features() -> Non
         fine, _ = model.describe(to_batch(cookies(8, SIZE)))
     values = fine[:, :24].numpy().astype(np.float64)
     explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
-    assert model.say.tolist() == pytest.approx([1, 1, 1, explained**2], rel=1e-4)
+    assert model.say.tolist() == pytest.approx([1, 1, 1, 1, explained**2], rel=1e-4)
     assert 0 < explained < 1
 
 
-def test_without_copies_chance_is_the_codebooks_alone() -> None:
+def test_without_copies_and_steps_chance_is_the_codebooks_alone() -> None:
     """Fewer places than words: no chance is left, and no seed changes a bit."""
-    one, other = fitted(2, words=1024, copies=0), fitted(2, seed=1, words=1024, copies=0)
+    one, other = (fitted(2, seed=seed, words=1024, copies=0, steps=0) for seed in (0, 1))
     images = to_batch(cookies(4, SIZE))
     with torch.no_grad():
         torch.testing.assert_close(one(images).anomaly_map, other(images).anomaly_map, rtol=1e-5, atol=1e-5)
@@ -79,6 +79,11 @@ def test_impossible_settings_and_one_image_are_refused() -> None:
         MetalFeaturesConfig(words=0)
     with pytest.raises(ConfigError, match="copies"):
         MetalFeaturesConfig(copies=-1)
+    with pytest.raises(ConfigError, match="steps"):
+        MetalFeaturesConfig(steps=-1)
+    with pytest.raises(ConfigError, match="56 for one side"):
+        MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0)
+    assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0).grid == (2, 7)
     with pytest.raises(DataError, match="at least 2"):
         fitted(1)
 

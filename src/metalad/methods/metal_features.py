@@ -1,10 +1,10 @@
 """MeTAL's question asked of features: is this what good images show, and what they show here?
 
-A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
-from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
-what is usual there. Held-out good images give each of the four its unit (see `density.Surprise`), so that their mean
-can be taken. What is usual at a place has its full say only as far as it depends on the place: little on objects that
-turn. Nothing is trained, and no bank is searched.
+A frozen network trained on ImageNet describes each place of an image. A blind transformer foretells each place from
+those around it, and says how far the description lies from that. Three codebooks say how far it lies from the typical
+ones, by fine, by all, and by deep features; a normal law at each place, how far from what is usual there. Held-out good
+images give each of the five its unit (see `density.Surprise`), so that their mean can be taken. What is usual at a
+place has its full say only as far as it depends on the place: little on objects that turn. No bank is searched.
 """
 
 import math
@@ -28,11 +28,14 @@ from metalad.light import Light
 from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
 from metalad.settings import setting
+from metalad.surroundings import POOLED, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
-MAX_IMAGES = 512
-"""Images whose features are held at once, copies among them: half a gigabyte at 256×256."""
+LEAST_SIDE = 8 * (3 * POOLED + 1)
+"""Pixels: four pooled places in a line, so that each has one farther off than its neighbours."""
+MAX_IMAGES = 1024
+"""Images whose features are held at once, copies among them: .7 gigabytes at 256×256, thrice for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,25 @@ class MetalFeaturesConfig(DetectorConfig):
     words: int = setting(1024, "typical features in each codebook")
     copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
     usual_light: bool = setting(True, "bring every image to the good images' usual brightness")
+    steps: int = setting(400, "steps in which the transformer learns to foretell a place from others; 0: without it")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
         super().__post_init__()
-        if self.words < 1 or self.copies < 0:
-            raise ConfigError("words must be at least 1, copies at least 0")
+        if self.words < 1 or self.copies < 0 or self.steps < 0:
+            raise ConfigError("words must be at least 1, copies and steps at least 0")
+        if self.steps and max(self.image_size) < LEAST_SIDE:
+            height, width = self.image_size
+            raise ConfigError(
+                f"image_size {height}x{width} leaves a place nothing to be foretold from; take at least "
+                f"{LEAST_SIDE} for one side, or steps=0"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Places of stride 8, down and across."""
+        height, width = self.image_size
+        return -(-height // 8), -(-width // 8)
 
 
 class Description(NamedTuple):
@@ -69,42 +85,49 @@ class Description(NamedTuple):
 
 
 class Densities(nn.Module):
-    """Four answers to how far a description lies from good images.
+    """Five answers to how far a description lies from good images.
 
     even: fine features, each tap with the say of one channel. every: fine features, each channel with its own say.
-    deep: stride 32. place: a normal law of stride 4 at each place.
+    deep: stride 32. place: a normal law of stride 4 at each place. surroundings: fine features with even say, foretold
+    from those around; of no steps, none.
     """
 
     share: Tensor
 
-    def __init__(self, words: int, widths: Sequence[int]) -> None:
+    def __init__(self, words: int, widths: Sequence[int], grid: tuple[int, int], steps: int) -> None:
         """Lay out the parts.
 
-        widths: channels of strides 4, 8 and 16.
+        widths: channels of strides 4, 8 and 16. grid: places of stride 8, down and across. steps: of descent.
         """
         super().__init__()
+        self.steps = steps
         share = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
         self.register_buffer("share", share[:, None, None], persistent=False)
         self.placed = widths[0]
         self.even, self.every, self.deep = Codebook(words), Codebook(words), Codebook(words)
         self.place = PlaceNormal()
+        self.surroundings = Surroundings(sum(widths), grid) if steps else None
 
     def learn(self, description: Description, seed: int) -> None:
-        """Learn all four from good images."""
-        self.even.learn(drawn_places(description.fine * self.share, seed), seed)
-        self.every.learn(drawn_places(description.fine, seed), seed)
+        """Learn all from good images."""
+        drawn, share = drawn_places(description.fine, seed), self.share.flatten()
+        self.even.learn(drawn * share, seed)
+        self.every.learn(drawn, seed)
         self.deep.learn(drawn_places(description.deep, seed), seed)
         self.place.learn(description.fine[:, : self.placed])
+        if self.steps:
+            self.surroundings = Surroundings.learnt(description.fine, share, self.steps, seed)
 
     def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
-        """Return the four distances, all on the grid of stride 8."""
+        """Return the distances, all on the grid of stride 8, that of the law of places last."""
         fine = description.fine
         deep = F.interpolate(self.deep(description.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
-        return [self.even(fine * self.share), self.every(fine), deep, self.place(fine[:, : self.placed])]
+        foretold = [self.surroundings(fine)] if self.surroundings is not None else []
+        return [self.even(fine * self.share), self.every(fine), deep, *foretold, self.place(fine[:, : self.placed])]
 
 
 class MetalFeatures(FittedDetector):
-    """A frozen backbone, four densities of its features, and their common unit.
+    """A frozen backbone, densities of its features, and their common unit.
 
     say: the weight of each density. That of the law of places is the part of the features' variance that places
         explain, squared: it fades out where that is less than half. The others' is 1.
@@ -121,10 +144,11 @@ class MetalFeatures(FittedDetector):
         channels = channels_of(self.backbone.network)
         self.widths = [channels[tap] for tap in TAPS[:3]]
         self.fine_units, self.deep_units = Standardised(sum(self.widths)), Standardised(channels["s32"])
-        self.densities = Densities(config.words, self.widths)
-        self.surprise = Surprise(4)
+        self.densities = self._new_densities()
+        count = 5 if config.steps else 4
+        self.surprise = Surprise(count)
         self.light = Light(stretches=False)  # the network hardly minds contrast
-        self.register_buffer("say", torch.ones(4))
+        self.register_buffer("say", torch.ones(count))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the densities of one half of the images, their units on the other, and the densities of all.
@@ -183,9 +207,12 @@ class MetalFeatures(FittedDetector):
         fine, deep = (torch.cat(list(parts)) for parts in zip(*maps, strict=True))
         return Description(self.fine_units(fine), self.deep_units(deep))
 
+    def _new_densities(self) -> Densities:
+        return Densities(self.config.words, self.widths, self.config.grid, self.config.steps)
+
     def _unseen(self, seen: Description, unseen: Description, seed: int) -> list[Tensor]:
         """Return the distances of the second images by densities of the first."""
-        densities = Densities(self.config.words, self.widths).to(self.device)
+        densities = self._new_densities().to(self.device)
         densities.learn(seen, seed)
         index = torch.arange(len(unseen.fine))
         parts = [densities(unseen.of(part)) for part in torch.split(index, BATCH_SIZE)]
