@@ -62,7 +62,7 @@ def test_what_is_out_of_line_lies_farther_off() -> None:
     pasted = new.clone()
     pasted[:, :, 4:6, 4:6] = new.roll(1, 0)[:, :, 4:6, 4:6]
     before, after = model(new), model(pasted)
-    assert (after - before)[:, 4:6, 4:6].mean() > 0.5 * before.mean()
+    assert (after - before)[:, 4:6, 4:6].mean() > 0.25 * before.mean()
 
 
 def test_chance_is_the_seeds_alone() -> None:
