@@ -202,12 +202,13 @@ def _settings(
 def _learn(
     detector: Detector, settings: RunSettings, training: Images, validation: Images, folder: RunFolder, team: Team
 ) -> None:
+    place = f"{settings.device}, {settings.threads} threads"
     if isinstance(detector, FittedDetector) and team.first:
+        folder.note(f"fitting on {place}")
         detector.fit(training.pixels, settings.seed)
     if isinstance(detector, GradientDetector):
         plans = [from_json(Training, plan) for plan in settings.plan.values()]
         epochs = " + ".join(str(plan.max_epochs) for plan in plans)
-        place = f"{settings.device}, {settings.threads} threads"
         place += f", {team.size} processes" if team.size > 1 else ""
         folder.note(f"{epochs} epochs in {settings.precision} on {place}")
         kept = descend(
