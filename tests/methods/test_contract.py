@@ -83,7 +83,7 @@ SMALL: dict[str, DetectorConfig] = {
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_876_480),
-    "metal_features": (MetalFeaturesConfig(), 3_485_248),
+    "metal_features": (MetalFeaturesConfig(), 2_958_848),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),

@@ -1,10 +1,10 @@
 """MeTAL's question asked of features: is this what good images show, and what they show here?
 
-A frozen network trained on ImageNet describes each place of an image. A blind transformer foretells each place from
-those around it, and says how far the description lies from that. Three codebooks say how far it lies from the typical
-ones, by fine, by all, and by deep features; a normal law at each place, how far from what is usual there. Held-out good
-images give each of the five its unit (see `density.Surprise`), so that their mean can be taken. What is usual at a
-place has its full say only as far as it depends on the place: little on objects that turn. No bank is searched.
+A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
+from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
+what is usual there; and on demand a blind transformer, how far from what the places around it let expect. Held-out good
+images give each its unit (see `density.Surprise`), so that their mean can be taken. What is usual at a place has its
+full say only as far as it depends on the place: little on objects that turn. No bank is searched.
 """
 
 import math
@@ -49,7 +49,7 @@ class MetalFeaturesConfig(DetectorConfig):
     words: int = setting(1024, "typical features in each codebook")
     copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
     usual_light: bool = setting(True, "bring every image to the good images' usual brightness")
-    steps: int = setting(400, "steps in which the transformer learns to foretell a place from others; 0: without it")
+    steps: int = setting(0, "steps in which a blind transformer learns to foretell a place from others; 0: without it")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
@@ -85,7 +85,7 @@ class Description(NamedTuple):
 
 
 class Densities(nn.Module):
-    """Five answers to how far a description lies from good images.
+    """Answers to how far a description lies from good images.
 
     even: fine features, each tap with the say of one channel. every: fine features, each channel with its own say.
     deep: stride 32. place: a normal law of stride 4 at each place. surroundings: fine features with even say, foretold
