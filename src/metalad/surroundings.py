@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalad.gradient import Training
 from metalad.layers import MaskedEncoder, perceptron
 
-COMPONENTS = 64
+COMPONENTS = 16
 """Numbers at most that are foretold of a place: the main components of its features' deviations from the usual."""
 POOLED = 2
 """Places of the features that are one here, down and across; more where there would be too many."""

@@ -62,7 +62,8 @@ def test_the_law_of_places_has_the_say_that_places_have_in_the_features() -> Non
         fine, _ = model.describe(to_batch(cookies(8, SIZE)))
     values = fine[:, :24].numpy().astype(np.float64)
     explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
-    assert model.say.tolist() == pytest.approx([1, 1, 1, 1, explained**2], rel=1e-4)
+    assert model.say.tolist() == pytest.approx([0.5, 1, 1, 0.5, explained**2], rel=1e-4)
+    assert fitted(steps=0).say[:3].tolist() == [1, 1, 1]
     assert 0 < explained < 1
 
 
@@ -82,8 +83,8 @@ def test_impossible_settings_and_one_image_are_refused() -> None:
     with pytest.raises(ConfigError, match="steps"):
         MetalFeaturesConfig(steps=-1)
     with pytest.raises(ConfigError, match="56 for one side"):
-        MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0)
-    assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0).grid == (2, 7)
+        MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0, steps=1)
+    assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0, steps=1).grid == (2, 7)
     with pytest.raises(DataError, match="at least 2"):
         fitted(1)
 

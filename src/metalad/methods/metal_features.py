@@ -32,6 +32,8 @@ from metalad.surroundings import POOLED, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
+EVEN, SURROUNDINGS = 0, 3
+"""Where their answers stand among those of `Densities`."""
 LEAST_SIDE = 8 * (3 * POOLED + 1)
 """Pixels: four pooled places in a line, so that each has one farther off than its neighbours."""
 MAX_IMAGES = 1024
@@ -130,7 +132,8 @@ class MetalFeatures(FittedDetector):
     """A frozen backbone, densities of its features, and their common unit.
 
     say: the weight of each density. That of the law of places is the part of the features' variance that places
-        explain, squared: it fades out where that is less than half. The others' is 1.
+        explain, squared: it fades out where that is less than half. The others' is 1; but the evenly weighted codebook
+        and the surroundings share one: both ask the same fine features, which must not drown the deep ones.
     """
 
     name = "metal_features"
@@ -149,6 +152,8 @@ class MetalFeatures(FittedDetector):
         self.surprise = Surprise(count)
         self.light = Light(stretches=False)  # the network hardly minds contrast
         self.register_buffer("say", torch.ones(count))
+        if config.steps:
+            self.say[[EVEN, SURROUNDINGS]] = 0.5
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the densities of one half of the images, their units on the other, and the densities of all.
