@@ -28,14 +28,14 @@ from metalad.light import Light
 from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
 from metalad.settings import setting
-from metalad.surroundings import POOLED, Surroundings
+from metalad.surroundings import POOLED, REACH, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
 EVEN, SURROUNDINGS = 0, 3
 """Where their answers stand among those of `Densities`."""
-LEAST_SIDE = 8 * (3 * POOLED + 1)
-"""Pixels: four pooled places in a line, so that each has one farther off than its neighbours."""
+LEAST_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
+"""Pixels of one pooled place more than are hidden at once: each has one to be foretold from."""
 MAX_IMAGES = 1024
 """Images whose features are held at once, copies among them: .7 gigabytes at 256×256, thrice for a moment."""
 
