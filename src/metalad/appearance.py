@@ -31,9 +31,9 @@ PATCH = 9
 PROJECTION = 96
 """Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
 WORDS = 1024
-MAX_IMAGES = 512
-"""Images whose descriptions are held at once."""
-DRIFTED_EVERY = 4
+MAX_IMAGES = 1024
+"""Images whose descriptions are held at once, copies among them."""
+DRIFTED_EVERY = 2
 """Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
 is harmless, and too few to blur what a place usually shows."""
 YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
