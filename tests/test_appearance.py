@@ -19,13 +19,13 @@ def learnt() -> Appearance:
 
 
 def good() -> np.ndarray:
-    return cookies(12, (SIZE, SIZE))
+    return cookies(8, (SIZE, SIZE))
 
 
 def test_nothing_is_learnt_at_first(learnt: Appearance) -> None:
     assert not Appearance(1).learnt
     assert learnt.learnt
-    assert learnt.patch.words.shape == ((12 + 12 // DRIFTED_EVERY) * (SIZE // STRIDE) ** 2, PROJECTION + 2)
+    assert learnt.patch.words.shape == ((8 + 8 // DRIFTED_EVERY) * (SIZE // STRIDE) ** 2, PROJECTION + 2)
     assert len(learnt.patch.words) < min(WORDS, POINTS)
 
 
