@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metalad.progress import counted
+
 STARTS = 10
 MAX_ROUNDS = 100
 CHUNK = 16_384
@@ -41,9 +43,9 @@ def k_means(
     """
     generator = torch.Generator().manual_seed(seed)
     best, least = points[:words], float("inf")
-    for _ in range(starts):
+    for _ in counted(range(starts), "k-means", "start"):
         centres = _spread(points, words, generator) if spread else _sample(points, words, generator)
-        for _ in range(rounds):
+        for _ in counted(range(rounds), "rounds", "round"):
             owner = torch.cdist(points, centres).argmin(1)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             count = torch.bincount(owner, minlength=words)[:, None]
@@ -91,7 +93,7 @@ def fit_mixture(
     owner = torch.cdist(points, centres).argmin(1)
     share = torch.nn.functional.one_hot(owner, components).to(points.dtype)
     mixture, before = _maximised(points, share, ridge), -math.inf
-    for _ in range(rounds):
+    for _ in counted(range(rounds), "mixture", "round"):
         each = joint_log_density(points, mixture)
         total = each.logsumexp(1, keepdim=True)
         now = float(total.double().mean())

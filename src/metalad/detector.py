@@ -21,6 +21,7 @@ from metalad.errors import ConfigError
 from metalad.gradient import Learner, Pixels, Training
 from metalad.gradient import to_batch as to_batch  # what a detector takes; its callers know detectors
 from metalad.layers import Smoothing
+from metalad.progress import counted
 from metalad.settings import check_choices, setting
 from metalad.threshold import threshold
 
@@ -116,7 +117,7 @@ class Detector(nn.Module, ABC):
         with torch.no_grad():
             parts = [  # each brought to the CPU at once: a GPU has less memory
                 Evidence.joined([self.evidence(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
-                for start in range(0, len(pixels), BATCH_SIZE)
+                for start in counted(range(0, len(pixels), BATCH_SIZE), "evidence", "batch")
             ]
         return Evidence.joined(parts)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalad.gradient import Training
 from metalad.layers import MaskedEncoder, perceptron
+from metalad.progress import counted
 
 COMPONENTS = 16
 """Numbers at most that are foretold of a place: the main components of its features' deviations from the usual."""
@@ -117,7 +118,7 @@ class Surroundings(nn.Module):
             nn.init.zeros_(parameter)
         plan = Training(learning_rate=LEARNING_RATE, schedule="cosine")
         optimizer = torch.optim.Adam(self.parameters(), fused=True)
-        for step in range(steps):
+        for step in counted(range(steps), "surroundings", "step"):
             optimizer.param_groups[0]["lr"] = plan.rate(step, steps)
             batch = components[torch.randint(len(components), (BATCH_SIZE,)).to(components.device)]
             optimizer.zero_grad(set_to_none=True)

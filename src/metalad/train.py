@@ -18,6 +18,7 @@ from metalad.gradient import Training, descend, epoch_seconds
 from metalad.methods import Method, method_named, methods
 from metalad.model_file import Header, Model, read_model, write_model
 from metalad.precision import Precision, WantedPrecision, fastest_precision
+from metalad.progress import bars
 from metalad.ranks import Team, joined
 from metalad.run_folder import RunFolder, RunSettings
 from metalad.settings import from_json
@@ -85,8 +86,9 @@ def train(
         samples = (*training.samples, *validation.samples)
         settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, multiplied_in, samples, team)
         folder.record(settings)
-        _learn(detector, settings, training, validation, folder, team)
-        model = _conclude(detector, settings, category.name, training, validation, folder) if team.first else None
+        with bars(drawn=folder.verbose):
+            _learn(detector, settings, training, validation, folder, team)
+            model = _conclude(detector, settings, category.name, training, validation, folder) if team.first else None
         team.told(None)  # the others wait for the model
         return model or read_model(out)
 

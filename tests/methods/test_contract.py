@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalad import gradient
-from metalad.detector import SCORINGS, Detector, DetectorConfig, GradientDetector, Scoring, to_batch
+from metalad import gradient, progress
+from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Scoring, to_batch
 from metalad.errors import DataError
 from metalad.methods import OWN, method_named, methods
 from metalad.methods.anogan import AnoGanConfig
@@ -34,6 +34,7 @@ from metalad.methods.vae import VaeConfig
 from metalad.methods.variation_model import VariationModelConfig
 from metalad.methods.vt_adl import VtAdlConfig
 from metalad.model_file import Model, read_model
+from metalad.progress import bars
 from metalad.train import train
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
@@ -115,6 +116,9 @@ BATCH_TOLERANCE = 1e-5
 each_method = pytest.mark.parametrize("name", list(methods()))
 """Those of installed packages, too."""
 each_own_method = pytest.mark.parametrize("name", [method.name for method in OWN])
+each_fitted_method = pytest.mark.parametrize(
+    "name", [method.name for method in OWN if issubclass(method.load(), FittedDetector)]
+)
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
 
 
@@ -281,3 +285,15 @@ def test_two_images_are_enough_or_one_clear_line(tmp_path: Path, name: str) -> N
     except DataError as error:
         message = str(error)
     assert "at least 2 good images" in message or np.isfinite(model.threshold())
+
+
+@each_fitted_method
+def test_a_fit_says_how_far_it_is(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    detector = method_named(name).load()(SMALL[name])
+    assert isinstance(detector, FittedDetector)
+    with bars(drawn=True):
+        detector.fit(cookies(IMAGES, SMALL[name].image_size), 0)
+    assert "%|" in capsys.readouterr().err

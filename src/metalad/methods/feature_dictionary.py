@@ -18,6 +18,7 @@ from metalad.clustering import k_means
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.networks import Tap
+from metalad.progress import counted
 from metalad.settings import setting
 
 BATCH_SIZE = 1024
@@ -99,7 +100,8 @@ class FeatureDictionary(FittedDetector):
         self.backbone.to(self.device)
         windows = self._sample(pixels, np.random.default_rng(seed))
         with torch.no_grad():
-            described = self.describe(windows)
+            parts = counted(torch.split(windows, BATCH_SIZE), "descriptors", "batch")
+            described = torch.cat([self.describe(part) for part in parts])
             self.centre, self.projection = principal_components(described, self.config.variance)
             self.dictionary = k_means((described - self.centre) @ self.projection, self.config.words, seed)
 

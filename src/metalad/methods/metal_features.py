@@ -7,6 +7,7 @@ images give each its unit (see `density.Surprise`), so that their mean can be ta
 full say only as far as it depends on the place: little on objects that turn. No bank is searched.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from metalad.errors import ConfigError, DataError
 from metalad.light import Light
 from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
+from metalad.progress import counted
 from metalad.settings import setting
 from metalad.surroundings import POOLED, REACH, Surroundings
 
@@ -200,10 +202,10 @@ class MetalFeatures(FittedDetector):
 
     def _varied(self, pixels: np.ndarray, chance: np.random.Generator) -> Iterator[Tensor]:
         """Yield the images in batches, then each once more a little changed, as often as is set."""
-        for copy in range(1 + self.config.copies):
-            for start in range(0, len(pixels), BATCH_SIZE):
-                batch = pixels[start : start + BATCH_SIZE]
-                yield to_batch(np.stack([drifted(image, chance) for image in batch]) if copy else batch, self.device)
+        parts = itertools.product(range(1 + self.config.copies), range(0, len(pixels), BATCH_SIZE))
+        for copy, start in counted(list(parts), "features", "batch"):
+            batch = pixels[start : start + BATCH_SIZE]
+            yield to_batch(np.stack([drifted(image, chance) for image in batch]) if copy else batch, self.device)
 
     def _learn_units(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Description:
         """Learn each channel's unit, and return what these maps are in it."""

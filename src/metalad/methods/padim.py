@@ -18,6 +18,7 @@ from metalad.density import whitening
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.networks import Tap
+from metalad.progress import counted
 from metalad.settings import setting
 
 BATCH_SIZE = 16
@@ -118,7 +119,7 @@ class Padim(FittedDetector):
         origin = self.features(to_batch(pixels[:1], self.device))[0]
         total = torch.zeros_like(origin, dtype=torch.double)
         products = total.new_zeros(*origin.shape, origin.shape[1])
-        for start in range(0, len(pixels), BATCH_SIZE):
+        for start in counted(range(0, len(pixels), BATCH_SIZE), "moments", "batch"):
             batch = to_batch(pixels[start : start + BATCH_SIZE], self.device)
             centred = (self.features(batch) - origin).transpose(0, 1).double()
             total += centred.sum(1)

@@ -19,6 +19,7 @@ from metalad.density import nearest
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.networks import Tap
+from metalad.progress import counted
 from metalad.settings import setting
 
 BATCH_SIZE = 16
@@ -109,7 +110,7 @@ class PatchCore(FittedDetector):
         total = len(pixels) * each
         drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: self.config.candidates]
         drawn, kept = drawn.sort().values.to(self.device), []
-        for start in range(0, len(pixels), BATCH_SIZE):
+        for start in counted(range(0, len(pixels), BATCH_SIZE), "features", "batch"):
             found = self.patches(to_batch(pixels[start : start + BATCH_SIZE], self.device)).flatten(0, 2)
             first = start * each
             kept.append(found[drawn[(drawn >= first) & (drawn < first + len(found))] - first])
@@ -127,7 +128,7 @@ def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> 
     chosen, squares = [newest], points.square().sum(1)
     distance = torch.linalg.vector_norm(points - points[newest], dim=1)
     reach = distance.square()
-    for _ in range(1, count):
+    for _ in counted(range(1, count), "bank", "feature"):
         distance[newest] = reach[newest] = -1  # never again, even where points repeat
         newest = int(distance.argmax())
         centre = points[newest]

@@ -19,6 +19,7 @@ from metalad.clustering import Mixture, fit_mixture, log_likelihood
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.errors import ConfigError, DataError
 from metalad.light import grey
+from metalad.progress import counted
 from metalad.settings import setting
 
 WEBER = 0.03
@@ -153,7 +154,7 @@ class TextureInspection(FittedDetector):
     def _sampled(self, pixels: np.ndarray, generator: torch.Generator) -> list[Tensor]:
         levels: list[list[Tensor]] = [[] for _ in range(self.config.levels)]
         share = -(-self.config.samples // len(pixels))
-        for index in range(len(pixels)):
+        for index in counted(range(len(pixels)), "patches", "image"):
             for found, points in zip(
                 levels, self.patches(to_batch(pixels[index : index + 1], self.device)), strict=True
             ):

@@ -15,6 +15,7 @@ from torch import Tensor
 from metalad.calibration import Evidence
 from metalad.detector import DetectorConfig, FittedDetector
 from metalad.errors import ConfigError, DataError
+from metalad.progress import counted
 from metalad.settings import setting
 
 MAD_TO_DEVIATION = 1.4826
@@ -68,7 +69,9 @@ class VariationModel(FittedDetector):
                 f"variation_model needs at least 2 good images to learn a variation from, got {len(pixels)}"
             )
         summarise = _standard if self.config.statistics == "standard" else _robust
-        parts = [summarise(pixels[:, top : top + ROWS]) for top in range(0, pixels.shape[1], ROWS)]
+        parts = [
+            summarise(pixels[:, top : top + ROWS]) for top in counted(range(0, pixels.shape[1], ROWS), "rows", "strip")
+        ]
         normal, variation = (np.concatenate(planes).transpose(2, 0, 1) / 255 for planes in zip(*parts, strict=True))
         self.normal = torch.from_numpy(normal).float().to(self.device)
         self.variation = torch.from_numpy(variation).float().to(self.device).clamp_min(self.config.floor)
