@@ -34,8 +34,6 @@ from metalad.surroundings import POOLED, REACH, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
-EVEN, SURROUNDINGS = 0, 3
-"""Where their answers stand among those of `Densities`."""
 LEAST_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled place more than are hidden at once: each has one to be foretold from."""
 MAX_IMAGES = 1024
@@ -112,6 +110,11 @@ class Densities(nn.Module):
         self.place = PlaceNormal()
         self.surroundings = Surroundings(sum(widths), grid) if steps else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whose answers there are, in their order."""
+        return ("even", "every", "deep", *(("surroundings",) if self.steps else ()), "place")
+
     def learn(self, description: Description, seed: int) -> None:
         """Learn all from good images."""
         drawn, share = drawn_places(description.fine, seed), self.share.flatten()
@@ -123,7 +126,7 @@ class Densities(nn.Module):
             self.surroundings = Surroundings.learnt(description.fine, share, self.steps, seed)
 
     def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
-        """Return the distances, all on the grid of stride 8, that of the law of places last."""
+        """Return the distances by `names`, all on the grid of stride 8."""
         fine = description.fine
         deep = F.interpolate(self.deep(description.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
         foretold = [self.surroundings(fine)] if self.surroundings is not None else []
@@ -150,12 +153,11 @@ class MetalFeatures(FittedDetector):
         self.widths = [channels[tap] for tap in TAPS[:3]]
         self.fine_units, self.deep_units = Standardised(sum(self.widths)), Standardised(channels["s32"])
         self.densities = self._new_densities()
-        count = 5 if config.steps else 4
-        self.surprise = Surprise(count)
+        names = self.densities.names
+        self.surprise = Surprise(len(names))
         self.light = Light(stretches=False)  # the network hardly minds contrast
-        self.register_buffer("say", torch.ones(count))
-        if config.steps:
-            self.say[[EVEN, SURROUNDINGS]] = 0.5
+        sharing = ("even", "surroundings") if config.steps else ()
+        self.register_buffer("say", torch.tensor([0.5 if name in sharing else 1.0 for name in names]))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the densities of one half of the images, their units on the other, and the densities of all.
@@ -178,7 +180,8 @@ class MetalFeatures(FittedDetector):
             distances = [self._unseen(known.of(half != side), known.of(half == side), seed) for side in (0, 1)]
             self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
             self.densities.learn(known, seed)
-            self.say[-1] = explained_by_place(known.fine[: len(pixels), : self.densities.placed]) ** 2
+            placed = known.fine[: len(pixels), : self.densities.placed]
+            self.say[self.densities.names.index("place")] = explained_by_place(placed) ** 2
 
     def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
         """Return what the backbone says of RGB images in [0, 1]."""
