@@ -43,9 +43,9 @@ def k_means(
     """
     generator = torch.Generator().manual_seed(seed)
     best, least = points[:words], float("inf")
-    for _ in counted(range(starts), "k-means", "start"):
+    for _ in range(starts):
         centres = _spread(points, words, generator) if spread else _sample(points, words, generator)
-        for _ in counted(range(rounds), "rounds", "round"):
+        for _ in counted(range(rounds), "k-means", "round"):
             owner = torch.cdist(points, centres).argmin(1)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             count = torch.bincount(owner, minlength=words)[:, None]

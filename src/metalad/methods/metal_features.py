@@ -177,7 +177,10 @@ class MetalFeatures(FittedDetector):
             known = self._learn_units([self._maps(batch) for batch in self._varied(pixels, chance)])
             # An image's copies lie in its half: a density must not know what its unit is taken from.
             half = torch.arange(len(known.fine)) % len(pixels) % 2
-            distances = [self._unseen(known.of(half != side), known.of(half == side), seed) for side in (0, 1)]
+            distances = [
+                self._unseen(known.of(half != side), known.of(half == side), seed)
+                for side in counted((0, 1), "units", "half")
+            ]
             self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
             self.densities.learn(known, seed)
             placed = known.fine[: len(pixels), : self.densities.placed]
