@@ -72,7 +72,7 @@ def score(model: Model, samples: Sequence[Sample]) -> np.ndarray:
     images = load_images(samples, model.detector.config.image_size, strict=True)
     with torch.no_grad():
         evidence = model.detector.evidence_of(images.pixels)
-        return model.detector.judge(evidence, model.scoring(None)).score.numpy()
+        return model.detector.scores(evidence, model.scoring(None)).numpy()
 
 
 def finding(category: str, images: int, alarms: np.ndarray) -> Finding:

@@ -51,7 +51,7 @@ def main() -> None:
 
 def unsmoothed(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.ndarray, "images height width"]:
     height, width = detector.config.image_size
-    detector.smoothing = Smoothing(height, width, 0.0)
+    detector.smoothing, detector.guided_smoothing = Smoothing(height, width, 0.0), None
     return maps(detector, images, scoring)
 
 
@@ -59,8 +59,8 @@ def maps(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.nda
     parts = []
     for start in tqdm(range(0, len(images), BATCH_SIZE), type(detector).__name__, leave=False):
         with torch.inference_mode():
-            evidence = detector.evidence(to_batch(images.pixels[start : start + BATCH_SIZE]))
-            parts.append(detector.judge(evidence, scoring).anomaly_map.numpy())
+            batch = to_batch(images.pixels[start : start + BATCH_SIZE])
+            parts.append(detector.judge(batch, detector.evidence(batch), scoring).anomaly_map.numpy())
     return np.concatenate(parts)
 
 

@@ -48,7 +48,8 @@ def test_metrics_are_those_of_the_models_maps(report: Report, model: Model, cate
     samples = read_category(category).test
     images = load_images(samples, (32, 32))
     with torch.inference_mode():
-        prediction = model.detector.judge(model.detector.evidence(to_batch(images.pixels)), scoring.name)
+        batch = to_batch(images.pixels)
+        prediction = model.detector.judge(batch, model.detector.evidence(batch), scoring.name)
     maps, scores = prediction.anomaly_map.numpy(), prediction.score.numpy()
     truth = np.array([sample.abnormal for sample in samples])
     masks = [

@@ -27,8 +27,9 @@ def test_a_painting_is_the_detectors_map_score_and_reconstruction(category: Path
     samples = read_category(category).test
     images = load_images(samples, TINY.image_size)
     with torch.inference_mode():
-        evidence = detector.evidence(to_batch(images.pixels))
-        prediction = detector.judge(evidence, "raw")
+        batch = to_batch(images.pixels)
+        evidence = detector.evidence(batch)
+        prediction = detector.judge(batch, evidence, "raw")
     for index, sample in enumerate(samples):
         painting = paint(detector, sample, images.pixels[index], "raw")
         size = read_image(sample.path).shape[:2]

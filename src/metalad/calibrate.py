@@ -11,7 +11,7 @@ from torch import Tensor
 from metalad.calibration import Calibration, CalibrationSummary, Evidence, choose
 from metalad.detector import SCORINGS, Detector, Scoring
 from metalad.gradient import Pixels, thinned
-from metalad.threshold import MIN_IMAGES
+from metalad.threshold import MEDIAN_VARIANCE, MIN_IMAGES
 
 MAX_IMAGES = 512
 """Evidence is held in memory at once: at most of this many training and as many held-out images."""
@@ -29,7 +29,7 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
 
     The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
     image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
-    scale, until their mean is that of the held-out images, and both are kept. Where the method knows its training
+    scale, until their median is that of the held-out images, and both are kept. Where the method knows its training
     images by heart, the held-out images are used alone, if there are two or more.
     """
     detector.eval()
@@ -72,7 +72,7 @@ def _held_out_scores(
             detector.calibration = Calibration.learn(summary.kind, evidence.taken(~fold))
         part = evidence.taken(fold)
         with torch.no_grad():
-            scores[fold.numpy()] = detector.judge(part, scoring).score.numpy()
+            scores[fold.numpy()] = detector.scores(part, scoring).numpy()
     return scores
 
 
@@ -91,9 +91,10 @@ def _raised(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Te
     """
     logs = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
     known, count = int(fresh.sum()), len(logs)
-    lift = logs[fresh].mean() - logs[~fresh].mean() if known < count else 0.0
+    lift = np.median(logs[fresh]) - np.median(logs[~fresh]) if known < count else 0.0
     if lift > 0 and count > 2:  # of two, raised, nothing would be left to tell a spread by
         logs[~fresh] += lift
-        wider = math.sqrt((count - 1) / (count - 2) * (1 + 1 / known) / (1 + 1 / count))
-        logs = logs.mean() + wider * (logs - logs.mean())
+        unknown, least = 1 + MEDIAN_VARIANCE / known, 1 + MEDIAN_VARIANCE / count
+        middle = np.median(logs)
+        logs = middle + math.sqrt((count - 1) / (count - 2) * unknown / least) * (logs - middle)
     return torch.from_numpy(np.exp(logs)).float()

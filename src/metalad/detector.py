@@ -13,14 +13,14 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from metalad.calibration import Calibration, Evidence
 from metalad.errors import ConfigError
 from metalad.gradient import Learner, Pixels, Training
 from metalad.gradient import to_batch as to_batch  # what a detector takes; its callers know detectors
-from metalad.layers import Smoothing
+from metalad.layers import GuidedSmoothing, Smoothing
 from metalad.progress import counted
 from metalad.settings import check_choices, setting
 from metalad.threshold import threshold
@@ -57,6 +57,9 @@ class DetectorConfig:
 
     image_size: tuple[int, int] = setting((128, 128), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    guide: Literal["image", "none"] = setting(
+        "none", "what the calibrated map's outlines follow: image, its edges (guided filter), or none (papers)"
+    )
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
         "max", "image score: the map's maximum, its mean, the mean of its highest 1 %, or the method's own"
     )
@@ -100,6 +103,8 @@ class Detector(nn.Module, ABC):
         self.config = config
         self.calibration: Calibration | None = None
         self.smoothing = Smoothing(*config.image_size, config.smoothing_sigma)
+        guided = config.guide == "image" and config.smoothing_sigma > 0
+        self.guided_smoothing = GuidedSmoothing(*config.image_size, config.smoothing_sigma) if guided else None
         for scoring in SCORINGS:
             self.register_buffer(f"normal_scores_{scoring}", torch.zeros(0))
 
@@ -129,12 +134,12 @@ class Detector(nn.Module, ABC):
         """
         return self.evidence_of(training)
 
-    def _evidence_by_folds(self, training: Pixels, learn: Callable[[Pixels], None]) -> Evidence:
-        """Return the evidence of each fold after `learn` has learnt from the others."""
+    def _evidence_by_folds(self, training: Pixels, learn: Callable[[Bool[np.ndarray, " images"]], None]) -> Evidence:
+        """Return the evidence of each fold after `learn` has learnt from the others, which it is told."""
         fold = np.arange(len(training)) % min(FOLDS, len(training))
         parts = []
-        for left_out in range(fold.max() + 1):
-            learn(training[fold != left_out])
+        for left_out in counted(range(fold.max() + 1), "as new", "fold"):
+            learn(fold != left_out)
             parts.append(self.evidence_of(training[fold == left_out]))
         order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
         return Evidence.joined(parts).taken(torch.from_numpy(order))
@@ -143,28 +148,52 @@ class Detector(nn.Module, ABC):
         """Return the method's own map before smoothing; by default the squared residual summed over channels."""
         return evidence.residual.square().sum(1)
 
-    def judge(self, evidence: Evidence, scoring: Scoring) -> Prediction:
-        """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`)."""
-        if scoring == "calibrated" and self.calibration is not None and not self.has_own_units:
-            maps = self.calibration(evidence)
-        else:
-            maps = self.raw_map(evidence)
-        if maps.shape[-2:] != self.config.image_size:  # of a method that works on a smaller image
-            maps = F.interpolate(maps[:, None], self.config.image_size, mode="bilinear")[:, 0]
+    def judge(self, images: Float[Tensor, "batch 3 height width"], evidence: Evidence, scoring: Scoring) -> Prediction:
+        """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`).
+
+        With `guide="image"` the calibrated map then follows the edges of the images. The score is that of the map
+        without them, whose maximum no pixel exceeds: in an image that passes nothing is outlined.
+        """
+        maps = self._unsmoothed(evidence, scoring)
         smoothed = self.smoothing(maps)
-        if self.config.image_score == "own" and evidence.score is not None:
-            return Prediction(evidence.score, smoothed)
-        return Prediction(self._image_score((smoothed if self.scored_smoothed else maps).flatten(1)), smoothed)
+        score = self._image_score(evidence, maps, smoothed)
+        if self.guided_smoothing is None or scoring == "raw":
+            return Prediction(score, smoothed)
+        guided = self.guided_smoothing(maps, images).clamp_min(0)
+        return Prediction(score, torch.minimum(guided, smoothed.amax((1, 2), keepdim=True)))
+
+    def scores(self, evidence: Evidence, scoring: Scoring) -> Float[Tensor, " batch"]:
+        """Return the image scores alone."""
+        maps = self._unsmoothed(evidence, scoring)
+        return self._image_score(evidence, maps, self.smoothing(maps))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
         """Return the score and the anomaly map of RGB images in [0, 1] of the config's size."""
-        return self.judge(self.evidence(images), self.config.scoring)
+        return self.judge(images, self.evidence(images), self.config.scoring)
 
     def threshold(self, false_alarms: float, scoring: Scoring) -> float:
         """Return the image score that good images exceed with probability `false_alarms`."""
         return threshold(self.get_buffer(f"normal_scores_{scoring}").numpy(force=True), false_alarms)
 
-    def _image_score(self, pixels: Tensor) -> Tensor:
+    def _unsmoothed(self, evidence: Evidence, scoring: Scoring) -> Float[Tensor, "batch height width"]:
+        if scoring == "calibrated" and self.calibration is not None and not self.has_own_units:
+            maps: Tensor = self.calibration(evidence)
+        else:
+            maps = self.raw_map(evidence)
+        if maps.shape[-2:] == self.config.image_size:
+            return maps
+        # Of a method that works on a smaller image.
+        return F.interpolate(maps[:, None], self.config.image_size, mode="bilinear")[:, 0]
+
+    def _image_score(
+        self,
+        evidence: Evidence,
+        maps: Float[Tensor, "batch height width"],
+        smoothed: Float[Tensor, "batch height width"],
+    ) -> Float[Tensor, " batch"]:
+        if self.config.image_score == "own" and evidence.score is not None:
+            return evidence.score
+        pixels = (smoothed if self.scored_smoothed else maps).flatten(1)
         if self.config.image_score == "max":
             return pixels.amax(1)
         if self.config.image_score == "mean":

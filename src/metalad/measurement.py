@@ -99,8 +99,9 @@ def judge_images(detector: Detector, images: Images, *, nuisance: bool = False, 
 
 def _judged(detector: Detector, pixels: UInt8[np.ndarray, "batch height width 3"]) -> Mapping[Scoring, Prediction]:
     with torch.inference_mode():
-        evidence = detector.evidence(to_batch(pixels, detector.device))
-        return {scoring: detector.judge(evidence, scoring) for scoring in SCORINGS}
+        images = to_batch(pixels, detector.device)
+        evidence = detector.evidence(images)
+        return {scoring: detector.judge(images, evidence, scoring) for scoring in SCORINGS}
 
 
 def _add(

@@ -52,8 +52,9 @@ def paint(
     image = read_image(sample.path)
     size = (image.shape[0], image.shape[1])
     with torch.inference_mode():
-        evidence = detector.evidence(to_batch(pixels[np.newaxis], detector.device))
-        prediction = detector.judge(evidence, scoring)
+        images = to_batch(pixels[np.newaxis], detector.device)
+        evidence = detector.evidence(images)
+        prediction = detector.judge(images, evidence, scoring)
     rebuilt = None
     if evidence.expected is not None:
         planes = (255 * evidence.expected[0]).round().byte().numpy(force=True)

@@ -11,6 +11,8 @@ ENOUGH_ALARMS = 10
 """The order statistic alone is used where this many of the images are expected above it."""
 SOME_ALARMS = 2
 """It is a lower bound where at least this many are: the single largest score is too much a matter of chance."""
+MEDIAN_VARIANCE = math.pi / 2
+"""The variance of a median of normal numbers, in that of their mean."""
 LARGEST_LOG = math.log(np.finfo(np.float64).max)
 
 
@@ -20,11 +22,12 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     normal_scores: positive image scores of good images that took no part in what they are scored by.
 
     With at least 10 / `false_alarms` images this is their order statistic, which needs no assumption (split
-    conformal prediction, Vovk 2005). With fewer the logarithms of the scores are taken as normal, and the
-    threshold is the upper end of the *prediction* interval: mean + t · deviation · √(1 + 1/n), with Student's
-    t of n − 1 degrees of freedom. It widens as images get fewer: few images cost sensitivity, not false alarms.
-    Scores with a heavier tail than that push the threshold up: it is never below the order statistic that
-    leaves 2 images above.
+    conformal prediction, Vovk 2005). With fewer the logarithms of the scores above their median are taken as half
+    of a normal law, and the threshold is the upper end of its *prediction* interval: median + t · deviation ·
+    √(1 + π/2n), with Student's t of (n − 1)/2 degrees of freedom, as half of the scores tell the deviation. Those
+    below have no say: an image of which there is nearly a copy scores far too low, and would widen it. It widens as
+    images get fewer: few images cost sensitivity, not false alarms. Scores with a heavier tail than that push the
+    threshold up: it is never below the order statistic that leaves 2 images above.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -38,9 +41,11 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
         return _order_statistic(normal_scores, false_alarms)
     least = _order_statistic(normal_scores, max(false_alarms, SOME_ALARMS / count))
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
-    width = stats.t.isf(false_alarms, count - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / count)
+    middle = np.median(logs)
+    deviation = math.sqrt(2 * np.square((logs - middle).clip(0)).mean())
+    reach = stats.t.isf(false_alarms, max(1, (count - 1) / 2)) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can ask for more than a float holds; the model file's JSON has no infinity.
-    return max(least, float(np.exp(min(logs.mean() + width, LARGEST_LOG))))
+    return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
 
 
 def _order_statistic(scores: Float[np.ndarray, " images"], false_alarms: float) -> float:

@@ -157,7 +157,8 @@ def small(name: str) -> DetectorConfig:
 
 def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        return detector.judge(detector.evidence(to_batch(pixels)), scoring)
+        images = to_batch(pixels)
+        return detector.judge(images, detector.evidence(images), scoring)
 
 
 def unseen(detector: Detector, count: int) -> np.ndarray:

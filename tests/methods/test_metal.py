@@ -369,7 +369,7 @@ def test_the_raw_map_knows_nothing_of_the_partner() -> None:
     alone = Metal(dataclasses.replace(model.config, partner="none"))
     alone.encoders, alone.decoder = model.encoders, model.decoder
     with torch.no_grad():
-        one, other = model.judge(model.evidence(images), "raw"), alone.judge(alone.evidence(images), "raw")
+        one, other = (each.judge(images, each.evidence(images), "raw") for each in (model, alone))
     assert torch.equal(one.anomaly_map, other.anomaly_map)
     assert alone.evidence(images).distances is None
 

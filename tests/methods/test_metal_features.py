@@ -94,7 +94,9 @@ def test_both_scorings_are_the_surprise() -> None:
     calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:])
     assert model.calibration is not None
     with torch.no_grad():
-        evidence = model.evidence(to_batch(cookies(2, SIZE)))
-        raw, calibrated = (model.judge(evidence, scoring) for scoring in SCORINGS)
-    assert torch.equal(raw.anomaly_map, calibrated.anomaly_map)
+        images = to_batch(cookies(2, SIZE))
+        evidence = model.evidence(images)
+        calibrated, raw = (model.judge(images, evidence, scoring) for scoring in SCORINGS)
+    assert torch.equal(raw.score, calibrated.score)
+    assert torch.equal(raw.anomaly_map, model.smoothing(evidence.residual[:, 0]))
     assert model.threshold(0.01, "raw") == model.threshold(0.01, "calibrated")

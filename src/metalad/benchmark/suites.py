@@ -38,6 +38,7 @@ LITERAL = (
     "image_size=128",
     "reduction=1",
     "smoothing_sigma=4",
+    "guide=none",
     "partner=none",
     "target=pixels",
     "attention=anywhere",

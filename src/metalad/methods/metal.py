@@ -13,8 +13,9 @@ the calibrated map joins both.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metalad.appearance import Appearance, reduced
@@ -49,6 +50,9 @@ class MetalConfig(DetectorConfig):
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    guide: Literal["image", "none"] = setting(
+        "image", "what the calibrated map's outlines follow: image, its edges (guided filter), or none (paper)"
+    )
     reduction: int = setting(2, "the transformer rebuilds the image so many times smaller; the partner sees it whole")
     patch_size: int = setting(16, "side of a square patch in pixels of the image it rebuilds, which it must divide")
     tokens: tuple[Token, ...] = setting(("squares", "rows"), "shapes to attend over: squares, rows, columns")
@@ -211,9 +215,9 @@ class Metal(Reconstructor):
         if partner is None or not partner.learnt or len(training) < MIN_IMAGES:
             return super().evidence_as_new(training)
 
-        def learn(others: Pixels) -> None:
+        def learn(others: Bool[np.ndarray, " images"]) -> None:
             self.appearance = Appearance(self.config.reduction).to(self.device)
-            self.appearance.learn(others, self.device, self.light)
+            self.appearance.learn(training[others], self.device, self.light)
 
         try:
             return self._evidence_by_folds(training, learn)

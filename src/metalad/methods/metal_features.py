@@ -11,12 +11,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from metalad.backbones import Backbone, neighbourhoods
@@ -25,6 +25,7 @@ from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_place
 from metalad.detector import DetectorConfig, FittedDetector, to_batch
 from metalad.distillation import Standardised, batches
 from metalad.errors import ConfigError, DataError
+from metalad.gradient import Pixels
 from metalad.light import Light
 from metalad.networks import Tap, channels_of
 from metalad.nuisance import drifted
@@ -34,6 +35,7 @@ from metalad.surroundings import POOLED, REACH, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
+MIN_IMAGES = 2
 LEAST_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled place more than are hidden at once: each has one to be foretold from."""
 MAX_IMAGES = 1024
@@ -46,6 +48,9 @@ class MetalFeaturesConfig(DetectorConfig):
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    guide: Literal["image", "none"] = setting(
+        "image", "what the calibrated map's outlines follow: image, its edges (guided filter), or none"
+    )
     backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
     words: int = setting(1024, "typical features in each codebook")
@@ -165,8 +170,8 @@ class MetalFeatures(FittedDetector):
         Raises:
             ConfigError: no weights for the backbone. DataError: fewer than two images.
         """
-        if len(pixels) < 2:
-            raise DataError(f"metal_features needs at least 2 good images to learn units from, got {len(pixels)}")
+        if len(pixels) < MIN_IMAGES:
+            raise DataError(f"metal_features learns units from at least {MIN_IMAGES} good images, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
@@ -196,6 +201,26 @@ class MetalFeatures(FittedDetector):
         surprise = self.surprise(self.densities(self.describe(images)), self.say)
         maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear")
         return Evidence(as_map(maps))
+
+    def evidence_as_new(self, training: Pixels) -> Evidence:
+        """Return the evidence of training images, from densities of others."""
+        if len(training) < MIN_IMAGES:
+            return super().evidence_as_new(training)
+        with torch.no_grad():
+            parts = [self.describe(batch) for batch in self._varied(training, np.random.default_rng(0))]
+        known = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+        densities = self.densities
+
+        def learn(others: Bool[np.ndarray, " images"]) -> None:
+            learnt_from = torch.from_numpy(np.tile(others, 1 + self.config.copies))
+            self.densities = self._new_densities().to(self.device)
+            with torch.no_grad():
+                self.densities.learn(known.of(learnt_from), seed=0)
+
+        try:
+            return self._evidence_by_folds(training, learn)
+        finally:
+            self.densities = densities
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""

@@ -143,8 +143,8 @@ class Judge:
         padded = np.zeros((self.batch_size, *self.size, 3), np.uint8)
         padded[: len(pixels)] = pixels
         with torch.inference_mode():
-            evidence = self.detector.evidence(to_batch(padded, self.detector.device))
-            prediction = self.detector.judge(evidence, self.scoring)
+            images = to_batch(padded, self.detector.device)
+            prediction = self.detector.judge(images, self.detector.evidence(images), self.scoring)
         scores, maps = prediction.score.tolist(), prediction.anomaly_map.numpy(force=True)
         return list(zip(scores[: len(pixels)], maps, strict=False))
 
