@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor, nn
 
-from metalad.layers import Mask, MaskedBlock, MaskedEncoder, Smoothing, gaussian_matrix, nearness
+from metalad.layers import (
+    COARSER,
+    EDGE,
+    GuidedSmoothing,
+    Mask,
+    MaskedBlock,
+    MaskedEncoder,
+    Smoothing,
+    gaussian_matrix,
+    nearness,
+)
 
 SIDES = st.integers(1, 40)
 SIGMAS = st.sampled_from([0.3, 1.0, 1.5, 4.0, 9.0])
@@ -63,6 +73,69 @@ def test_smoothing_by_nothing_changes_nothing() -> None:
 
 def test_smoothing_is_not_stored_with_the_model() -> None:
     assert not Smoothing(8, 8, 1.0).state_dict()
+
+
+def halves(side: int) -> tuple[Tensor, Tensor]:
+    """An image dark on the left and bright on the right, and a map that is 1 on the right."""
+    step = (torch.arange(side) >= side // 2).float().expand(1, side, side)
+    return (0.2 + 0.6 * step)[:, None].expand(1, 3, side, side), step
+
+
+def test_guided_smoothing_is_the_guided_filter() -> None:
+    """By scipy in double precision: a line in brightness at each place, by least squares under a Gaussian window."""
+    rng, sigma = np.random.default_rng(0), 3.0
+    images, maps = rng.random((2, 3, 24, 40), dtype=np.float32), rng.random((2, 24, 40), dtype=np.float32)
+
+    def window(planes: np.ndarray) -> np.ndarray:
+        return ndimage.gaussian_filter(planes, sigma / math.sqrt(2) / COARSER, mode="reflect", axes=(1, 2))
+
+    def coarse(planes: np.ndarray) -> np.ndarray:
+        return planes.reshape(2, 24 // COARSER, COARSER, 40 // COARSER, COARSER).mean((2, 4))
+
+    guide = images.astype(float).mean(1)
+    guide /= guide.mean((1, 2), keepdims=True)
+    brightness, level = coarse(guide), coarse(maps.astype(float))
+    covariance = window(brightness * level) - window(brightness) * window(level)
+    slope = covariance / (window(brightness**2) - window(brightness) ** 2 + EDGE**2)
+    lines = [window(slope), window(window(level) - slope * window(brightness))]
+    fine = [
+        nn.functional.interpolate(torch.from_numpy(line)[:, None], (24, 40), mode="bilinear")[:, 0] for line in lines
+    ]
+    found = GuidedSmoothing(24, 40, sigma)(torch.from_numpy(maps), torch.from_numpy(images))
+    np.testing.assert_allclose(found, fine[0].numpy() * guide + fine[1].numpy(), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, SIGMAS, st.integers(0, 2**32 - 1))
+def test_guided_smoothing_keeps_a_constant_map(height: int, width: int, sigma: float, seed: int) -> None:
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    found = GuidedSmoothing(height, width, sigma)(torch.full((1, height, width), 0.5), images)
+    torch.testing.assert_close(found, torch.full((1, height, width), 0.5), atol=1e-3, rtol=0)
+
+
+def test_on_a_plain_image_guided_smoothing_is_the_gaussian_filter() -> None:
+    point = torch.zeros(1, 64, 64)
+    point[0, 31:33, 31:33] = 100.0
+    found = GuidedSmoothing(64, 64, 6.0)(point, torch.full((1, 3, 64, 64), 0.7))
+    torch.testing.assert_close(found, Smoothing(64, 64, 6.0)(point), atol=0.05 * float(found.max()), rtol=0)
+
+
+def test_guided_smoothing_stops_at_the_edges_of_the_image() -> None:
+    images, step = halves(64)
+    guided, gaussian = GuidedSmoothing(64, 64, 6.0)(step, images), Smoothing(64, 64, 6.0)(step)
+    assert (guided - step).abs().mean() < (gaussian - step).abs().mean() / 4
+
+
+@pytest.mark.parametrize("light", [0.3, 1.5])
+def test_guided_smoothing_does_not_mind_the_light(light: float) -> None:
+    images, step = halves(32)
+    module, maps = GuidedSmoothing(32, 32, 3.0), Smoothing(32, 32, 2.0)(step)
+    torch.testing.assert_close(module(maps, light * images), module(maps, images), atol=1e-4, rtol=0)
+
+
+def test_a_black_image_guides_nowhere() -> None:
+    found = GuidedSmoothing(16, 16, 2.0)(torch.rand(1, 16, 16), torch.zeros(1, 3, 16, 16))
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("neighbours", [False, True])

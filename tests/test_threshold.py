@@ -78,6 +78,15 @@ def test_few_images_widen_it() -> None:
     assert found == sorted(found, reverse=True)
 
 
+def test_near_copies_do_not_widen_it() -> None:
+    """Images of which the model knows nearly a copy score far too low; only those above the median tell the spread."""
+    scores = np.random.default_rng(0).lognormal(0, 0.1, 31)
+    lowest = np.argsort(scores)[:6]
+    copies = scores.copy()
+    copies[lowest] /= 10
+    assert threshold(copies, 0.01) == threshold(scores, 0.01)
+
+
 @pytest.mark.parametrize("scores", [[0.0, 1e30], [1e-30, 1.0, 1e30], [0.0, 0.0]])
 @pytest.mark.parametrize("rate", [1e-300, 1e-17, 1e-6, 0.5])
 def test_it_is_finite_whatever_is_asked(scores: list[float], rate: float) -> None:

@@ -29,8 +29,9 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
 
     The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
     image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
-    scale, until their median is that of the held-out images, and both are kept. Where the method knows its training
-    images by heart, the held-out images are used alone, if there are two or more.
+    scale, until their median is that of the held-out images, and both are kept; of a method that meets them as new in
+    full they are kept as they are. Where the method knows its training images by heart, the held-out images are used
+    alone, if there are two or more.
     """
     detector.eval()
     unseen = detector.evidence_of(thinned(held_out, MAX_IMAGES))
@@ -40,7 +41,7 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
         fresh = np.ones(len(unseen.residual), dtype=bool)
     else:
         summary, known = choose(seen, unseen), Evidence.joined((seen, unseen))
-        fresh = np.arange(len(known.residual)) >= len(seen.residual)
+        fresh = detector.as_new_in_full | (np.arange(len(known.residual)) >= len(seen.residual))
     detector.cpu()  # the evidence was brought there to be held at once
     for scoring in SCORINGS:
         scores = _held_out_scores(detector, summary, known, scoring)

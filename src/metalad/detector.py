@@ -94,6 +94,8 @@ class Detector(nn.Module, ABC):
     """Whether the evidence comes with an image score, which `image_score="own"` takes."""
     has_own_units: ClassVar[bool] = False
     """Whether the raw map is in units of good images already: calibrated once more it would lose."""
+    as_new_in_full: ClassVar[bool] = False
+    """Whether `evidence_as_new` is all that new images would give; else scores are raised to those of new ones."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:

@@ -1,5 +1,6 @@
 """What every registered method promises, on a few real images and with the smallest settings that still work."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from metalad import gradient, progress
 from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Scoring, to_batch
 from metalad.errors import DataError
+from metalad.layers import GuidedSmoothing
 from metalad.methods import OWN, method_named, methods
 from metalad.methods.anogan import AnoGanConfig
 from metalad.methods.efficientad import EfficientADConfig
@@ -206,6 +208,24 @@ def test_a_defect_scores_higher_where_it_is(runs: Runs, name: str, scoring: Scor
     bad[place] = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)[:, None, None]
     good_maps, bad_maps = (judged(detector, pixels, scoring)[1] for pixels in (good, bad))
     assert (bad_maps[place].mean((1, 2)) > good_maps[place].mean((1, 2))).all()
+
+
+@each_own_method
+def test_edges_to_follow_change_no_score_and_leave_its_range(runs: Runs, name: str) -> None:
+    detector = runs.detector(name)
+    images = to_batch(unseen(detector, 3))
+    plain, guided = copy.deepcopy(detector), copy.deepcopy(detector)
+    plain.guided_smoothing = None
+    guided.guided_smoothing = GuidedSmoothing(*detector.config.image_size, 2.0)
+    with torch.inference_mode():
+        evidence = detector.evidence(images)
+        for scoring in SCORINGS:
+            one, other = (each.judge(images, evidence, scoring) for each in (plain, guided))
+            assert torch.equal(one.score, other.score)
+            assert torch.equal(detector.scores(evidence, scoring), other.score)
+            assert torch.equal(one.anomaly_map, other.anomaly_map) == (scoring == "raw")
+            assert (other.anomaly_map >= 0).all()
+            assert (other.anomaly_map.amax((1, 2)) <= one.anomaly_map.amax((1, 2))).all()
 
 
 @each_method

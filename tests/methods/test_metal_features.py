@@ -89,6 +89,24 @@ def test_impossible_settings_and_one_image_are_refused() -> None:
         fitted(1)
 
 
+def test_as_new_an_image_is_met_by_densities_that_did_not_learn_from_it() -> None:
+    model, pixels = fitted(words=4096, steps=0), cookies(8, SIZE)
+    densities = model.densities
+    new, known = model.evidence_as_new(pixels), model.evidence_of(pixels)
+    assert model.densities is densities
+    assert new.residual.shape == known.residual.shape
+    assert (model.scores(new, "raw") > model.scores(known, "raw")).all()
+
+
+def test_as_new_images_keep_their_order() -> None:
+    """A ninth image that is none of the others' kind scores highest in its own place."""
+    pixels = cookies(9, SIZE)
+    pixels[6] = np.random.default_rng(0).integers(0, 255, pixels[6].shape)
+    model = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, words=64))
+    model.fit(pixels, 0)
+    assert int(model.scores(model.evidence_as_new(pixels), "raw").argmax()) == 6
+
+
 def test_both_scorings_are_the_surprise() -> None:
     model = fitted()
     calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:])

@@ -148,6 +148,7 @@ class MetalFeatures(FittedDetector):
 
     name = "metal_features"
     has_own_units = True
+    as_new_in_full = True
     config: MetalFeaturesConfig
     say: Tensor
 
