@@ -87,10 +87,10 @@ def test_guided_smoothing_is_the_guided_filter() -> None:
     images, maps = rng.random((2, 3, 24, 40), dtype=np.float32), rng.random((2, 24, 40), dtype=np.float32)
 
     def window(planes: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(planes, sigma / math.sqrt(2) / COARSER, mode="reflect", axes=(1, 2))
+        return np.asarray(ndimage.gaussian_filter(planes, sigma / math.sqrt(2) / COARSER, mode="reflect", axes=(1, 2)))
 
     def coarse(planes: np.ndarray) -> np.ndarray:
-        return planes.reshape(2, 24 // COARSER, COARSER, 40 // COARSER, COARSER).mean((2, 4))
+        return np.asarray(planes.reshape(2, 24 // COARSER, COARSER, 40 // COARSER, COARSER).mean((2, 4)))
 
     guide = images.astype(float).mean(1)
     guide /= guide.mean((1, 2), keepdims=True)
