@@ -138,6 +138,8 @@ class Detector(nn.Module, ABC):
 
     def _evidence_by_folds(self, training: Pixels, learn: Callable[[Bool[np.ndarray, " images"]], None]) -> Evidence:
         """Return the evidence of each fold after `learn` has learnt from the others, which it is told."""
+        if len(training) == 1:
+            return self.evidence_of(training)  # there are no others
         fold = np.arange(len(training)) % min(FOLDS, len(training))
         parts = []
         for left_out in counted(range(fold.max() + 1), "as new", "fold"):

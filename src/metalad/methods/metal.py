@@ -32,7 +32,6 @@ from metalad.reconstruction import Reconstructor
 from metalad.settings import setting
 
 Token = Literal["squares", "rows", "columns"]
-MIN_IMAGES = 2
 COMMON_SPREAD = 0.5
 """No pixel's unit is less than so many times the root mean square of all: few images would take some for fixed."""
 LEAST_SPREAD = 1 / 255
@@ -212,7 +211,7 @@ class Metal(Reconstructor):
     def evidence_as_new(self, training: Pixels) -> Evidence:
         """Return the evidence of training images, whose partner has learnt from others."""
         partner = self.appearance
-        if partner is None or not partner.learnt or len(training) < MIN_IMAGES:
+        if partner is None or not partner.learnt:
             return super().evidence_as_new(training)
 
         def learn(others: Bool[np.ndarray, " images"]) -> None:

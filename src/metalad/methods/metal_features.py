@@ -35,7 +35,6 @@ from metalad.surroundings import POOLED, REACH, Surroundings
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
-MIN_IMAGES = 2
 LEAST_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled place more than are hidden at once: each has one to be foretold from."""
 MAX_IMAGES = 1024
@@ -171,8 +170,8 @@ class MetalFeatures(FittedDetector):
         Raises:
             ConfigError: no weights for the backbone. DataError: fewer than two images.
         """
-        if len(pixels) < MIN_IMAGES:
-            raise DataError(f"metal_features learns units from at least {MIN_IMAGES} good images, got {len(pixels)}")
+        if len(pixels) < 2:
+            raise DataError(f"metal_features needs at least 2 good images to learn units from, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
@@ -205,8 +204,6 @@ class MetalFeatures(FittedDetector):
 
     def evidence_as_new(self, training: Pixels) -> Evidence:
         """Return the evidence of training images, from densities of others."""
-        if len(training) < MIN_IMAGES:
-            return super().evidence_as_new(training)
         with torch.no_grad():
             parts = [self.describe(batch) for batch in self._varied(training, np.random.default_rng(0))]
         known = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
