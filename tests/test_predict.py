@@ -124,7 +124,8 @@ def test_a_map_file_is_the_map_in_16384ths_of_the_threshold(run: Path, model: Mo
         anomaly_map = model.detector(to_batch(read_image(image)[None])).anomaly_map[0].numpy()
     assert result.map is not None
     written = pixels_of(result.map).astype(float) / 16384 * result.threshold
-    assert np.abs(written - anomaly_map).max() <= 0.51 / 16384 * result.threshold
+    # Half a step, and as much for a batch of another size: its last bits are others.
+    assert np.abs(written - anomaly_map).max() <= 1 / 16384 * result.threshold
     assert written.max() > 0.5 * result.threshold
 
 
