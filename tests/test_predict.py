@@ -119,13 +119,12 @@ def test_real_images_of_another_size_than_the_models(run: Path, tmp_path: Path) 
 
 def test_a_map_file_is_the_map_in_16384ths_of_the_threshold(run: Path, model: Model, tmp_path: Path) -> None:
     image = draw(tmp_path / "x.png", seed=1, size=(32, 32))
-    (result,) = predict(run, [image], tmp_path / "out")
+    (result,) = predict(run, [image], tmp_path / "out", batch_size=1)  # another size has other last bits
     with torch.inference_mode():
         anomaly_map = model.detector(to_batch(read_image(image)[None])).anomaly_map[0].numpy()
     assert result.map is not None
     written = pixels_of(result.map).astype(float) / 16384 * result.threshold
-    # Half a step, and as much for a batch of another size: its last bits are others.
-    assert np.abs(written - anomaly_map).max() <= 1 / 16384 * result.threshold
+    assert np.abs(written - anomaly_map).max() <= 0.51 / 16384 * result.threshold
     assert written.max() > 0.5 * result.threshold
 
 
