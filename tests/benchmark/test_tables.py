@@ -1,12 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metalad.benchmark.declaration import Configuration, Grid, Suite
 from metalad.benchmark.rows import append_row
 from metalad.benchmark.suites import suite_named
-from metalad.benchmark.tables import drifted, fill, render, write_tables
+from metalad.benchmark.tables import drifted, fill, render, render_defects, write_tables
 from metalad.errors import ConfigError, RunError
 from tests.benchmark.material import SUITE, row_of
 
@@ -133,9 +134,34 @@ def test_blocks_are_filled_and_the_rest_of_a_page_stays(tmp_path: Path) -> None:
     assert fill(filled, tmp_path, "page.md") == filled
 
 
+def test_kinds_of_defect_stand_below_each_other_by_the_scoring_that_judges() -> None:
+    names = ("pixel_aupro", "pixel_ap", "pixel_auroc_fpr30", "image_auroc")
+
+    def judged(value: float, found: int) -> dict[str, Any]:
+        kind = {"images": 9, "found": found, "model": dict.fromkeys(names, value)}
+        return {"model": dict.fromkeys(names, 0.1), "per_defect": {"crack": kind, "dent": kind}}
+
+    rows = {
+        cell.key: row_of(
+            cell,
+            config={"scoring": "calibrated"},
+            metrics={"calibrated": judged(0.6 + 0.2 * cell.seed, 4 + cell.seed), "raw": judged(0.2, 0)},
+        )
+        for cell in SUITE.cells()
+    }
+    header, _, *lines = render_defects(SUITE, rows).partition("\n\n")[0].splitlines()
+    assert cells_of(header)[:4] == ["category", "defect", "configuration", "found"]
+    assert [cells_of(line) for line in lines] == [
+        ["cookie", kind, label, "4, 5 of 9", *["0.700 ± 0.141"] * 4]
+        for kind in ("crack", "dent")
+        for label in ("one", "two")
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [
+        ("<!-- table: defects:nonsense -->\n<!-- end table -->", "which is no suite"),
         ("<!-- table: nonsense -->\n<!-- end table -->", "which is no suite"),
         ("<!-- table: smoke -->\n", "has no <!-- end table"),
     ],

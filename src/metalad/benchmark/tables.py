@@ -5,6 +5,7 @@ with 1 if any has; `--write` renews them. Nobody types a number.
 """
 
 import argparse
+import itertools
 import re
 import statistics
 import sys
@@ -26,6 +27,8 @@ from metalad.methods import methods
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
 OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 SUITES = "suites"
+DEFECTS = "defects:"
+"""Before a suite's name: its rows by kind of defect."""
 WIDTH = 116
 NOTHING = "–"
 
@@ -41,15 +44,25 @@ class Line:
     rows: tuple[Row, ...]
     paper: Published | None
 
-    def values(self, metric: str) -> list[float]:
-        """Return a metric at the model's resolution from each row that has it.
+    def values(self, metric: str, defect: str | None = None) -> list[float]:
+        """Return a metric at the model's resolution from each row that has it, of all defects or of one kind.
 
         A pixel metric of a method whose paper has no anomaly map would measure ours: it has none.
         """
         if metric.startswith("pixel_") and any(_image_level(row.method) for row in self.rows):
             return []
-        found = [row.metrics[self.scoring]["model"][metric] for row in self.rows]
+        measured = [row.metrics[self.scoring] for row in self.rows]
+        found = [(each if defect is None else each["per_defect"][defect])["model"][metric] for each in measured]
         return [value for value in found if value is not None]
+
+    def defects(self) -> list[str]:
+        """Return the kinds of defect that were judged."""
+        return list(self.rows[0].metrics[self.scoring]["per_defect"])
+
+    def found(self, defect: str) -> str:
+        """Return how many of a kind exceeded the threshold, row by row, and of how many."""
+        each = [row.metrics[self.scoring]["per_defect"][defect] for row in self.rows]
+        return f"{', '.join(str(one['found']) for one in each)} of {each[0]['images']}"
 
     def percents(self, metric: str) -> list[float]:
         """Return the same in percent."""
@@ -78,7 +91,23 @@ def render(suite: Suite, rows: Mapping[str, Row]) -> str:
     both = len({cell.protocol for cell in suite.cells()}) > 1
     columns = [column for column in COLUMNS[suite.table] if both or column != _TRAINED]
     lines = [[column(line) for _, column in columns] for line in _lines(suite, rows)]
-    return f"{_markdown([title for title, _ in columns], lines)}\n{_caption(suite, rows)}\n"
+    return f"{_markdown([title for title, _ in columns], lines)}\n{_caption(suite, rows, suite.table)}\n"
+
+
+def render_defects(suite: Suite, rows: Mapping[str, Row]) -> str:
+    """Return the Markdown of how each kind of defect fares by the scoring that a configuration judges by.
+
+    Raises:
+        RunError: as `render`.
+    """
+    cells = []
+    lines = [line for line in _lines(suite, rows) if line.rows and line.scoring == line.rows[0].config["scoring"]]
+    for category, group in itertools.groupby(lines, key=lambda line: line.category):
+        alike = list(group)
+        for defect in alike[0].defects():
+            cells += [[category, defect, *(column(line, defect) for _, column in DEFECT_COLUMNS)] for line in alike]
+    header = ["category", "defect", *(title for title, _ in DEFECT_COLUMNS)]
+    return f"{_markdown(header, cells)}\n{_caption(suite, rows, DEFECTS)}\n"
 
 
 def render_suites() -> str:
@@ -91,7 +120,8 @@ def fill(text: str, results: Path, where: str) -> str:
     """Return a page with each of its tables made anew from the rows in `results`.
 
     Args:
-        text: the page; a block named `suites` gets the list of suites, one named `study:NAME` a study's findings.
+        text: the page; a block named `suites` gets the list of suites, one named `study:NAME` a study's findings, one
+            named `defects:SUITE` a suite's rows by kind of defect.
         results: the folder of rows.
         where: the page's name, for errors.
 
@@ -107,9 +137,10 @@ def fill(text: str, results: Path, where: str) -> str:
             return f"{block[1]}{render_suites()}{block[4]}"
         if name.startswith(PREFIX):
             return f"{block[1]}{_render_study(results, name.removeprefix(PREFIX), where)}{block[4]}"
+        made, name = (render_defects, name.removeprefix(DEFECTS)) if name.startswith(DEFECTS) else (render, name)
         if name not in suites():
             raise ConfigError(f"{where}: a table of {name!r}, which is no suite; there are: {', '.join(suites())}")
-        return f"{block[1]}{render(suites()[name], known_rows(results, suites()[name]))}{block[4]}"
+        return f"{block[1]}{made(suites()[name], known_rows(results, suites()[name]))}{block[4]}"
 
     return BLOCK.sub(renewed, text)
 
@@ -212,7 +243,7 @@ def _difference(values: Sequence[float], paper: Published | None, digits: int) -
     return NOTHING if paper is None or not values else f"{statistics.mean(values) - paper.value:+.{digits}f}"
 
 
-def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
+def _caption(suite: Suite, rows: Mapping[str, Row], legend: str) -> str:
     keys = {cell.key for cell in suite.cells()}
     used = [row for key, row in rows.items() if key in keys]
     if not used:
@@ -223,7 +254,7 @@ def _caption(suite: Suite, rows: Mapping[str, Row]) -> str:
     parts += sorted({_machine(row) for row in used})
     if len(rows) > len(used):
         parts.append(f"{len(rows) - len(used)} rows of cells that are declared no more")
-    return _wrapped(f"{LEGENDS[suite.table]}{'; '.join(parts)}.")
+    return _wrapped(f"{LEGENDS[legend]}{'; '.join(parts)}.")
 
 
 def _wrapped(text: str) -> str:
@@ -288,6 +319,15 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 }
 
 
+DEFECT_COLUMNS: tuple[tuple[str, Callable[[Line, str], str]], ...] = (
+    ("configuration", lambda line, _: line.label),
+    ("found", Line.found),
+    ("AUPRO", lambda line, defect: _mean(line.values("pixel_aupro", defect), 3)),
+    ("AP", lambda line, defect: _mean(line.values("pixel_ap", defect), 3)),
+    ("to 0.3", lambda line, defect: _mean(line.values("pixel_auroc_fpr30", defect), 3)),
+    ("image", lambda line, defect: _mean(line.values("image_auroc", defect), 3)),
+)
+
 _COMMON = (
     "Mean ± standard deviation over seeds; Δ: less the paper's number; s: seconds to train and evaluate, a GPU's "
     "only where no CPU did any. Rows: "
@@ -299,6 +339,10 @@ LEGENDS: Mapping[str, str] = {
     "whole images have none. *image*: image AUROC. " + _COMMON,
     "image": "*image*: image AUROC. " + _COMMON,
     "parameters": "Δ: less the paper's number. Rows: ",
+    DEFECTS: "Each kind against the good images and its own. *found*: abnormal images above the threshold for 1 % "
+    "false alarms, seed by seed. *AUPRO*, *AP*: region overlap and average precision of pixels; *to 0.3*: pixel AUROC "
+    "up to a false-positive rate of 0.3; all at the model's resolution. *image*: image AUROC. Mean ± standard "
+    "deviation over seeds. Rows: ",
 }
 
 
