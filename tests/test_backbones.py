@@ -68,6 +68,29 @@ def test_taps_come_in_the_order_asked_for() -> None:
     assert [maps.shape[-1] for maps in backbone(torch.zeros(1, 3, 64, 64))] == [4, 16]
 
 
+def test_a_batch_that_is_taken_in_parts_gives_what_it_gives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone("lite0", ("s8", "s16"))
+    backbone.load()
+    images, parts = to_batch(cookies(5, (64, 96))), []
+    whole = backbone(images)
+    monkeypatch.setattr(backbones, "PIXELS_AT_ONCE", 2 * 64 * 96 + 1)
+    stem = backbone.network.get_submodule("conv_stem")
+    stem.register_forward_pre_hook(lambda _, taken: parts.append(len(taken[0])))
+    for together, apart in zip(whole, backbone(images), strict=True):
+        torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
+    assert parts == [2, 2, 1]
+
+
+def test_an_exported_graph_takes_a_batch_of_any_size_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "PIXELS_AT_ONCE", 64 * 64)
+    backbone = Backbone("lite0", ("s8",))
+    backbone.load()
+    images = to_batch(cookies(5, (64, 64)))
+    exported = torch.export.export(backbone, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for count in (2, 3):
+        torch.testing.assert_close(exported.module()(images[:count]), backbone(images[:count]))
+
+
 def test_training_does_not_thaw_it() -> None:
     backbone = Backbone("lite0", ("s8",))
     backbone.load()

@@ -4,6 +4,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
+from metalad import clustering
 from metalad.clustering import Mixture, fit_mixture, joint_log_density, k_means, log_likelihood
 
 
@@ -38,6 +39,12 @@ def test_separate_clusters_are_found() -> None:
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     points = centres.repeat_interleave(5, 0)
     assert sorted(k_means(points, 3, 0).tolist()) == sorted(centres.tolist())
+
+
+def test_each_point_goes_to_its_nearest_centre() -> None:
+    points = torch.from_numpy(cloud(4, clustering.OWNED_AT_ONCE + 1000))
+    centres = points[::50]
+    assert torch.equal(clustering._owners(points, centres), torch.cdist(points.double(), centres.double()).argmin(1))
 
 
 def test_a_sample_is_as_good_a_start_for_many_words() -> None:

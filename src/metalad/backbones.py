@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from metalad.errors import ConfigError
 from metalad.networks import LITE, TAPPED_STAGES, Network, Tap, network_named
 
+PIXELS_AT_ONCE = 2**17
+"""Of the images that a CPU takes through the layers together: two of 256×256. The maps of more leave its cache."""
+
 
 class Backbone(nn.Module):
     """A frozen network up to its deepest tap.
@@ -56,6 +59,13 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
         """Return the map of each tap, in the order of `taps`, of RGB images in [0, 1]."""
+        if images.device.type != "cpu" or torch.compiler.is_exporting():
+            return self._maps(images)
+        count = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
+        parts = [self._maps(part) for part in torch.split(images, count)]
+        return parts[0] if len(parts) == 1 else [torch.cat(tap) for tap in zip(*parts, strict=True)]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         maps = dict(self.network.features(self.network.normalised(images)))
         return [maps[tap] for tap in self.taps]
 

@@ -136,15 +136,12 @@ class Detector(nn.Module, ABC):
         """
         return self.evidence_of(training)
 
-    def _evidence_by_folds(self, training: Pixels, learn: Callable[[Bool[np.ndarray, " images"]], None]) -> Evidence:
-        """Return the evidence of each fold after `learn` has learnt from the others, which it is told."""
+    def _evidence_by_folds(self, training: Pixels, meet: Callable[[Bool[np.ndarray, " images"]], Evidence]) -> Evidence:
+        """Return the evidence of each fold: `meet` is told its images, and learns from the others to meet them."""
         if len(training) == 1:
             return self.evidence_of(training)  # there are no others
         fold = np.arange(len(training)) % min(FOLDS, len(training))
-        parts = []
-        for left_out in counted(range(fold.max() + 1), "as new", "fold"):
-            learn(fold != left_out)
-            parts.append(self.evidence_of(training[fold == left_out]))
+        parts = [meet(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
         order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
         return Evidence.joined(parts).taken(torch.from_numpy(order))
 

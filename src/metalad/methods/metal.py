@@ -214,12 +214,13 @@ class Metal(Reconstructor):
         if partner is None or not partner.learnt:
             return super().evidence_as_new(training)
 
-        def learn(others: Bool[np.ndarray, " images"]) -> None:
+        def meet(new: Bool[np.ndarray, " images"]) -> Evidence:
             self.appearance = Appearance(self.config.reduction).to(self.device)
-            self.appearance.learn(training[others], self.device, self.light)
+            self.appearance.learn(training[~new], self.device, self.light)
+            return self.evidence_of(training[new])
 
         try:
-            return self._evidence_by_folds(training, learn)
+            return self._evidence_by_folds(training, meet)
         finally:
             self.appearance = partner
 

@@ -198,31 +198,28 @@ class MetalFeatures(FittedDetector):
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
-        surprise = self.surprise(self.densities(self.describe(images)), self.say)
-        maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear")
-        return Evidence(as_map(maps))
+        return self._evidence(self.densities(self.describe(images)))
 
     def evidence_as_new(self, training: Pixels) -> Evidence:
         """Return the evidence of training images, from densities of others."""
         with torch.no_grad():
             parts = [self.describe(batch) for batch in self._varied(training, np.random.default_rng(0))]
         known = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
-        densities = self.densities
 
-        def learn(others: Bool[np.ndarray, " images"]) -> None:
-            learnt_from = torch.from_numpy(np.tile(others, 1 + self.config.copies))
-            self.densities = self._new_densities().to(self.device)
+        def meet(new: Bool[np.ndarray, " images"]) -> Evidence:
+            met, others = torch.from_numpy(new), torch.from_numpy(np.tile(~new, 1 + self.config.copies))
             with torch.no_grad():
-                self.densities.learn(known.of(learnt_from), seed=0)
+                return self._evidence(self._unseen(known.of(others), known.of(met.nonzero()[:, 0]), seed=0))
 
-        try:
-            return self._evidence_by_folds(training, learn)
-        finally:
-            self.densities = densities
+        return self._evidence_by_folds(training, meet)
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""
         return evidence.residual[:, 0]
+
+    def _evidence(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Evidence:
+        surprise = self.surprise(distances, self.say)
+        return Evidence(as_map(F.interpolate(surprise[:, None], self.config.image_size, mode="bilinear")))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.backbone(self.light(images))
