@@ -67,13 +67,15 @@ def test_training_images_are_raised_to_the_level_of_new_ones() -> None:
         assert np.median(logs[:20]) == pytest.approx(np.median(logs[20:]), abs=1e-4)
 
 
-def test_what_is_met_as_new_in_full_is_not_raised() -> None:
+def test_scores_of_what_is_met_as_new_in_full_are_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, training = Stub(0.8), pixels(1, 20, KNOWN)
-    detector.as_new_in_full = True  # type: ignore[misc]
+    monkeypatch.setattr(detector, "as_new_in_full", lambda scoring: scoring == "raw")
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
         own = detector.scores(detector.evidence(to_batch(training)), "raw")
-    np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")][:20], own, rtol=1e-5)
+    raw, calibrated = (np.log(scores(detector)[SCORINGS.index(scoring)]) for scoring in ("raw", "calibrated"))
+    np.testing.assert_allclose(raw[:20], own.log().numpy(), atol=1e-5)
+    assert np.median(calibrated[:20]) == pytest.approx(np.median(calibrated[20:]), abs=1e-4)
 
 
 def test_training_images_are_never_lowered() -> None:

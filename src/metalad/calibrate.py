@@ -37,15 +37,14 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
     unseen = detector.evidence_of(thinned(held_out, MAX_IMAGES))
     seen = detector.evidence_as_new(thinned(training, MAX_IMAGES))
     if not detector.has_own_units and len(unseen.residual) >= MIN_IMAGES and _memorised(seen, unseen):
-        summary, known = _choose_among(unseen), unseen
-        fresh = np.ones(len(unseen.residual), dtype=bool)
+        summary, known, trained_on = _choose_among(unseen), unseen, 0
     else:
-        summary, known = choose(seen, unseen), Evidence.joined((seen, unseen))
-        fresh = detector.as_new_in_full | (np.arange(len(known.residual)) >= len(seen.residual))
+        summary, known, trained_on = choose(seen, unseen), Evidence.joined((seen, unseen)), len(seen.residual)
+    fresh = np.arange(len(known.residual)) >= trained_on
     detector.cpu()  # the evidence was brought there to be held at once
     for scoring in SCORINGS:
         scores = _held_out_scores(detector, summary, known, scoring)
-        detector.register_buffer(f"normal_scores_{scoring}", _raised(scores, fresh))
+        detector.register_buffer(f"normal_scores_{scoring}", _raised(scores, detector.as_new_in_full(scoring) | fresh))
     detector.calibration = Calibration.learn(summary.kind, known)
     return summary
 

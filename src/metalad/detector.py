@@ -94,8 +94,6 @@ class Detector(nn.Module, ABC):
     """Whether the evidence comes with an image score, which `image_score="own"` takes."""
     has_own_units: ClassVar[bool] = False
     """Whether the raw map is in units of good images already: calibrated once more it would lose."""
-    as_new_in_full: ClassVar[bool] = False
-    """Whether `evidence_as_new` is all that new images would give; else scores are raised to those of new ones."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -135,6 +133,10 @@ class Detector(nn.Module, ABC):
         images, for methods that know their training images little better than others.
         """
         return self.evidence_of(training)
+
+    def as_new_in_full(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to say)
+        """Return whether scores of `evidence_as_new` are new images'; else they are raised to the level of those."""
+        return False
 
     def _evidence_by_folds(self, training: Pixels, meet: Callable[[Bool[np.ndarray, " images"]], Evidence]) -> Evidence:
         """Return the evidence of each fold: `meet` is told its images, and learns from the others to meet them."""

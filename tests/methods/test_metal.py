@@ -394,6 +394,12 @@ def test_the_partner_does_not_know_the_held_out_images() -> None:
     assert patches[:8].max() < 1e-3 < patches[8:].min()
 
 
+def test_scores_of_the_error_alone_are_raised_and_those_with_a_partner_are_not() -> None:
+    assert small().as_new_in_full("calibrated")
+    assert not small().as_new_in_full("raw")
+    assert not Metal(MetalConfig(partner="none")).as_new_in_full("calibrated")
+
+
 def test_as_new_an_image_is_met_by_a_partner_that_did_not_learn_from_it() -> None:
     model, _ = with_partner()
     pixels = cookies(12, (32, 48))[:8]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from metalad.appearance import Appearance, reduced
 from metalad.augmentation import augment, check_augmentation
 from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, Protocol
+from metalad.detector import DetectorConfig, Protocol, Scoring
 from metalad.distillation import batches
 from metalad.errors import ConfigError
 from metalad.gradient import Pixels, Training
@@ -223,6 +223,13 @@ class Metal(Reconstructor):
             return self._evidence_by_folds(training, meet)
         finally:
             self.appearance = partner
+
+    def as_new_in_full(self, scoring: Scoring) -> bool:
+        """Say so of both together: the partner then knows fewer images, which outweighs that the error knows them.
+
+        Measured: of 874 good images that took no part, 1.0 % exceeded the threshold for 1 % (`docs/calibration.md`).
+        """
+        return scoring == "calibrated" and self.appearance is not None
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared error of the reconstruction, summed over colours."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from metalad.backbones import Backbone, neighbourhoods
 from metalad.calibration import Evidence
 from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places, explained_by_place
-from metalad.detector import DetectorConfig, FittedDetector, to_batch
+from metalad.detector import DetectorConfig, FittedDetector, Scoring, to_batch
 from metalad.distillation import Standardised, batches
 from metalad.errors import ConfigError, DataError
 from metalad.gradient import Pixels
@@ -147,7 +147,6 @@ class MetalFeatures(FittedDetector):
 
     name = "metal_features"
     has_own_units = True
-    as_new_in_full = True
     config: MetalFeaturesConfig
     say: Tensor
 
@@ -212,6 +211,10 @@ class MetalFeatures(FittedDetector):
                 return self._evidence(self._unseen(known.of(others), known.of(met.nonzero()[:, 0]), seed=0))
 
         return self._evidence_by_folds(training, meet)
+
+    def as_new_in_full(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are one)
+        """Say so: all is learnt anew."""
+        return True
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""
