@@ -1,0 +1,54 @@
+"""Time a backbone on a CPU that takes a batch a few images at a time, and the search for k-means' nearest centres.
+
+python benchmarks/backbone.py [--backbone lite0] [--threads N]
+
+A column holds the pixels taken at once; times are ratios to the whole batch, the best of five.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from metalad import backbones, clustering
+from metalad.backbones import Backbone
+
+BATCHES = ((32, 128), (16, 256), (8, 512))
+PIXELS = tuple(2**power for power in range(15, 20))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="lite0")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    backbone = Backbone(arguments.backbone, ("s4", "s8", "s16", "s32"))
+    backbone.load()
+    print("images", *(f"{pixels:>7}" for pixels in PIXELS), "  at once, s", sep="  ")
+    for count, side in BATCHES:
+        images = torch.rand(count, 3, side, side)
+        whole = best(partial(backbone, images), count * side**2)
+        parts = [best(partial(backbone, images), pixels) for pixels in PIXELS]
+        print(f"{count}x{side}²", *(f"{part / whole:7.2f}" for part in parts), f"{whole:12.2f}", sep="  ")
+    points, centres = torch.randn(30_000, 176), torch.randn(1024, 176)
+    whole = best(lambda: torch.cdist(points, centres).argmin(1))
+    print(f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._owners(points, centres)) / whole:.2f}")
+
+
+def best(function: Callable[[], object], at_once: int = backbones.PIXELS_AT_ONCE, repeats: int = 5) -> float:
+    """Return the shortest of a few calls, in seconds."""
+    backbones.PIXELS_AT_ONCE = at_once
+    taken = []
+    with torch.no_grad():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    main()
