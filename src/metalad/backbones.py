@@ -59,7 +59,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
         """Return the map of each tap, in the order of `taps`, of RGB images in [0, 1]."""
-        if images.device.type != "cpu" or torch.compiler.is_exporting():
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._maps(images)
         count = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
         parts = [self._maps(part) for part in torch.split(images, count)]
