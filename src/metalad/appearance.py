@@ -31,8 +31,8 @@ PATCH = 9
 PROJECTION = 96
 """Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
 WORDS = 1024
-MAX_IMAGES = 1024
-"""Images whose descriptions are held at once, copies among them."""
+MAX_IMAGES = 512
+"""Images that are learnt from; the descriptions of all, and of the copies of some, are held at once."""
 DRIFTED_EVERY = 2
 """Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
 is harmless, and too few to blur what a place usually shows."""
@@ -72,7 +72,7 @@ class Appearance(nn.Module):
 
         Of very many, from some spread evenly over them. light: what images go through before they come here.
         """
-        pixels, chance = thinned(pixels, MAX_IMAGES // 2), np.random.default_rng(0)
+        pixels, chance = thinned(pixels, MAX_IMAGES), np.random.default_rng(0)
         with torch.no_grad():
             images = list(batches(pixels, device))
             images += list(batches(np.stack([drifted(image, chance) for image in pixels[::DRIFTED_EVERY]]), device))
