@@ -88,7 +88,8 @@ def test_an_exported_graph_takes_a_batch_of_any_size_at_once(monkeypatch: pytest
     images = to_batch(cookies(5, (64, 64)))
     exported = torch.export.export(backbone, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for count in (2, 3):
-        torch.testing.assert_close(exported.module()(images[:count]), backbone(images[:count]))
+        parts = backbone(images[:count])
+        torch.testing.assert_close(exported.module()(images[:count]), parts, rtol=1e-4, atol=1e-5)
 
 
 def test_training_does_not_thaw_it() -> None:

@@ -67,9 +67,9 @@ def test_training_images_are_raised_to_the_level_of_new_ones() -> None:
         assert np.median(logs[:20]) == pytest.approx(np.median(logs[20:]), abs=1e-4)
 
 
-def test_scores_of_what_is_met_as_new_in_full_are_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_scores_are_kept_where_a_method_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, training = Stub(0.8), pixels(1, 20, KNOWN)
-    monkeypatch.setattr(detector, "as_new_in_full", lambda scoring: scoring == "raw")
+    monkeypatch.setattr(detector, "keeps_training_scores", lambda scoring: scoring == "raw")
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
         own = detector.scores(detector.evidence(to_batch(training)), "raw")

@@ -42,9 +42,9 @@ def test_separate_clusters_are_found() -> None:
 
 
 def test_each_point_goes_to_its_nearest_centre() -> None:
-    points = torch.from_numpy(cloud(4, clustering.OWNED_AT_ONCE + 1000))
+    points = torch.from_numpy(cloud(4, clustering.POINTS_AT_ONCE + 1000))
     centres = points[::50]
-    assert torch.equal(clustering._owners(points, centres), torch.cdist(points.double(), centres.double()).argmin(1))
+    assert torch.equal(clustering._assigned(points, centres), torch.cdist(points.double(), centres.double()).argmin(1))
 
 
 def test_a_sample_is_as_good_a_start_for_many_words() -> None:

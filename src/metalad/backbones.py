@@ -58,10 +58,13 @@ class Backbone(nn.Module):
         load_weights(self.network, self.name, weights)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Return the map of each tap, in the order of `taps`, of RGB images in [0, 1]."""
+        """Return the map of each tap, in the order of `taps`, of RGB images in [0, 1].
+
+        A CPU takes a batch in parts (`PIXELS_AT_ONCE`); a graph that is exported or compiled takes it whole.
+        """
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._maps(images)
-        count = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
+        count = max(1, PIXELS_AT_ONCE // math.prod(images.shape[-2:]))
         parts = [self._maps(part) for part in torch.split(images, count)]
         return parts[0] if len(parts) == 1 else [torch.cat(tap) for tap in zip(*parts, strict=True)]
 

@@ -29,8 +29,8 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
 
     The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
     image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
-    scale, until their median is that of the held-out images, and both are kept; of a method that meets them as new in
-    full they are kept as they are. Where the method knows its training images by heart, the held-out images are used
+    scale, until their median is that of the held-out images, and both are kept; unless the method
+    `keeps_training_scores` as they come. Where it knows its training images by heart, the held-out images are used
     alone, if there are two or more.
     """
     detector.eval()
@@ -44,7 +44,9 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
     detector.cpu()  # the evidence was brought there to be held at once
     for scoring in SCORINGS:
         scores = _held_out_scores(detector, summary, known, scoring)
-        detector.register_buffer(f"normal_scores_{scoring}", _raised(scores, detector.as_new_in_full(scoring) | fresh))
+        detector.register_buffer(
+            f"normal_scores_{scoring}", _raised(scores, detector.keeps_training_scores(scoring) | fresh)
+        )
     detector.calibration = Calibration.learn(summary.kind, known)
     return summary
 

@@ -13,7 +13,7 @@ STARTS = 10
 MAX_ROUNDS = 100
 CHUNK = 16_384
 """Points that a mixture looks at at once: each takes components × channels numbers."""
-OWNED_AT_ONCE = 2048
+POINTS_AT_ONCE = 2048
 """Points compared with all centres at once: their distances stay in the CPU's cache."""
 
 
@@ -48,7 +48,7 @@ def k_means(
     for _ in range(starts):
         centres = _spread(points, words, generator) if spread else _sample(points, words, generator)
         for _ in counted(range(rounds), "k-means", "round"):
-            owner = _owners(points, centres)
+            owner = _assigned(points, centres)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             count = torch.bincount(owner, minlength=words)[:, None]
             moved = torch.where(count > 0, sums / count.clamp_min(1), centres)
@@ -57,16 +57,16 @@ def k_means(
             centres = moved
         if starts == 1:
             return centres
-        cost = float(torch.cdist(points, centres).amin(1).double().square().sum())
+        cost = float((points - centres[_assigned(points, centres)]).double().square().sum())
         if cost < least:
             best, least = centres, cost
     return best
 
 
-def _owners(points: Tensor, centres: Tensor) -> Tensor:
+def _assigned(points: Tensor, centres: Tensor) -> Tensor:
     """Return the index of each point's nearest centre, by |y|² − 2 x·y: |x|² is the same for all y."""
     lengths = centres.square().sum(1)
-    parts = torch.split(points, OWNED_AT_ONCE)
+    parts = torch.split(points, POINTS_AT_ONCE)
     return torch.cat([torch.addmm(lengths, part, centres.T, alpha=-2).argmin(1) for part in parts])
 
 
@@ -101,7 +101,7 @@ def fit_mixture(
     has grown by less than so many nats.
     """
     centres = k_means(points, components, seed, starts=1)
-    owner = _owners(points, centres)
+    owner = _assigned(points, centres)
     share = torch.nn.functional.one_hot(owner, components).to(points.dtype)
     mixture, before = _maximised(points, share, ridge), -math.inf
     for _ in counted(range(rounds), "mixture", "round"):

@@ -134,16 +134,21 @@ class Detector(nn.Module, ABC):
         """
         return self.evidence_of(training)
 
-    def as_new_in_full(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to say)
-        """Return whether scores of `evidence_as_new` are new images'; else they are raised to the level of those."""
+    def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to say)
+        """Return whether calibration keeps the scores of `evidence_as_new`, or raises them to new images' median."""
         return False
 
-    def _evidence_by_folds(self, training: Pixels, meet: Callable[[Bool[np.ndarray, " images"]], Evidence]) -> Evidence:
-        """Return the evidence of each fold: `meet` is told its images, and learns from the others to meet them."""
+    def _evidence_by_folds(
+        self, training: Pixels, evidence_without: Callable[[Bool[np.ndarray, " images"]], Evidence]
+    ) -> Evidence:
+        """Return the evidence of all images in their order, a fold at a time.
+
+        evidence_without: learns from the images other than those it is told, and returns the evidence of those.
+        """
         if len(training) == 1:
             return self.evidence_of(training)  # there are no others
         fold = np.arange(len(training)) % min(FOLDS, len(training))
-        parts = [meet(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
+        parts = [evidence_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
         order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
         return Evidence.joined(parts).taken(torch.from_numpy(order))
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from metalad import calibrate as room
 from metalad.appearance import reduced
 from metalad.calibrate import calibrate
 from metalad.calibration import Evidence
@@ -395,10 +396,23 @@ def test_the_partner_does_not_know_the_held_out_images() -> None:
     assert patches[:8].max() < 1e-3 < patches[8:].min()
 
 
-def test_scores_of_the_error_alone_are_raised_and_those_with_a_partner_are_not() -> None:
-    assert small().as_new_in_full("calibrated")
-    assert not small().as_new_in_full("raw")
-    assert not Metal(MetalConfig(partner="none")).as_new_in_full("calibrated")
+def test_training_scores_of_the_error_alone_are_raised_and_those_with_a_partner_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fresh: list[np.ndarray] = []
+    plain = room._raised
+
+    def seen(scores: np.ndarray, new: np.ndarray) -> Tensor:
+        fresh.append(new)
+        return plain(scores, new)
+
+    monkeypatch.setattr(room, "_raised", seen)
+    with_partner()
+    model, pixels = small(), cookies(12, (32, 48))
+    model.appearance = None
+    calibrate(model, pixels[:8], pixels[8:])
+    raised = [False] * 8 + [True] * 4
+    assert [new.tolist() for new in fresh] == [[True] * 12, raised, raised, raised]  # a calibrated and a raw one each
 
 
 def test_as_new_an_image_is_met_by_a_partner_that_did_not_learn_from_it() -> None:

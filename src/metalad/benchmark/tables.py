@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metalad.benchmark.declaration import Configuration, ScoringName, Suite
 from metalad.benchmark.paper import TABLES, Published
@@ -51,18 +52,24 @@ class Line:
         """
         if metric.startswith("pixel_") and any(_image_level(row.method) for row in self.rows):
             return []
-        measured = [row.metrics[self.scoring] for row in self.rows]
-        found = [(each if defect is None else each["per_defect"][defect])["model"][metric] for each in measured]
+        measured = [row.metrics[self.scoring] for row in self.rows] if defect is None else self._of(defect)
+        found = [each["model"][metric] for each in measured]
         return [value for value in found if value is not None]
 
     def defects(self) -> list[str]:
         """Return the kinds of defect that were judged."""
-        return list(self.rows[0].metrics[self.scoring]["per_defect"])
+        return list(dict.fromkeys(kind for row in self.rows for kind in row.metrics[self.scoring]["per_defect"]))
 
     def found(self, defect: str) -> str:
         """Return how many of a kind exceeded the threshold, row by row, and of how many."""
-        each = [row.metrics[self.scoring]["per_defect"][defect] for row in self.rows]
-        return f"{', '.join(str(one['found']) for one in each)} of {each[0]['images']}"
+        each = self._of(defect)
+        counts = sorted({one["images"] for one in each})
+        found, images = (", ".join(map(str, numbers)) for numbers in ([one["found"] for one in each], counts))
+        return f"{found} of {images}" if each else NOTHING
+
+    def _of(self, defect: str) -> list[Mapping[str, Any]]:
+        kinds = [row.metrics[self.scoring]["per_defect"] for row in self.rows]
+        return [each[defect] for each in kinds if defect in each]
 
     def percents(self, metric: str) -> list[float]:
         """Return the same in percent."""
@@ -104,7 +111,7 @@ def render_defects(suite: Suite, rows: Mapping[str, Row]) -> str:
     lines = [line for line in _lines(suite, rows) if line.rows and line.scoring == line.rows[0].config["scoring"]]
     for category, group in itertools.groupby(lines, key=lambda line: line.category):
         alike = list(group)
-        for defect in alike[0].defects():
+        for defect in dict.fromkeys(kind for line in alike for kind in line.defects()):
             cells += [[category, defect, *(column(line, defect) for _, column in DEFECT_COLUMNS)] for line in alike]
     header = ["category", "defect", *(title for title, _ in DEFECT_COLUMNS)]
     return f"{_markdown(header, cells)}\n{_caption(suite, rows, DEFECTS)}\n"
@@ -320,7 +327,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 
 
 DEFECT_COLUMNS: tuple[tuple[str, Callable[[Line, str], str]], ...] = (
-    ("configuration", lambda line, _: line.label),
+    ("configuration", lambda line, _: f"{line.label}{', as published' * (line.protocol == 'paper')}"),
     ("found", Line.found),
     ("AUPRO", lambda line, defect: _mean(line.values("pixel_aupro", defect), 3)),
     ("AP", lambda line, defect: _mean(line.values("pixel_ap", defect), 3)),
@@ -339,10 +346,10 @@ LEGENDS: Mapping[str, str] = {
     "whole images have none. *image*: image AUROC. " + _COMMON,
     "image": "*image*: image AUROC. " + _COMMON,
     "parameters": "Δ: less the paper's number. Rows: ",
-    DEFECTS: "Each kind against the good images and its own. *found*: abnormal images above the threshold for 1 % "
-    "false alarms, seed by seed. *AUPRO*, *AP*: region overlap and average precision of pixels; *to 0.3*: pixel AUROC "
-    "up to a false-positive rate of 0.3; all at the model's resolution. *image*: image AUROC. Mean ± standard "
-    "deviation over seeds. Rows: ",
+    DEFECTS: "Each kind is measured on its own images and the good ones. *found*: abnormal images above the threshold "
+    "for 1 % false alarms, seed by seed. *AUPRO*, *AP*: region overlap and average precision of pixels; *to 0.3*: "
+    "pixel AUROC up to a false-positive rate of 0.3; all at the model's resolution. *image*: image AUROC. "
+    "Mean ± standard deviation over seeds. Rows: ",
 }
 
 

@@ -214,22 +214,19 @@ class Metal(Reconstructor):
         if partner is None or not partner.learnt:
             return super().evidence_as_new(training)
 
-        def meet(new: Bool[np.ndarray, " images"]) -> Evidence:
+        def evidence_without(left_out: Bool[np.ndarray, " images"]) -> Evidence:
             self.appearance = Appearance(self.config.reduction).to(self.device)
-            self.appearance.learn(training[~new], self.device, self.light)
-            return self.evidence_of(training[new])
+            self.appearance.learn(training[~left_out], self.device, self.light)
+            return self.evidence_of(training[left_out])
 
         try:
-            return self._evidence_by_folds(training, meet)
+            return self._evidence_by_folds(training, evidence_without)
         finally:
             self.appearance = partner
 
-    def as_new_in_full(self, scoring: Scoring) -> bool:
-        """Say so of both together: the partner then knows fewer images, which outweighs that the error knows them.
-
-        Measured: of 874 good images that took no part, 1.0 % exceeded the threshold for 1 % (`docs/calibration.md`).
-        """
-        return scoring == "calibrated" and self.appearance is not None
+    def keeps_training_scores(self, scoring: Scoring) -> bool:
+        """Return True of those that the partner has a say in: hardly lower than new ones (`docs/design.md`)."""
+        return scoring == "calibrated" and self.appearance is not None and self.appearance.learnt
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared error of the reconstruction, summed over colours."""

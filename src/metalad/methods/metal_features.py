@@ -197,7 +197,7 @@ class MetalFeatures(FittedDetector):
 
     def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
         """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
-        return self._evidence(self.densities(self.describe(images)))
+        return self._evidence_from(self.densities(self.describe(images)))
 
     def evidence_as_new(self, training: Pixels) -> Evidence:
         """Return the evidence of training images, from densities of others."""
@@ -205,22 +205,23 @@ class MetalFeatures(FittedDetector):
             parts = [self.describe(batch) for batch in self._varied(training, np.random.default_rng(0))]
         known = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
-        def meet(new: Bool[np.ndarray, " images"]) -> Evidence:
-            met, others = torch.from_numpy(new), torch.from_numpy(np.tile(~new, 1 + self.config.copies))
+        def evidence_without(left_out: Bool[np.ndarray, " images"]) -> Evidence:
+            others = torch.from_numpy(np.tile(~left_out, 1 + self.config.copies))
+            images = torch.from_numpy(np.flatnonzero(left_out))  # not their copies, which come after all images
             with torch.no_grad():
-                return self._evidence(self._unseen(known.of(others), known.of(met.nonzero()[:, 0]), seed=0))
+                return self._evidence_from(self._unseen(known.of(others), known.of(images), seed=0))
 
-        return self._evidence_by_folds(training, meet)
+        return self._evidence_by_folds(training, evidence_without)
 
-    def as_new_in_full(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are one)
-        """Say so: all is learnt anew."""
+    def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are one)
+        """Return True: the densities, which alone know single images, were learnt without the image."""
         return True
 
     def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""
         return evidence.residual[:, 0]
 
-    def _evidence(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Evidence:
+    def _evidence_from(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Evidence:
         surprise = self.surprise(distances, self.say)
         return Evidence(as_map(F.interpolate(surprise[:, None], self.config.image_size, mode="bilinear")))
 
