@@ -72,7 +72,10 @@ class Header:
 
 
 MODEL = SimpleNamespace(
-    path=Path("run/model.safetensors"), header=Header(), scoring=lambda wanted: wanted or "calibrated"
+    path=Path("run/model.safetensors"),
+    header=Header(),
+    scoring=lambda wanted: wanted or "calibrated",
+    caution=lambda: "ask for less",
 )
 
 
@@ -332,7 +335,11 @@ def test_predict_is_closed_when_the_reader_goes_away() -> None:
 def test_train_tells_where_the_model_is(capsys: pytest.CaptureFixture[str]) -> None:
     with stand_in("train", mock.Mock(return_value=MODEL)):
         assert cli.main(LINES["train"]) == 0
-    assert str(Path("run/model.safetensors")) in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert cli.main([*LINES["train"], "--quiet"]) == 0
+    assert str(Path("run/model.safetensors")) in told.out
+    assert "ask for less" in told.err
+    assert capsys.readouterr().err == ""
 
 
 def test_json_of_train_is_the_models_header(capsys: pytest.CaptureFixture[str]) -> None:

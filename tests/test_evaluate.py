@@ -104,6 +104,12 @@ def test_scoring_and_false_alarms_are_chosen_anew(model: Model, category: Path, 
     assert all(verdict.score == verdict.raw_score for verdict in raw.verdicts)
 
 
+def test_a_rate_beyond_the_good_images_is_noted(model: Model, category: Path, tmp_path: Path) -> None:
+    bold, careful = (evaluate(model.path, category, out=tmp_path, false_alarms=rate).notes for rate in (0.5, 0.001))
+    assert not any("one in 1000" in note for note in bold)
+    assert any("one in 1000 is like" in note and "--false-alarms" in note for note in careful)
+
+
 def test_reports_are_written_whole(report: Report, model: Model) -> None:
     folder = model.path.parent / "evaluation"
     stored = json.loads((folder / "report.json").read_text())

@@ -16,6 +16,7 @@ from metalad.detector import SCORINGS, Detector, to_batch
 from metalad.errors import ConfigError, ModelFileError
 from metalad.methods.metal import Metal
 from metalad.model_file import FILE_NAME, FORMAT, Header, find_model, read_model, summary, write_model
+from metalad.threshold import rate_shown
 from tests.cookies import cookies
 from tests.tiny import TINY
 
@@ -261,3 +262,16 @@ def test_thresholds_follow_the_wanted_rate_and_scoring(tmp_path: Path) -> None:
     for rate in (0.0, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="probability between 0 and 1"):
             model.threshold(rate)
+
+
+def test_a_rate_that_few_images_cannot_show_is_cautioned_against(tmp_path: Path) -> None:
+    detector = trained()
+    images = len(detector.get_buffer("normal_scores_calibrated"))
+    write_model(tmp_path / "model", detector, header())
+    model = read_model(tmp_path / "model")
+    shown = rate_shown(images)
+    words = model.caution(0.5 / images)
+    assert words is not None
+    assert f"{images} good images" in words
+    assert words.endswith(f"--false-alarms {shown:g} would set it at {model.threshold(shown):.4g}")
+    assert model.caution(shown) is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from metalad.threshold import threshold
+from metalad.threshold import rate_shown, threshold
 
 RATES = st.floats(1e-6, 1 - 1e-6)
 SCORES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(2**-10, 2**10, width=32))
@@ -104,3 +104,8 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 def test_one_image_says_nothing_of_the_spread(count: int) -> None:
     with pytest.raises(ValueError, match=f"at least 2 good images, not {count}"):
         threshold(np.ones(count), 0.01)
+
+
+@pytest.mark.parametrize(("images", "rate"), [(2, 0.5), (12, 0.1), (31, 0.05), (99, 0.02), (100, 0.01), (5000, 0.01)])
+def test_images_show_a_rate_if_one_of_them_lies_above(images: int, rate: float) -> None:
+    assert rate_shown(images) == rate

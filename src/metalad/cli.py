@@ -114,6 +114,9 @@ def _train(options: Namespace) -> int:
     else:
         print(f"{model.path}: {header.method}, learnt from {header.images['training']} good images")
         print(f"threshold {header.thresholds[scoring]:.4g} ({scoring}), for {header.false_alarms:.3g} false alarms")
+        caution = model.caution()
+        if caution and not options.quiet:
+            note(caution)
     return 0
 
 

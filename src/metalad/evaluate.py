@@ -68,7 +68,7 @@ def evaluate(
         verdicts=_verdicts(category, images, tally, chosen, rates[chosen]),
         skipped=tuple((str(skipped.path), skipped.reason) for skipped in images.skipped),
         settings=dataclasses.asdict(model.header),
-        notes=_notes(model, category.name, images.samples, nuisance),
+        notes=_notes(model, category.name, images.samples, nuisance, model.caution(false_alarms, chosen)),
         data=str(category.root.resolve()),
     )
     folder = out or model.path.parent / "evaluation"
@@ -94,7 +94,9 @@ def _verdicts(
     )
 
 
-def _notes(model: Model, category: str, samples: Sequence[Sample], nuisance: bool) -> tuple[str, ...]:
+def _notes(
+    model: Model, category: str, samples: Sequence[Sample], nuisance: bool, caution: str | None
+) -> tuple[str, ...]:
     notes = []
     unmasked = sum(sample.abnormal and sample.mask is None for sample in samples)
     if unmasked:
@@ -105,6 +107,8 @@ def _notes(model: Model, category: str, samples: Sequence[Sample], nuisance: boo
         notes.append("The method's paper judges whole images; the anomaly map is metalad's own.")
     if category != model.header.category:
         notes.append(f"The model was trained on {model.header.category}, not on {category}.")
+    if caution:
+        notes.append(f"{caution[0].upper()}{caution[1:]}.")
     return tuple(notes)
 
 

@@ -24,6 +24,7 @@ from metalad.errors import ConfigError, ModelFileError
 from metalad.files import write_bytes
 from metalad.methods import method_named
 from metalad.settings import from_json
+from metalad.threshold import rate_shown
 
 FORMAT = 4
 FILE_NAME = "model.safetensors"
@@ -71,6 +72,19 @@ class Model:
         if not 0 < rate < 1:
             raise ConfigError(f"false_alarms is {rate}; it is a probability between 0 and 1, such as 0.01")
         return self.detector.threshold(rate, self.scoring(scoring))
+
+    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
+        """Return what to say of a false-alarm rate that the good images are too few to show, if they are."""
+        rate = self.header.false_alarms if false_alarms is None else false_alarms
+        images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
+        shown = rate_shown(images)
+        if images * rate >= 1 or shown <= rate:
+            return None
+        return (
+            f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold keeps "
+            f"clear of them all and may let defects pass. --false-alarms {shown:g} would set it at "
+            f"{self.threshold(shown, scoring):.4g}"
+        )
 
 
 def write_model(path: Path, detector: Detector, header: Header) -> None:

@@ -13,6 +13,7 @@ SOME_ALARMS = 2
 """It is a lower bound where at least this many are: the single largest score is too much a matter of chance."""
 MEDIAN_VARIANCE = math.pi / 2
 """The variance of a median of normal numbers, in that of their mean."""
+ROUND_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_LOG = math.log(np.finfo(np.float64).max)
 
 
@@ -46,6 +47,11 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     reach = stats.t.isf(false_alarms, max(1, (count - 1) / 2)) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can ask for more than a float holds; the model file's JSON has no infinity.
     return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
+
+
+def rate_shown(images: int) -> float:
+    """Return the least round false-alarm rate that so many good images show: one of them lies above it, or more."""
+    return next((rate for rate in ROUND_RATES if images * rate >= 1), ROUND_RATES[-1])
 
 
 def _order_statistic(scores: Float[np.ndarray, " images"], false_alarms: float) -> float:
