@@ -77,12 +77,12 @@ class Model:
         """Return what to say of a false-alarm rate that the good images are too few to show, if they are."""
         rate = self.header.false_alarms if false_alarms is None else false_alarms
         images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
-        shown = rate_shown(images)
-        if images * rate >= 1 or shown <= rate:
+        if images * rate >= 1:
             return None
+        shown = rate_shown(images)
         return (
-            f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold keeps "
-            f"clear of them all and may let defects pass. --false-alarms {shown:g} would set it at "
+            f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold is an "
+            f"extrapolation and may let defects pass. --false-alarms {shown:g} would set it at "
             f"{self.threshold(shown, scoring):.4g}"
         )
 

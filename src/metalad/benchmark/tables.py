@@ -63,8 +63,8 @@ class Line:
     def found(self, defect: str) -> str:
         """Return how many of a kind exceeded the threshold, row by row, and of how many."""
         each = self._of(defect)
-        counts = sorted({one["images"] for one in each})
-        found, images = (", ".join(map(str, numbers)) for numbers in ([one["found"] for one in each], counts))
+        found = ", ".join(str(one["found"]) for one in each)
+        images = ", ".join(str(count) for count in sorted({one["images"] for one in each}))
         return f"{found} of {images}" if each else NOTHING
 
     def _of(self, defect: str) -> list[Mapping[str, Any]]:
