@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metalad import backbones, clustering
-from metalad.backbones import Backbone
+from metalad.detectors.density import clustering
+from metalad.nn import backbones
+from metalad.nn.backbones import Backbone
 
 BATCHES = ((32, 128), (16, 256), (8, 512))
 PIXELS = tuple(2**power for power in range(15, 20))

@@ -18,11 +18,11 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from metalad.benchmark.run import RESULTS
-from metalad.benchmark.studies import Finding, write_study
 from metalad.data import Sample, load_images, read_category
-from metalad.model_file import Model
-from metalad.train import train
+from metalad.pipelines.benchmark.run import RESULTS
+from metalad.pipelines.benchmark.studies import Finding, write_study
+from metalad.pipelines.train import train
+from metalad.storage.model_file import Model
 
 RATES = (0.01, 0.05)
 CONFIDENCE = 0.95

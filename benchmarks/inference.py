@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalad.calibrate import calibrate
-from metalad.demo import DATA
-from metalad.detector import Detector, to_batch
-from metalad.images import find_images, read_image, resize_image
+from metalad.data.images import find_images, read_image, resize_image
+from metalad.detectors.base import Detector
+from metalad.detectors.out_of_fold import calibrate
 from metalad.methods import method_named
-from metalad.model_file import read_model
-from metalad.precision import product_rate
-from metalad.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
-from metalad.predict.sources import find_sources
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.demo import DATA
+from metalad.pipelines.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
+from metalad.pipelines.predict.sources import find_sources
+from metalad.storage.model_file import read_model
+from metalad.training.precision import product_rate
 
 
 def main() -> None:

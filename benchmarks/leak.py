@@ -13,10 +13,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metalad.benchmark.rows import Row
-from metalad.benchmark.run import RESULTS, known_rows
-from metalad.benchmark.suites import MASKS, suite_named
-from metalad.files import replacing
+from metalad.pipelines.benchmark.rows import Row
+from metalad.pipelines.benchmark.run import RESULTS, known_rows
+from metalad.pipelines.benchmark.suites import MASKS, suite_named
+from metalad.runtime.files import replacing
 
 COLOURS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
 WIDTHS = {"blind": 1.6, "zero-logit": 4.0, "none": 1.2}

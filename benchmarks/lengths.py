@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plateau import MEAN, STUDY
 
-from metalad.benchmark.rows import Row
-from metalad.benchmark.run import RESULTS, known_rows
-from metalad.benchmark.studies import read_study
-from metalad.benchmark.suites import suite_named
-from metalad.files import replacing
+from metalad.pipelines.benchmark.rows import Row
+from metalad.pipelines.benchmark.run import RESULTS, known_rows
+from metalad.pipelines.benchmark.studies import read_study
+from metalad.pipelines.benchmark.suites import suite_named
+from metalad.runtime.files import replacing
 
 STYLES = {("squares",): "-", ("squares", "rows"): "--", ("squares", "columns"): "-.", ("rows", "columns"): ":"}
 ROOM = 0.12

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from metalad.data import read_category
-from metalad.images import read_mask, resize_map, resize_mask
-from metalad.metrics import PixelMetrics
+from metalad.data.images import read_mask, resize_map, resize_mask
+from metalad.results.metrics import PixelMetrics
 
 Image = tuple[Float32[np.ndarray, "side side"], Bool[np.ndarray, "side side"]]
 GOOD = 20

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from scoring import maps, measured
 
-from metalad.benchmark.run import RESULTS, known_rows
-from metalad.benchmark.studies import Finding, write_study
-from metalad.benchmark.suites import FEATURES, suite_named
 from metalad.data import load_images, read_category, split_validation
-from metalad.detector import FittedDetector
+from metalad.detectors.base import FittedDetector
 from metalad.methods.metal_features import MetalFeaturesConfig
 from metalad.methods.padim import Padim, PadimConfig
 from metalad.methods.patchcore import PatchCore, PatchCoreConfig
-from metalad.train import VALIDATION_FRACTION
+from metalad.pipelines.benchmark.run import RESULTS, known_rows
+from metalad.pipelines.benchmark.studies import Finding, write_study
+from metalad.pipelines.benchmark.suites import FEATURES, suite_named
+from metalad.pipelines.train import VALIDATION_FRACTION
 
 OURS = MetalFeaturesConfig()
 

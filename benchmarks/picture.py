@@ -16,11 +16,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from metalad.data import Sample, load_images, read_category
-from metalad.detector import to_batch
-from metalad.drawing.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
-from metalad.files import replacing
-from metalad.model_file import Model, read_model
-from metalad.painting import paint
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.rendering import paint
+from metalad.runtime.files import replacing
+from metalad.storage.model_file import Model, read_model
+from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
 
 HEADINGS = ("input", "rebuilt from\nits context", "anomaly map", "ground truth", "verdict")
 SIDE, GAP, PICTURE_WIDTH = 108, 10, 174

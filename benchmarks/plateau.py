@@ -15,17 +15,17 @@ import torch
 from scoring import measured, unsmoothed
 from torch import nn
 
-from metalad.benchmark.declaration import Configuration
-from metalad.benchmark.paper import TABLES
-from metalad.benchmark.run import RESULTS
-from metalad.benchmark.studies import Finding, Value, read_study, write_study
-from metalad.benchmark.suites import suite_named
 from metalad.data import Category, Images, load_images, read_category, split_validation
-from metalad.detector import to_batch
-from metalad.gradient import Training, descend
 from metalad.methods.metal import Metal, MetalConfig
-from metalad.settings import from_texts
-from metalad.train import VALIDATION_FRACTION
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.benchmark.declaration import Configuration
+from metalad.pipelines.benchmark.paper import TABLES
+from metalad.pipelines.benchmark.run import RESULTS
+from metalad.pipelines.benchmark.studies import Finding, Value, read_study, write_study
+from metalad.pipelines.benchmark.suites import suite_named
+from metalad.pipelines.train import VALIDATION_FRACTION
+from metalad.runtime.settings import from_texts
+from metalad.training.loop import Training, descend
 
 STUDY = "plateau"
 MEAN = "the mean good image"

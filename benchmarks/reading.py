@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from metalad.benchmark.paper import TABLES
-from metalad.benchmark.rows import Row
-from metalad.benchmark.run import RESULTS, known_rows
-from metalad.benchmark.studies import Finding, Value, write_study
-from metalad.benchmark.suites import suite_named
+from metalad.pipelines.benchmark.paper import TABLES
+from metalad.pipelines.benchmark.rows import Row
+from metalad.pipelines.benchmark.run import RESULTS, known_rows
+from metalad.pipelines.benchmark.studies import Finding, Value, write_study
+from metalad.pipelines.benchmark.suites import suite_named
 
 NAMES = {"default": "reading", "paper": "reading-published"}
 READINGS = {"full": "pixel_auroc", "to 0.3": "pixel_auroc_fpr30"}

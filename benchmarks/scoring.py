@@ -16,14 +16,15 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm import tqdm
 
-from metalad.benchmark.run import RESULTS
-from metalad.benchmark.studies import Finding, write_study
 from metalad.data import Images, load_images, read_category
-from metalad.detector import SCORINGS, TOP_FRACTION, Detector, Scoring, to_batch
-from metalad.images import read_mask, resize_mask
-from metalad.layers import Smoothing
-from metalad.metrics import PixelMetrics, auroc
-from metalad.model_file import read_model
+from metalad.data.images import read_mask, resize_mask
+from metalad.detectors.base import SCORINGS, TOP_FRACTION, Detector, Scoring
+from metalad.nn.pixels import to_batch
+from metalad.nn.smoothing import Smoothing
+from metalad.pipelines.benchmark.run import RESULTS
+from metalad.pipelines.benchmark.studies import Finding, write_study
+from metalad.results.metrics import PixelMetrics, auroc
+from metalad.storage.model_file import read_model
 
 SIGMAS = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 BATCH_SIZE = 16

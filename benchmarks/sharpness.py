@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.benchmark.run import RESULTS
-from metalad.benchmark.studies import Finding, write_study
 from metalad.data import Sample, read_category
-from metalad.images import read_image, resize_image
-from metalad.metrics import auroc
+from metalad.data.images import read_image, resize_image
+from metalad.pipelines.benchmark.run import RESULTS
+from metalad.pipelines.benchmark.studies import Finding, write_study
+from metalad.results.metrics import auroc
 
 SIZE = (128, 128)
 Pixels = UInt8[np.ndarray, "height width 3"]

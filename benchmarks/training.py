@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalad.detector import GradientDetector, to_batch
-from metalad.gradient import Descent, Training
+from metalad.detectors.base import GradientDetector
 from metalad.methods import method_named
-from metalad.precision import Precision, fastest_precision, product_rate
+from metalad.nn.pixels import to_batch
+from metalad.training.loop import Descent, Training
+from metalad.training.precision import Precision, fastest_precision, product_rate
 
 
 def main() -> None:

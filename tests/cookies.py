@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metalad.images import find_images, read_image, resize_image, write_image
+from metalad.data.images import find_images, read_image, resize_image, write_image
 from tests.tiny import COOKIES
 
 

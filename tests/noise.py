@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metalad.calibrate import calibrate
+from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal import Metal, MetalConfig
-from metalad.model_file import Header, write_model
-from metalad.predict.journal import FOLDER
+from metalad.pipelines.predict.journal import FOLDER
+from metalad.storage.model_file import Header, write_model
 
 SIZE = (40, 24)
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metalad import demo
 from metalad import methods as register
-from metalad.cli import VERBS, build_parser
-from metalad.detector import FittedDetector
-from metalad.evaluate import evaluate
-from metalad.images import find_images, read_image, resize_image, write_image
+from metalad.cli.main import VERBS, build_parser
+from metalad.data.images import find_images, read_image, resize_image, write_image
+from metalad.detectors.base import FittedDetector
 from metalad.methods import Method
 from metalad.methods.metal import MetalConfig
-from metalad.model_file import read_model
-from metalad.settings import from_texts
-from metalad.train import train
+from metalad.pipelines import demo
+from metalad.pipelines.evaluate import evaluate
+from metalad.pipelines.train import train
+from metalad.runtime.settings import from_texts
+from metalad.storage.model_file import read_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 import metalad
 from metalad.methods.metal import MetalConfig
 
-COOKIES = Path(metalad.__file__).parent / "demo_data" / "cookie"
+COOKIES = Path(metalad.__file__).parent / "data" / "demo_images" / "cookie"
 TINY = MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0)
 TINY_SETTINGS = ["image_size=32", "patch_size=8", "width=16", "hidden_width=32", "smoothing_sigma=1"]
 

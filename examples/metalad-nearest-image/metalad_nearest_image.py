@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, FittedDetector, to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, FittedDetector
+from metalad.detectors.residuals import Evidence
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

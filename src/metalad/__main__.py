@@ -2,6 +2,6 @@
 
 import sys
 
-from metalad.cli import main
+from metalad.cli.main import main
 
 sys.exit(main())

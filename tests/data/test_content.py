@@ -6,7 +6,7 @@ import pytest
 
 from metalad.data import data_hash, read_category
 from metalad.data.content import content_keys
-from metalad.errors import ImageError
+from metalad.runtime.errors import ImageError
 from tests.data.folders import put_image, put_mask, put_samples
 
 

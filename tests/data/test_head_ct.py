@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from metalad.data import read_category
-from metalad.errors import DataError
+from metalad.runtime.errors import DataError
 from tests.data.folders import put_image, put_text
 
 

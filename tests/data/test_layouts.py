@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from metalad.data import read_category
-from metalad.errors import DataError
-from metalad.images import image_size, read_mask
+from metalad.data.images import image_size, read_mask
+from metalad.runtime.errors import DataError
 from tests.data.folders import put_image, put_mask, put_text
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from metalad.data import Sample, Skipped, load_images, loading, read_category
-from metalad.errors import DataError, ImageError, RunError
-from metalad.images import read_image, resize_image
+from metalad.data.images import read_image, resize_image
+from metalad.runtime.errors import DataError, ImageError, RunError
 from tests.data.folders import put_samples, put_text
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from metalad.data import Category, data_hash, read_category
-from metalad.errors import DataError, ImageError
-from metalad.evaluate import evaluate
-from metalad.images import read_mask
+from metalad.data.images import read_mask
 from metalad.methods.variation_model import VariationModelConfig
-from metalad.train import train
+from metalad.pipelines.evaluate import evaluate
+from metalad.pipelines.train import train
+from metalad.runtime.errors import DataError, ImageError
 from tests.data.folders import put_image, put_text
 from tests.data.trees import SIZE, TREES, put_marks
 

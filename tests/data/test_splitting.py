@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from metalad.data import Sample, split_validation
 from metalad.data.splitting import choose
-from metalad.errors import DataError, ImageError
+from metalad.runtime.errors import DataError, ImageError
 from tests.data.folders import put_samples
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalad.errors import ConfigError
-from metalad.gradient import to_batch
 from metalad.methods.anogan import AnoGan, AnoGanConfig
-from metalad.settings import from_texts
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import from_texts
 from tests.cookies import cookies
 
 SIZE = (64, 64)

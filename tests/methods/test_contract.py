@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalad import gradient, progress
-from metalad.detector import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Scoring, to_batch
-from metalad.errors import DataError
-from metalad.layers import GuidedSmoothing
+from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Scoring
 from metalad.methods import OWN, method_named, methods
 from metalad.methods.anogan import AnoGanConfig
 from metalad.methods.efficientad import EfficientADConfig
@@ -35,9 +32,14 @@ from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.vae import VaeConfig
 from metalad.methods.variation_model import VariationModelConfig
 from metalad.methods.vt_adl import VtAdlConfig
-from metalad.model_file import Model, read_model
-from metalad.progress import bars
-from metalad.train import train
+from metalad.nn.pixels import to_batch
+from metalad.nn.smoothing import GuidedSmoothing
+from metalad.pipelines.train import train
+from metalad.runtime import progress
+from metalad.runtime.errors import DataError
+from metalad.runtime.progress import bars
+from metalad.storage.model_file import Model, read_model
+from metalad.training import loop as gradient
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
 

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from metalad.detector import to_batch
-from metalad.distillation import varied
-from metalad.errors import ConfigError
+from metalad.detectors.distillation import varied
 from metalad.methods.efficientad import (
     Autoencoder,
     EfficientAD,
@@ -17,7 +15,9 @@ from metalad.methods.efficientad import (
     jittered,
     patch_descriptor,
 )
-from metalad.train import train
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.train import train
+from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies, put_cookies
 
 SIZE = (48, 64)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalad.errors import ConfigError
-from metalad.gradient import Descent, to_batch
 from metalad.methods.f_anogan import Downward, FAnoGan, FAnoGanConfig, Generator
-from metalad.settings import from_texts
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import from_texts
+from metalad.training.loop import Descent
 from tests.cookies import cookies
 
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
 from metalad.methods.feature_dictionary import FeatureDictionary, FeatureDictionaryConfig, principal_components
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (32, 48)

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from scipy.special import digamma
 from scipy.stats import dirichlet as scipys_dirichlet
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
 from metalad.methods.gt import (
     GeometricTransformations,
     GeometricTransformationsConfig,
@@ -14,6 +12,8 @@ from metalad.methods.gt import (
     sources,
     wide_residual_network,
 )
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIDE = 16

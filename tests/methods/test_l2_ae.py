@@ -1,7 +1,7 @@
 import torch
 
-from metalad.detector import to_batch
 from metalad.methods.l2_ae import L2Autoencoder, L2AutoencoderConfig
+from metalad.nn.pixels import to_batch
 from tests.cookies import cookies
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError
-from metalad.evaluate import evaluate
 from metalad.methods.lsa import Estimator, Lsa, LsaConfig
-from metalad.train import train
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.evaluate import evaluate
+from metalad.pipelines.train import train
+from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies
 
 SMALL = LsaConfig(image_size=(32, 40), smoothing_sigma=1.0, code=6, bins=10, width=4, estimator_width=5)

@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from metalad import calibrate as room
-from metalad.appearance import reduced
-from metalad.calibrate import calibrate
-from metalad.calibration import Evidence
-from metalad.detector import to_batch
-from metalad.errors import ConfigError
-from metalad.gradient import Pixels
-from metalad.layers import Mask
-from metalad.losses import ssim_map
+from metalad.detectors import out_of_fold as room
+from metalad.detectors.density.appearance import reduced
+from metalad.detectors.out_of_fold import calibrate
+from metalad.detectors.residuals import Evidence
 from metalad.methods.metal import Metal, MetalConfig, Token
-from metalad.settings import from_texts
+from metalad.nn.attention import Mask
+from metalad.nn.losses import ssim_map
+from metalad.nn.pixels import Pixels, to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import from_texts
 from tests.cookies import cookies
 
 CONFIGURATIONS: tuple[tuple[Token, ...], ...] = (

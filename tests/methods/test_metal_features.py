@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.calibrate import calibrate
-from metalad.detector import SCORINGS, to_batch
-from metalad.errors import ConfigError, DataError
+from metalad.data.corruptions import brightness
+from metalad.detectors.base import SCORINGS
+from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
-from metalad.nuisance import brightness
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (64, 96)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from metalad.backbones import Backbone
-from metalad.detector import to_batch
-from metalad.errors import ConfigError
 from metalad.methods.mkd import MKD, MKDConfig, _Guided
-from metalad.networks import IMAGENET_DEVIATION, IMAGENET_MEAN
+from metalad.nn.backbones import Backbone
+from metalad.nn.networks import IMAGENET_DEVIATION, IMAGENET_MEAN
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies
 
 SIZE = (32, 48)

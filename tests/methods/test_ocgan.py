@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalad.adversarial import adversarial_loss
-from metalad.errors import ConfigError
-from metalad.gradient import Descent, to_batch
+from metalad.detectors.gan import adversarial_loss
 from metalad.methods import method_named
 from metalad.methods.ocgan import OcGan, OcGanConfig
-from metalad.settings import from_texts
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import from_texts
+from metalad.training.loop import Descent
 from tests.cookies import cookies
 
 

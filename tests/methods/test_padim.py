@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
 from metalad.methods.padim import RIDGE, Padim, PadimConfig
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (64, 80)

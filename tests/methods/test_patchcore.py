@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalad.density import nearest
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
+from metalad.detectors.density.codebook import nearest
 from metalad.methods.patchcore import PatchCore, PatchCoreConfig, coreset
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (64, 80)

@@ -3,12 +3,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metalad.backbones import Backbone
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.losses import ssim_map
 from metalad.methods.piade import MIN_VARIANCE, Attention, Piade, PiadeConfig, Pyramid
-from metalad.settings import from_texts
+from metalad.nn.backbones import Backbone
+from metalad.nn.losses import ssim_map
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.settings import from_texts
 from tests.cookies import cookies
 
 SIZE = (56, 88)

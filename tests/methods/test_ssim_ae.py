@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from metalad.detector import to_batch
 from metalad.methods.ssim_ae import SsimAutoencoder, SsimAutoencoderConfig
+from metalad.nn.pixels import to_batch
 from tests.cookies import cookies
 
 SIZE = (32, 48)

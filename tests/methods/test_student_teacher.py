@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalad.backbones import Backbone
-from metalad.detector import Protocol, to_batch
-from metalad.errors import ConfigError
+from metalad.detectors.base import Protocol
 from metalad.methods.student_teacher import (
     Answers,
     BackboneSchool,
@@ -17,9 +15,12 @@ from metalad.methods.student_teacher import (
     StudentTeacherConfig,
     compactness,
 )
-from metalad.model_file import read_model
-from metalad.patch_network import NETWORKS, PatchNetwork
-from metalad.train import train
+from metalad.nn.backbones import Backbone
+from metalad.nn.patch_network import NETWORKS, PatchNetwork
+from metalad.nn.pixels import to_batch
+from metalad.pipelines.train import train
+from metalad.runtime.errors import ConfigError
+from metalad.storage.model_file import read_model
 from tests.cookies import cookies, put_cookies
 
 SIZE = (48, 64)

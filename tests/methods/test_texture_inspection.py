@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
 from metalad.methods.texture_inspection import TextureInspection, TextureInspectionConfig
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (40, 48)

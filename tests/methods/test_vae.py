@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError
 from metalad.methods.vae import Vae, VaeConfig, divergence
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies
 
 

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError, DataError
 from metalad.methods.variation_model import VariationModel, VariationModelConfig
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
 SIZE = (24, 40)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from metalad.detector import to_batch
-from metalad.errors import ConfigError
-from metalad.losses import ssim_map
 from metalad.methods.vt_adl import MAX_LOG_VARIANCE, Block, MixtureDensity, VtAdl, VtAdlConfig, mixture_cost
-from metalad.settings import from_texts
+from metalad.nn.losses import ssim_map
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import from_texts
 from tests.cookies import cookies
 
 SIZE = (32, 48)

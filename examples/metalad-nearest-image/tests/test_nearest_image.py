@@ -6,8 +6,8 @@ import pytest
 import torch
 from metalad_nearest_image import NearestImage, NearestImageConfig
 
-from metalad.cli import main
-from metalad.images import write_image
+from metalad.cli.main import main
+from metalad.data.images import write_image
 
 
 def put_images(folder: Path, seeds: range, *, spot: bool = False) -> None:

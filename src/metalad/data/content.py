@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from metalad.data.images import find_images
 from metalad.data.sample import Sample
-from metalad.errors import ImageError
-from metalad.images import find_images
+from metalad.runtime.errors import ImageError
 
 
 def data_hash(samples: Sequence[Sample]) -> str:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from metalad.data.images import require_folder
 from metalad.data.published import DATA_SETS, category_named, plain, plain_names
-from metalad.images import require_folder
 
 MAX_DEPTH = 3
 INSIDE_A_CATEGORY = frozenset({"train", "test", "ground_truth", "images", "Train", "Test", "test_public"})

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from metalad.data.images import find_images
 from metalad.data.listing import in_order, read_rows
 from metalad.data.sample import GOOD, Sample
 from metalad.data.splitting import hold_out
-from metalad.errors import DataError
-from metalad.images import find_images
+from metalad.runtime.errors import DataError
 
 LABELS = "labels.csv"
 _NO_DEFECT_NAMES = frozenset({"", GOOD, "class", "label", "target"})

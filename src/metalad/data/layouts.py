@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from metalad.data.head_ct import LABELS, read_labelled
+from metalad.data.images import IMAGE_SUFFIXES, find_images, require_folder
 from metalad.data.listing import good_samples, mask_files, samples_by_defect, subfolders
 from metalad.data.own_layouts import own_layout
 from metalad.data.sample import GOOD, Category, Sample
-from metalad.errors import DataError
-from metalad.images import IMAGE_SUFFIXES, find_images, require_folder
+from metalad.runtime.errors import DataError
 
 PLAIN = "folder"
 """The layout of a folder that is recognized by nothing, all of whose images count as good."""

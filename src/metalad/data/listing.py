@@ -4,9 +4,9 @@ import csv
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from metalad.data.images import find_images
 from metalad.data.sample import GOOD, Sample
-from metalad.errors import DataError
-from metalad.images import find_images
+from metalad.runtime.errors import DataError
 
 Masks = Mapping[str, Path]
 """Masks by the names of the files, without endings, relative to the folder of their defect."""

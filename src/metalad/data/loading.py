@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
+from metalad.data.images import read_image, read_mask, resize_image
 from metalad.data.memory import allocate, available_memory
 from metalad.data.sample import Sample
-from metalad.errors import DataError, ImageError
-from metalad.images import read_image, read_mask, resize_image
+from metalad.runtime.errors import DataError, ImageError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.files import explained
+from metalad.runtime.files import explained
 
 _UNKNOWN = 4 * 2**30
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from metalad.data.images import read_mask
 from metalad.data.listing import (
     good_samples,
     images_in,
@@ -22,8 +23,7 @@ from metalad.data.listing import (
 )
 from metalad.data.sample import GOOD, Sample
 from metalad.data.splitting import hold_out
-from metalad.errors import DataError
-from metalad.images import read_mask
+from metalad.runtime.errors import DataError
 
 DEFECT = "defect"
 VISA_SPLIT = Path("split_csv", "1cls.csv")

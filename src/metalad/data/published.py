@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from metalad.errors import ConfigError
+from metalad.runtime.errors import ConfigError
 
 Part = Literal["train", "validation", "test good", "test abnormal", "train abnormal", "good", "abnormal"]
 """What is counted: `train` is good; the last two are all good and all abnormal images, whatever their split."""

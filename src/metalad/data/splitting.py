@@ -7,7 +7,7 @@ from pathlib import Path
 from metalad.data.content import content_keys
 from metalad.data.listing import in_order
 from metalad.data.sample import Sample
-from metalad.errors import DataError
+from metalad.runtime.errors import DataError
 
 _TEST_SHARE = 0.2  # of the good images: 80 of Head CT's 100 train, 20 test beside the 100 abnormal
 

@@ -10,10 +10,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from metalad.errors import ConfigError
+from metalad.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from metalad.detector import Detector, DetectorConfig
+    from metalad.detectors.base import Detector, DetectorConfig
 
 GROUP = "metalad.methods"
 

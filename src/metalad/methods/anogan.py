@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.adversarial import (
+from metalad.detectors.base import GradientDetector, Protocol
+from metalad.detectors.gan import (
     EPOCH_IMAGES,
     GanConfig,
     Stage,
@@ -23,11 +24,10 @@ from metalad.adversarial import (
     start_small,
     unsigned,
 )
-from metalad.calibration import Evidence
-from metalad.detector import GradientDetector, Protocol
-from metalad.errors import ConfigError
-from metalad.gradient import Learner, Objective, Training
-from metalad.settings import setting
+from metalad.detectors.residuals import Evidence
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Learner, Objective, Training
 
 HALVINGS = 5
 EPOCHS = 50

@@ -21,14 +21,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone, neighbourhoods
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.distillation import Part, Standardised, batches, fill_in_order, trained_backbone, varied
-from metalad.errors import ConfigError
-from metalad.gradient import Learner, Pixels, Training
-from metalad.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, Tap
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.distillation import Part, fill_in_order, trained_backbone, varied
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone, neighbourhoods
+from metalad.nn.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, Tap
+from metalad.nn.pixels import Pixels, batches
+from metalad.nn.standardization import Standardised
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Learner, Training
 
 HARD = 0.999
 """The student learns from errors at or above this quantile of all of an image's."""

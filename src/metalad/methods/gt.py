@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol, to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.gradient import Pixels, Training
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.residuals import Evidence
+from metalad.nn.pixels import Pixels, to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 LEAST = 1e-12
 """No answer is less probable: the logarithm of 0 is no number."""

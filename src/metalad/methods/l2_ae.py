@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from metalad.convolutional import AutoencoderConfig, AutoencoderDetector
+from metalad.detectors.autoencoder import AutoencoderConfig, AutoencoderDetector
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, Protocol, to_batch
-from metalad.errors import ConfigError
-from metalad.gradient import Pixels, Training
-from metalad.reconstruction import Reconstructor
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, Protocol
+from metalad.detectors.reconstruction import Reconstructor
+from metalad.detectors.residuals import Evidence
+from metalad.nn.pixels import Pixels, to_batch
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 HALVINGS = 3
 BATCH = 32

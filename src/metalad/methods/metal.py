@@ -3,10 +3,10 @@
 Each square patch is rebuilt from the rest of the image by masked self-attention over square patches and over
 whole rows and columns of them; where the rebuilt patch differs from the real one, something is out of place. With
 the `blind` mask, the default, a patch's output provably does not depend on its own pixels: the gradient is 0. (Pixels
-in the usual light: its brightness and contrast are two numbers of the whole image, see `metalad.light`.)
+in the usual light: its brightness and contrast are two numbers of the whole image, see `metalad.nn.photometric`.)
 
 Beyond the paper, images are first brought to one light, patches are embedded and rebuilt as deviations from the mean
-good image, each head begins by looking at a neighbour, and a partner looks at the image itself (`metalad.appearance`);
+good image, each head begins by looking at a neighbour, and a partner looks at the image itself (`metalad.detectors.density.appearance`);
 the calibrated map joins both.
 """
 
@@ -18,18 +18,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metalad.appearance import Appearance, reduced
-from metalad.augmentation import augment, check_augmentation
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, Protocol, Scoring
-from metalad.distillation import batches
-from metalad.errors import ConfigError
-from metalad.gradient import Pixels, Training
-from metalad.layers import Mask, MaskedEncoder, perceptron
-from metalad.light import Light
-from metalad.losses import l1_ssim_loss, mean_ssim
-from metalad.reconstruction import Reconstructor
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, Protocol, Scoring
+from metalad.detectors.density.appearance import Appearance, reduced
+from metalad.detectors.reconstruction import Reconstructor
+from metalad.detectors.residuals import Evidence
+from metalad.nn.attention import Mask, MaskedEncoder, perceptron
+from metalad.nn.augmentation import augment, check_augmentation
+from metalad.nn.losses import l1_ssim_loss, mean_ssim
+from metalad.nn.photometric import Light
+from metalad.nn.pixels import Pixels, batches
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 Token = Literal["squares", "rows", "columns"]
 COMMON_SPREAD = 0.5

@@ -19,19 +19,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone, neighbourhoods
-from metalad.calibration import Evidence
-from metalad.density import Codebook, PlaceNormal, Surprise, as_map, drawn_places, explained_by_place
-from metalad.detector import DetectorConfig, FittedDetector, Scoring, to_batch
-from metalad.distillation import Standardised, batches
-from metalad.errors import ConfigError, DataError
-from metalad.gradient import Pixels
-from metalad.light import Light
-from metalad.networks import Tap, channels_of
-from metalad.nuisance import drifted
-from metalad.progress import counted
-from metalad.settings import setting
-from metalad.surroundings import POOLED, REACH, Surroundings
+from metalad.data.corruptions import drifted
+from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
+from metalad.detectors.density.codebook import Codebook, drawn_places
+from metalad.detectors.density.context import POOLED, REACH, Surroundings
+from metalad.detectors.density.gaussian import PlaceNormal, explained_by_place
+from metalad.detectors.density.log_distance import Surprise, as_map
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone, neighbourhoods
+from metalad.nn.networks import Tap, channels_of
+from metalad.nn.photometric import Light
+from metalad.nn.pixels import Pixels, batches, to_batch
+from metalad.nn.standardization import Standardised
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.progress import counted
+from metalad.runtime.settings import setting
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16

@@ -15,13 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metalad.backbones import Backbone
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.distillation import Standardised, batches, learn_units
-from metalad.errors import ConfigError
-from metalad.gradient import Pixels, Training
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.distillation import learn_units
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone
+from metalad.nn.pixels import Pixels, batches
+from metalad.nn.standardization import Standardised
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 JUDGED = 3
 """The difference of the last so many layers is the anomaly score; all are learnt from."""

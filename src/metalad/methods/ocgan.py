@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.adversarial import (
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.gan import (
     Stage,
     adversarial_loss,
     doubling,
@@ -23,11 +24,10 @@ from metalad.adversarial import (
     start_small,
     unsigned,
 )
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.errors import ConfigError
-from metalad.gradient import Learner, Objective, Training
-from metalad.settings import setting
+from metalad.detectors.residuals import Evidence
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Learner, Objective, Training
 
 BETAS = (0.5, 0.999)
 CODE_WEIGHT = 10.0

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from metalad.backbones import Backbone, neighbourhoods
-from metalad.calibration import Evidence
-from metalad.density import nearest
-from metalad.detector import DetectorConfig, FittedDetector, to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.networks import Tap
-from metalad.progress import counted
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, FittedDetector
+from metalad.detectors.density.codebook import nearest
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone, neighbourhoods
+from metalad.nn.networks import Tap
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.progress import counted
+from metalad.runtime.settings import setting
 
 BATCH_SIZE = 16
 ROUNDING = 1e-5

@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone, load_weights
-from metalad.calibration import Evidence
-from metalad.capsules import Capsules, longest
-from metalad.detector import DetectorConfig, Protocol, to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.gradient import Pixels, Training
-from metalad.losses import WINDOW, mean_ssim, ssim_map
-from metalad.networks import TAPPED_STAGES, Place, Tap, channels_of, network_named
-from metalad.reconstruction import Reconstructor
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, Protocol
+from metalad.detectors.reconstruction import Reconstructor
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone, load_weights
+from metalad.nn.capsules import Capsules, longest
+from metalad.nn.losses import WINDOW, mean_ssim, ssim_map
+from metalad.nn.networks import TAPPED_STAGES, Place, Tap, channels_of, network_named
+from metalad.nn.pixels import Pixels, to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 REDUCTION = 16
 PYRAMID = (1, 2, 4, 8)

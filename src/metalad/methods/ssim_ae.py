@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from metalad.convolutional import AutoencoderConfig, AutoencoderDetector
-from metalad.light import grey
-from metalad.losses import mean_ssim, padded_ssim_map
+from metalad.detectors.autoencoder import AutoencoderConfig, AutoencoderDetector
+from metalad.nn.losses import mean_ssim, padded_ssim_map
+from metalad.nn.photometric import grey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.backbones import Backbone
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.distillation import Part, Standardised, batches, learn_units, trained_backbone, varied
-from metalad.errors import ConfigError
-from metalad.gradient import Learner, Pixels, Training
-from metalad.networks import TAPPED_STAGES, Place, Tap, channels_of
-from metalad.patch_network import NETWORKS, SLOPE, PatchNetwork
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.distillation import Part, learn_units, trained_backbone, varied
+from metalad.detectors.residuals import Evidence
+from metalad.nn.backbones import Backbone
+from metalad.nn.networks import TAPPED_STAGES, Place, Tap, channels_of
+from metalad.nn.patch_network import NETWORKS, SLOPE, PatchNetwork
+from metalad.nn.pixels import Pixels, batches
+from metalad.nn.standardization import Standardised
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Learner, Training
 
 ENLARGEMENT = 2
 """Times that a patch is enlarged before the network trained on ImageNet sees it."""

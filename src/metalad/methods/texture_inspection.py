@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalad.calibration import Evidence
-from metalad.clustering import Mixture, fit_mixture, log_likelihood
-from metalad.detector import DetectorConfig, FittedDetector, to_batch
-from metalad.errors import ConfigError, DataError
-from metalad.light import grey
-from metalad.progress import counted
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, FittedDetector
+from metalad.detectors.density.clustering import Mixture, fit_mixture, log_likelihood
+from metalad.detectors.residuals import Evidence
+from metalad.nn.photometric import grey
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.progress import counted
+from metalad.runtime.settings import setting
 
 WEBER = 0.03
 """Contrast, as a length over the patch, from which on the eye answers logarithmically (Varma & Zisserman 2009)."""

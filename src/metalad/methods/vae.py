@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.calibration import Evidence
-from metalad.convolutional import halvings
-from metalad.detector import DetectorConfig, Protocol
-from metalad.errors import ConfigError
-from metalad.gradient import Training
-from metalad.reconstruction import Reconstructor
-from metalad.settings import setting
+from metalad.detectors.autoencoder import halvings
+from metalad.detectors.base import DetectorConfig, Protocol
+from metalad.detectors.reconstruction import Reconstructor
+from metalad.detectors.residuals import Evidence
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 SLOPE = 0.3
 """Of the leaky ReLU; the default of Keras."""

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalad.calibration import Evidence
-from metalad.detector import DetectorConfig, FittedDetector
-from metalad.errors import ConfigError, DataError
-from metalad.progress import counted
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, FittedDetector
+from metalad.detectors.residuals import Evidence
+from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.progress import counted
+from metalad.runtime.settings import setting
 
 MAD_TO_DEVIATION = 1.4826
 """Of a normal law, the standard deviation in median absolute deviations."""

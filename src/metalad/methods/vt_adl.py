@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.calibration import Evidence
-from metalad.capsules import Capsules, squash
-from metalad.detector import DetectorConfig, GradientDetector, Protocol
-from metalad.errors import ConfigError
-from metalad.gradient import Training
-from metalad.layers import perceptron
-from metalad.losses import mean_ssim, ssim_map
-from metalad.settings import setting
+from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
+from metalad.detectors.residuals import Evidence
+from metalad.nn.attention import perceptron
+from metalad.nn.capsules import Capsules, squash
+from metalad.nn.losses import mean_ssim, ssim_map
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import setting
+from metalad.training.loop import Training
 
 CAPSULE = 8
 """Features of a capsule; the decoder begins with a map of 8×8, too."""

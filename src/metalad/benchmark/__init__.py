@@ -1,7 +1,0 @@
-"""Benchmarks: declared suites of cells, run once each and kept as rows, from which the tables are made."""
-
-from metalad.benchmark.declaration import Cell, Configuration, Grid, Suite
-from metalad.benchmark.run import Outcome, benchmark
-from metalad.benchmark.suites import suites
-
-__all__ = ["Cell", "Configuration", "Grid", "Outcome", "Suite", "benchmark", "suites"]

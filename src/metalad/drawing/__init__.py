@@ -1,1 +1,0 @@
-"""Pictures for people: heat maps, overlays, plots, and the HTML page that shows them."""

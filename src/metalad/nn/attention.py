@@ -1,0 +1,139 @@
+"""Attention."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Mask = Literal["blind", "zero-logit", "none"]
+"""Which part of itself a token may see; see `MaskedEncoder`."""
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a GELU between."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+class MaskedBlock(nn.Module):
+    """One post-norm transformer block whose attention may be masked (Vaswani 2017; De Nardin 2022, 2.1 and 3.2.1).
+
+    The residual path carries `stream`; keys and values come from `content`. In a plain encoder both are the same
+    tensor; a blind encoder keeps them apart. nearness: what a logit starts from by the two tokens' places, a head each,
+    learnt from there on; None: nothing.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward_ratio: int,
+        mask: Mask,
+        nearness: Float[Tensor, "heads tokens tokens"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mask = mask
+        self.nearness = None if nearness is None else nn.Parameter(nearness.clone())
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feed_forward = perceptron(width, feed_forward_ratio * width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        stream: Float[Tensor, "#batch tokens width"],
+        content: Float[Tensor, "batch tokens width"],
+        hidden: Bool[Tensor, "tokens tokens"],
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Attend from `stream` to `content`; `hidden[i, j]` says that token i must not see token j."""
+        query, key, value = (
+            self._split(layer(source))
+            for layer, source in ((self.query, stream), (self.key, content), (self.value, content))
+        )
+        attended = self._attend(query.expand_as(key), key, value, hidden)
+        stream = self.attention_norm(stream + self.output(attended.transpose(1, 2).flatten(2)))
+        fed_forward: Tensor = self.feed_forward_norm(stream + self.feed_forward(stream))
+        return fed_forward
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
+        if self.mask == "none":
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.nearness)
+        if self.mask == "blind":
+            seen = ~hidden if self.nearness is None else self.nearness.masked_fill(hidden, -math.inf)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if self.nearness is not None:
+            logits = logits + self.nearness
+        return logits.masked_fill(hidden, 0.0).softmax(-1) @ value
+
+
+class MaskedEncoder(nn.Module):
+    """Embed the tokens of one shape and let each gather what the others know of its place.
+
+    - `blind`: the stream starts from the positions alone, keys and values from each token's own content, never
+      mixed across tokens, and the diagonal is at minus infinity. No depth can carry a token's pixels to its
+      own output: the gradient is exactly 0.
+    - `zero-logit`: the diagonal of the scaled dot products is set to 0, as De Nardin 2022, 3.2.1 words it. It
+      leaks: exp(0) is not 0, and the residual path carries the token's own content around the attention.
+    - `none`: a plain encoder.
+
+    places: where the tokens lie, in tokens. neighbours: each head begins by looking at the neighbour on one side (see
+    `nearness`) instead of everywhere alike. reach: tokens so near along every axis are masked like the token itself.
+    """
+
+    hidden: Tensor
+
+    def __init__(
+        self,
+        *,
+        values: int,
+        places: Float[Tensor, "tokens axes"],
+        width: int,
+        embedding_width: int,
+        heads: int,
+        feed_forward_ratio: int,
+        depth: int,
+        mask: Mask,
+        neighbours: bool,
+        reach: int = 0,
+    ) -> None:
+        super().__init__()
+        tokens = len(places)
+        near = nearness(places, heads, 1 + reach) if neighbours else None
+        self.mask = mask
+        self.embedding = perceptron(values, embedding_width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, near) for _ in range(depth))
+        apart = (places[:, None] - places[None]).abs().amax(-1)
+        self.register_buffer("hidden", apart <= reach, persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
+        """Return one embedding a token; under `blind` it knows nothing of the token's own values."""
+        content = self.embedding(tokens) + self.position
+        stream = self.position if self.mask == "blind" else content
+        for block in self.blocks:
+            stream = block(stream, content if self.mask == "blind" else stream, self.hidden)
+        return stream
+
+
+def nearness(places: Float[Tensor, "tokens axes"], heads: int, first: int = 1) -> Float[Tensor, "heads tokens tokens"]:
+    """Return logits by which each token begins to attend to the place `first` tokens beside it, on a side a head.
+
+    The sides are before and behind along each axis; further heads look one token farther, then two. A weight falls with
+    the fourth power of the distance from that place, so that no token is out of reach. Attention then need not first
+    find out which tokens are near (after d'Ascoli 2021, whose heads begin as the taps of a convolution).
+    """
+    axes = places.shape[1]
+    steps = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
+    head = torch.arange(heads)
+    sides = steps[head % len(steps)] * (first + head // len(steps))[:, None]
+    return -2 * (places[None, None] - places[None, :, None] - sides[:, None, None]).square().sum(-1).log1p()

@@ -1,0 +1,40 @@
+"""Standardization."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Standardised(nn.Module):
+    """Channels less their mean, in units of their standard deviation, both learnt once."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(channels, 1, 1))
+
+    def learn(self, batches: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
+        """Take mean and deviation of all values of a channel; one that does not vary keeps its unit."""
+        count = 0
+        total = torch.zeros_like(self.mean, dtype=torch.double)
+        squares = torch.zeros_like(total)
+        for maps in batches:
+            values = maps.double()
+            count += maps.shape[0] * maps[0, 0].numel()
+            total += values.sum((0, 2, 3))[:, None, None]
+            squares += values.square().sum((0, 2, 3))[:, None, None]
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0))
+
+    def forward(
+        self, maps: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return the standardised maps, in single precision whatever they come in."""
+        return (maps.float() - self.mean) / self.deviation

@@ -1,0 +1,4 @@
+"""What a user runs: one public function a file, named after the file.
+
+It may import everything but `metalad.cli`.
+"""

@@ -1,0 +1,82 @@
+"""Which images are judged, and what their maps and overlays are called."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS, iter_images
+from metalad.runtime.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file, and what its outputs are called: a relative path without a suffix."""
+
+    path: Path
+    name: str
+
+
+def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
+    """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
+
+    Names mirror the path below the folder given; below the folder that they share, if several paths are given. What
+    lies in the maps and overlays of `out` is left out: they are results, and may be growing.
+
+    Raises:
+        DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
+    """
+    for path in paths:
+        try:
+            path.stat()
+        except OSError as error:
+            raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
+    own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
+    images = (image for image in _images(paths) if not _lies_in(image, own))
+    first = next(images, None)
+    if first is None:
+        where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+        raise DataError(f"no images in {where}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return _named(chain([first], images), _base(paths))
+
+
+def _images(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from iter_images(path) if path.is_dir() else (path,)
+
+
+def _lies_in(image: Path, folders: tuple[Path, ...]) -> bool:
+    parent = Path(os.path.realpath(image.parent))
+    return any(parent.is_relative_to(folder) for folder in folders)
+
+
+def _base(paths: Sequence[Path]) -> Path:
+    """Return the folder below which names are told: the one given, or the one that all the paths share."""
+    if len(paths) == 1 and paths[0].is_dir():
+        return _absolute(paths[0])
+    try:
+        return Path(os.path.commonpath([_absolute(path).parent for path in paths]))
+    except ValueError:  # several Windows drives
+        return Path(Path.cwd().anchor)
+
+
+def _absolute(path: Path) -> Path:
+    """Return the path without `..`, which a name must not hold, but with its links, as the user sees it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _named(images: Iterable[Path], base: Path) -> Iterator[Source]:
+    # Hashes instead of names: 100,000 take 8 MB, and a false match only lengthens a name.
+    taken: set[int] = set()
+    for path in images:
+        absolute = _absolute(path)
+        below = base if absolute.is_relative_to(base) else Path(absolute.anchor)
+        stem = absolute.relative_to(below).with_suffix("").as_posix()
+        name, number = stem, 1
+        # Without case, as some file systems have none; x.png and x.jpg become x and x-2.
+        while hash(name.casefold()) in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(hash(name.casefold()))
+        yield Source(path, name)

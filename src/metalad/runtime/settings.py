@@ -1,0 +1,114 @@
+"""Settings: frozen dataclasses whose fields carry their own help, and can be read from `name=value` text."""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from metalad.runtime.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """Declare a dataclass field with its default and one line of help."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+def describe(config: type) -> list[tuple[str, str, str]]:
+    """Return (name, default, help) for each setting of a config class."""
+    return [
+        (field.name, _shown(field.default), str(field.metadata.get("help", ""))) for field in dataclasses.fields(config)
+    ]
+
+
+def from_texts(config: type[Config], texts: Iterable[str]) -> Config:
+    """Build a config from `name=value` texts, such as `depth=2` or `tokens=squares,rows`.
+
+    Raises:
+        ConfigError: a text without `=`, an unknown name, or a value of a wrong type.
+    """
+    hints = get_type_hints(config)
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"setting {text!r} has no value; write NAME=VALUE")
+        _check_name(config, name, hints)
+        values[name] = _parse(name, value, hints[name])
+    return config(**values)
+
+
+def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Rebuild a config from `dataclasses.asdict` that went through JSON (tuples come back as lists)."""
+    hints = get_type_hints(config)
+    for name in values:
+        _check_name(config, name, hints)
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def check_choices(config: Any) -> None:
+    """See that each field with a fixed set of values holds one of them.
+
+    Raises:
+        ConfigError: one does not; a misspelt value would otherwise act like some other one.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        several = get_origin(hint) is tuple
+        choices = get_args(hint)[0] if several else hint
+        if get_origin(choices) is Literal and not set(value if several else (value,)) <= set(get_args(choices)):
+            raise ConfigError(f"setting {name}={_shown(value)!r}: expected {_wanted(hint)}")
+
+
+def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
+    if name not in hints:
+        raise ConfigError(f"{config.__name__} has no setting {name!r}; it has: {', '.join(sorted(hints))}")
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    try:
+        return _value(text.strip(), hint)
+    except ValueError:
+        raise ConfigError(f"setting {name}={text!r}: expected {_wanted(hint)}") from None
+
+
+def _value(text: str, hint: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if text not in arguments:
+            raise ValueError(text)
+        return text
+    if origin is tuple:
+        parts = [part for part in text.replace("x", ",").split(",") if part] if arguments[0] is int else text.split(",")
+        if arguments[-1] is not Ellipsis:
+            parts = parts * len(arguments) if len(parts) == 1 else parts
+            if len(parts) != len(arguments):
+                raise ValueError(text)
+        return tuple(_value(part, arguments[0]) for part in parts)
+    if origin in (Union, types.UnionType):
+        return None if text.lower() == "none" else _value(text, arguments[0])
+    if hint is bool:
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _bad(text)
+    return hint(text)
+
+
+def _bad(text: str) -> bool:
+    raise ValueError(text)
+
+
+def _wanted(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a comma-separated list, each {_wanted(arguments[0])}"
+    if origin is tuple:
+        return f"{len(arguments)} values of {_wanted(arguments[0])}, or one for all"
+    if origin in (Union, types.UnionType):
+        return f"{_wanted(arguments[0])}, or none"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

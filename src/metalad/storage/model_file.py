@@ -1,0 +1,203 @@
+"""The model file: tensors as safetensors, everything else as one JSON header inside it; never pickle.
+
+A file holds `metalad` (the header, JSON) and `sha256` (of header and tensors) in safetensors' own metadata. Nothing
+in it depends on the clock or on a path, so that equal training gives equal bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from metalad.detectors.base import Detector, Scoring
+from metalad.detectors.calibration import Calibration, CalibrationSummary, Content
+from metalad.detectors.density.log_distance import Surprise
+from metalad.detectors.threshold import rate_shown
+from metalad.methods import method_named
+from metalad.runtime.errors import ConfigError, ModelFileError
+from metalad.runtime.files import write_bytes
+from metalad.runtime.settings import from_json
+
+FORMAT = 4
+FILE_NAME = "model.safetensors"
+PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a model file says beside its tensors.
+
+    training_hash: sha256 over the training images' names and contents.
+    thresholds: image scores above which an image is abnormal, a scoring each, for `false_alarms`.
+    """
+
+    format: int = FORMAT
+    method: str
+    config: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    category: str
+    seed: int
+    protocol: str
+    training: Mapping[str, Any]
+    images: Mapping[str, int]
+    training_hash: str
+    versions: Mapping[str, str]
+    false_alarms: float
+    thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector ready for use, what its file says of it, and where that file lies."""
+
+    detector: Detector
+    header: Header
+    path: Path
+
+    def scoring(self, wanted: Scoring | None) -> Scoring:
+        """Return the wanted scoring, or the model's own."""
+        return wanted or self.detector.config.scoring
+
+    def threshold(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> float:
+        """Return the image score that good images exceed with probability `false_alarms` (the model's own)."""
+        rate = self.header.false_alarms if false_alarms is None else false_alarms
+        if not 0 < rate < 1:
+            raise ConfigError(f"false_alarms is {rate}; it is a probability between 0 and 1, such as 0.01")
+        return self.detector.threshold(rate, self.scoring(scoring))
+
+    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
+        """Return what to say of a false-alarm rate that the good images are too few to show, if they are."""
+        rate = self.header.false_alarms if false_alarms is None else false_alarms
+        images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
+        if images * rate >= 1:
+            return None
+        shown = rate_shown(images)
+        return (
+            f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold is an "
+            f"extrapolation and may let defects pass. --false-alarms {shown:g} would set it at "
+            f"{self.threshold(shown, scoring):.4g}"
+        )
+
+
+def write_model(path: Path, detector: Detector, header: Header) -> None:
+    """Write the model file, atomically.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    text = json.dumps(dataclasses.asdict(header), sort_keys=True, allow_nan=False)
+    write_bytes(path, _in_order(save(tensors, {"metalad": text, "sha256": _digest(text, tensors)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata at the head of a safetensors file; `save` writes them in an order that chance decides."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:end])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def find_model(path: Path) -> Path:
+    """Return the model file of a run folder, or the file itself.
+
+    Raises:
+        ModelFileError: neither is there.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        hint = "train it first, or go on with `--resume`" if path.is_dir() else "give a run folder or a model file"
+        raise ModelFileError(f"{path}: no {FILE_NAME} there; {hint}")
+    return file
+
+
+def read_model(path: Path, device: str = "cpu") -> Model:
+    """Read a run folder or a model file.
+
+    Raises:
+        ModelFileError: missing, cut short, altered, foreign, a pickle, or of a newer format.
+        ConfigError: of a method that is not installed here.
+    """
+    file = find_model(path)
+    header, tensors = _read(file)
+    known = method_named(header.method)
+    detector = known.load()(from_json(known.load_config(), header.config))
+    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.evidence_size)
+    for name in [name for name, _ in detector.named_buffers() if name in tensors]:
+        # Learnt buffers have the size that the data gave them, not the one a new detector starts with.
+        owner, _, leaf = name.rpartition(".")
+        setattr(detector.get_submodule(owner), leaf, torch.empty_like(tensors[name]))
+    try:
+        detector.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelFileError(f"{file}: its tensors are not those of {header.method} with its settings") from error
+    return Model(detector.to(device).eval(), header, file)
+
+
+def summary(header: Header) -> CalibrationSummary:
+    """Return which calibration the model's data chose, and by what likelihoods."""
+    return CalibrationSummary(**header.calibration)
+
+
+def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise ModelFileError(f"{file}: cannot be read ({error.strerror}); see to its permissions") from error
+    # A safetensors file begins with the length of its head, which may be any bytes, and then the head's brace.
+    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
+        raise ModelFileError(
+            f"{file}: this is a pickle or a zip archive, which can run code when opened, and is never read; "
+            "train the model with metalad, which writes safetensors"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{file}: damaged or not a model file ({error}); copy it again or train anew") from error
+    if "metalad" not in metadata:
+        raise ModelFileError(f"{file}: safetensors, but not written by metalad; train the model with metalad")
+    _check_format(file, metadata["metalad"])
+    if metadata.get("sha256") != _digest(metadata["metalad"], tensors):
+        raise ModelFileError(
+            f"{file}: altered since it was written (its checksum differs); copy it again or train anew"
+        )
+    return Header(**json.loads(metadata["metalad"])), tensors
+
+
+def _check_format(file: Path, text: str) -> None:
+    try:
+        number = json.loads(text)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ModelFileError(f"{file}: its header is damaged; copy it again or train anew") from None
+    if number != FORMAT:
+        remedy = "install a newer metalad" if number > FORMAT else "train the model again"
+        raise ModelFileError(f"{file}: has format {number}, this metalad reads {FORMAT}; {remedy}")
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _empty_calibration(kind: Any, tensors: Mapping[str, Tensor], size: tuple[int, int]) -> Calibration:
+    content = Content(torch.zeros(0), torch.zeros(0), *size) if kind == "content" else None
+    usual = tensors.get("calibration.surprise.usual")
+    surprise = None if usual is None else Surprise(len(usual))
+    return Calibration(kind, tensors["calibration.whitening"], content, surprise)

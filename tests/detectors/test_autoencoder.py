@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import Tensor
+
+from metalad.detectors.autoencoder import Autoencoder, AutoencoderConfig, halvings
+from metalad.methods.l2_ae import L2Autoencoder, L2AutoencoderConfig
+from metalad.nn.pixels import to_batch
+from metalad.nn.tiling import tile_starts
+from metalad.runtime.errors import ConfigError
+from tests.cookies import cookies
+
+
+def tiled(**changes: object) -> L2Autoencoder:
+    torch.manual_seed(0)
+    values = {"image_size": (40, 48), "tile": 16, "stride": 7, "code": 4, "width": 4, "smoothing_sigma": 1.0} | changes
+    return L2Autoencoder(L2AutoencoderConfig(**values)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "parameters"),
+    [(1, 128, 1_048_549), (3, 128, 1_050_599), (1, 256, 1_081_381), (3, 256, 1_083_431)],
+)
+def test_its_size_follows_from_the_papers_table(channels: int, side: int, parameters: int) -> None:
+    """Counted by hand: kernel area x channels in x channels out, plus a bias, of each row of the table."""
+    table = [(4, channels, 32), (4, 32, 32), (3, 32, 32), (4, 32, 64), (3, 64, 64), (4, 64, 128), (3, 128, 64)]
+    table += [(3, 64, 32), (8, 32, 100), (8, 100, 32), (3, 32, 64), (3, 64, 128), (4, 128, 64), (3, 64, 64)]
+    table += [(4, 64, 32), (3, 32, 32), (4, 32, 32), (4, 32, channels)] + [(4, 32, 32)] * (2 if side == 256 else 0)
+    assert sum(kernel**2 * before * after + after for kernel, before, after in table) == parameters
+    with torch.device("meta"):
+        model = Autoencoder(channels, (side, side), 100, 32)
+    assert sum(tensor.numel() for tensor in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("side", "grid"), [(128, 8), (256, 8), (512, 8), (64, 4), (32, 2), (16, 1)])
+def test_the_code_is_a_single_place(side: int, grid: int) -> None:
+    with torch.device("meta"):
+        model = Autoencoder(3, (side, 2 * side), 10, 4)
+        code = model.encoder(torch.empty(2, 3, side, 2 * side))
+        assert model(torch.empty(2, 3, side, 2 * side)).shape == (2, 3, side, 2 * side)
+    assert code.shape == (2, 10, 1, 1)
+    assert side >> halvings((side, 2 * side), 4) == grid
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_new_network_hands_on_what_it_sees(side: int) -> None:
+    """Outputs of two images must differ about as much as the images, else there is nothing to descend on."""
+    torch.manual_seed(0)
+    model = Autoencoder(3, (side, side), 100, 32)
+    one, other = torch.rand(2, 1, 3, side, side)
+    with torch.no_grad():
+        assert 0.1 < float((model(one) - model(other)).std() / (one - other).std()) < 3
+
+
+def test_overlapping_tiles_average_their_squared_errors() -> None:
+    """By a plain loop: each tile is rebuilt alone, and a pixel's map is the mean over the tiles that hold it."""
+    model, images = tiled(), to_batch(cookies(2, (40, 48)))
+    total, rebuilt, count = torch.zeros(2, 40, 48), torch.zeros(2, 3, 40, 48), torch.zeros(40, 48)
+    with torch.no_grad():
+        for top in tile_starts(40, 16, 7):
+            for left in tile_starts(48, 16, 7):
+                place = (..., slice(top, top + 16), slice(left, left + 16))
+                part = model.autoencoder(images[place])
+                total[place] += (part - images[place]).square().sum(1)
+                rebuilt[place] += part
+                count[place] += 1
+        evidence = model.evidence(images)
+        torch.testing.assert_close(model.raw_map(evidence), total / count)
+        torch.testing.assert_close(model.reconstruct(images), rebuilt / count)
+    assert evidence.expected is not None
+    torch.testing.assert_close(evidence.expected, (rebuilt / count).clamp(0, 1))
+    assert torch.equal(evidence.residual > 0, rebuilt / count > images)
+
+
+def test_of_a_texture_it_learns_from_random_tiles_and_is_validated_on_all() -> None:
+    model, images = tiled(), to_batch(cookies(1, (40, 48)))
+    with torch.no_grad():
+        model.train()
+        assert len({float(model.loss(images)) for _ in range(5)}) > 1
+        model.eval()
+        assert len({float(model.loss(images)) for _ in range(3)}) == 1
+
+
+def test_training_images_alone_are_moved() -> None:
+    model, seen = tiled(tile=None, image_size=(32, 32), shift=0.2), list[Tensor]()
+    model.autoencoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = to_batch(cookies(1))
+    with torch.no_grad():
+        for mode in (True, False):
+            model.train(mode).loss(images)
+    moved, still = seen
+    assert torch.equal(still, images)
+    assert not torch.allclose(moved, images, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_size": (256, 264)}, "256x264 pixels 5 times; take multiples of 32"),
+        ({"tile": 100}, "100x100 pixels 4 times; take multiples of 16"),
+        ({"tile": 512}, "tile is 512"),
+        ({"tile": 128, "stride": 129}, "stride is 129"),
+        ({"code": 0}, "code and width"),
+        ({"shift": 0.5}, "shift between 0 and 0.5"),
+        ({"degrees": float("nan")}, "degrees must lie"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AutoencoderConfig(**changes)  # type: ignore[arg-type]

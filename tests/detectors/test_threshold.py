@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+
+from metalad.detectors.threshold import rate_shown, threshold
+
+RATES = st.floats(1e-6, 1 - 1e-6)
+SCORES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(2**-10, 2**10, width=32))
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(3, 0.01), (3, 0.2), (10, 0.01), (10, 0.1), (30, 0.01), (30, 0.1)])
+def test_good_images_exceed_it_as_often_as_wanted(count: int, wanted: float) -> None:
+    """The mean over training sets of the probability that one more good image is called abnormal."""
+    rng = np.random.default_rng(count)
+    thresholds = np.array([threshold(rng.lognormal(1, 0.7, count), wanted) for _ in range(1500)])
+    false_alarms = stats.lognorm(0.7, scale=math.e).sf(thresholds)
+    error = false_alarms.std() / math.sqrt(len(false_alarms))
+    assert 0.75 * wanted - 4 * error < false_alarms.mean() < wanted + 4 * error
+    assert error < 0.15 * wanted  # else the test could not fail
+
+
+@pytest.mark.parametrize("distribution", [stats.pareto(1.2), stats.lognorm(3), stats.uniform])
+def test_no_tail_is_too_heavy_once_an_alarm_is_expected(distribution: stats.rv_continuous) -> None:
+    """With (n + 1) · rate of at least 1 the order statistic bounds the mean rate whatever the scores' law."""
+    rng = np.random.default_rng(1)
+    draws = [threshold(distribution.rvs(size=60, random_state=rng), 0.05) for _ in range(800)]
+    false_alarms = distribution.sf(np.array(draws))
+    assert false_alarms.mean() < 0.05 + 4 * false_alarms.std() / math.sqrt(len(false_alarms))
+
+
+@pytest.mark.parametrize("distribution", [stats.uniform, stats.pareto(1.2), stats.expon])
+def test_with_many_images_it_holds_for_scores_of_any_kind(distribution: stats.rv_continuous) -> None:
+    rng = np.random.default_rng(0)
+    draws = [threshold(distribution.rvs(size=400, random_state=rng), 0.05) for _ in range(400)]
+    false_alarms = distribution.sf(np.array(draws))
+    error = false_alarms.std() / math.sqrt(len(false_alarms))
+    # Split conformal prediction promises at most the wanted rate, and at least that less 1 / (n + 1).
+    assert 0.05 - 1 / 401 - 4 * error < false_alarms.mean() < 0.05 + 4 * error
+
+
+@settings(deadline=None)
+@given(SCORES, RATES, RATES)
+def test_fewer_false_alarms_never_lower_it(scores: np.ndarray, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert threshold(scores, low) >= threshold(scores, high)
+
+
+@settings(deadline=None)
+@given(SCORES, RATES, st.floats(0.125, 8, width=16))
+def test_it_is_in_the_units_of_the_scores(scores: np.ndarray, rate: float, factor: float) -> None:
+    few = 0.01 if len(scores) * rate < 10 else rate  # extreme rates run into the largest float
+    assert threshold(scores * np.float32(factor), few) == pytest.approx(factor * threshold(scores, few), rel=1e-3)
+
+
+@settings(deadline=None)
+@given(SCORES, RATES)
+def test_the_order_of_scores_does_not_matter(scores: np.ndarray, rate: float) -> None:
+    assert threshold(scores[::-1].copy(), rate) == pytest.approx(threshold(scores, rate), rel=1e-4)
+
+
+def test_an_order_statistic_is_one_of_the_scores() -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, 1000.0))
+    assert threshold(scores, 0.05) == 950  # 49 of 999 lie above
+    assert threshold(scores, 0.5) == 500
+
+
+def test_few_images_widen_it() -> None:
+    """The same mean and deviation of logarithms, from more and more images."""
+    found = []
+    for count in (2, 4, 8, 50):
+        logs = np.tile([-1.0, 1.0], count // 2)
+        found.append(threshold(np.exp(logs / logs.std(ddof=1)), 0.01))
+    assert found == sorted(found, reverse=True)
+
+
+def test_near_copies_do_not_widen_it() -> None:
+    """Images of which the model knows nearly a copy score far too low; only those above the median tell the spread."""
+    scores = np.random.default_rng(0).lognormal(0, 0.1, 31)
+    lowest = np.argsort(scores)[:6]
+    copies = scores.copy()
+    copies[lowest] /= 10
+    assert threshold(copies, 0.01) == threshold(scores, 0.01)
+
+
+@pytest.mark.parametrize("scores", [[0.0, 1e30], [1e-30, 1.0, 1e30], [0.0, 0.0]])
+@pytest.mark.parametrize("rate", [1e-300, 1e-17, 1e-6, 0.5])
+def test_it_is_finite_whatever_is_asked(scores: list[float], rate: float) -> None:
+    """The model file's JSON has neither infinity nor NaN."""
+    assert math.isfinite(threshold(np.array(scores), rate))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        threshold(np.array([1.0, 2.0]), rate)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_image_says_nothing_of_the_spread(count: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 2 good images, not {count}"):
+        threshold(np.ones(count), 0.01)
+
+
+@pytest.mark.parametrize(("images", "rate"), [(2, 0.5), (12, 0.1), (31, 0.05), (99, 0.02), (100, 0.01), (5000, 0.01)])
+def test_images_show_a_rate_if_one_of_them_lies_above(images: int, rate: float) -> None:
+    assert rate_shown(images) == rate

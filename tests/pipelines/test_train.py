@@ -1,0 +1,434 @@
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import metalad
+from metalad.data import Images
+from metalad.pipelines import train as room
+from metalad.pipelines.train import train
+from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
+from metalad.storage.model_file import Model, read_model
+from metalad.training.loop import Descent, Epoch
+from tests.cookies import cookies, put_cookies
+from tests.tiny import TINY
+
+FINISHED = {"model.safetensors", "history.jsonl", "run.json", "train.log"}
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from metalad.training import loop as gradient
+from metalad.pipelines import train as room
+from metalad.methods.metal import MetalConfig
+
+gradient.CHECKPOINT_SECONDS = -1.0
+room.fastest_precision = lambda device: "fp32"
+epoch = gradient.Descent._epoch
+gradient.Descent._epoch = lambda *arguments: (time.sleep(0.03), epoch(*arguments))[1]
+config = MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0)
+room.train(Path(sys.argv[1]), Path(sys.argv[2]), method=config, epochs=40, device="cpu")
+"""
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_cookies(tmp_path_factory.mktemp("data") / "cookie", 12)
+
+
+@pytest.fixture(autouse=True)
+def _no_probing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe's answer depends on what else the machine does, and with it the bits of a run."""
+    monkeypatch.setattr(room, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
+    monkeypatch.setattr("metalad.training.loop.CHECKPOINT_SECONDS", -1.0)
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
+        run(data, out)
+    return out
+
+
+def run(data: Path, out: Path, *, epochs: int | None = 3, resume: bool = False, seed: int = 0) -> Model:
+    return train(data, out, method=TINY, epochs=epochs, seed=seed, resume=resume, device="cpu")
+
+
+def cut(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, after: int = 2, epochs: int = 3) -> None:
+    """Start a run that is killed after some epochs."""
+    whole = Descent._epoch
+
+    def epoch(descent: Descent, *arguments: object) -> Epoch:
+        if descent.state.epoch == after:
+            raise Killed
+        return whole(descent, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Descent, "_epoch", epoch)
+        with pytest.raises(Killed):
+            run(data, out, epochs=epochs)
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_folder_holds_the_model_and_how_it_came_about(finished: Path) -> None:
+    assert names(finished) == FINISHED
+    rows = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(math.isfinite(row["training_loss"]) and math.isfinite(row["validation_loss"]) for row in rows)
+    log = (finished / "train.log").read_text()
+    assert "11 good images to learn from, 1 to validate on" in log
+    assert "kept epoch" in log
+    assert "calibrated by" in log
+
+
+def test_the_header_says_what_the_model_is(finished: Path) -> None:
+    model = read_model(finished)
+    header = model.header
+    assert (header.method, header.category, header.seed, header.protocol) == ("metal", "cookie", 0, "default")
+    assert header.config == json.loads(json.dumps(dataclasses.asdict(TINY)))
+    assert header.images == {"training": 11, "validation": 1, "skipped": 0}
+    assert (
+        header.training["stages"]["train"]["max_epochs"],
+        header.training["precision"],
+        header.training["device"],
+    ) == (
+        3,
+        "fp32",
+        "cpu",
+    )
+    assert set(header.versions) == {"python", "metalad", "torch", "numpy"}
+    assert len(header.training_hash) == 64
+    for scoring, threshold in header.thresholds.items():
+        assert scoring in ("calibrated", "raw")
+        assert 0 < threshold == model.detector.threshold(header.false_alarms, scoring)  # type: ignore[arg-type]
+
+
+def test_training_returns_the_model_that_it_wrote(data: Path, tmp_path: Path) -> None:
+    returned = run(data, tmp_path / "run")
+    stored, images = read_model(tmp_path / "run"), torch.rand(2, 3, 32, 32)
+    assert not returned.detector.training
+    assert returned.path == stored.path
+    with torch.no_grad():
+        assert torch.equal(returned.detector(images).score, stored.detector(images).score)
+
+
+def test_a_seed_decides_every_byte(data: Path, finished: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "moved" / "cookie"
+    shutil.copytree(data, elsewhere)
+    torch.manual_seed(99)  # what went before has no say
+    run(elsewhere, tmp_path / "same")
+    run(data, tmp_path / "other", seed=1)
+    same, other, first = (folder / "model.safetensors" for folder in (tmp_path / "same", tmp_path / "other", finished))
+    assert same.read_bytes() == first.read_bytes()
+    assert not torch.equal(
+        read_model(other).detector.state_dict()["decoder.0.weight"],
+        read_model(first).detector.state_dict()["decoder.0.weight"],
+    )
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_cut_run_is_resumed_to_the_same_bytes(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    cut(data, tmp_path, monkeypatch, after=after)
+    assert "model.safetensors" not in names(tmp_path)
+    run(data, tmp_path, resume=True)
+    assert names(tmp_path) == FINISHED
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_cut_while_calibrating_is_resumed_to_the_same_bytes(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "calibrate", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path)
+    run(data, tmp_path, resume=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_process_killed_at_any_moment_is_resumed_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "whole", epochs=40)
+    out = tmp_path / "killed"
+    source = str(Path(metalad.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", DRIVER, str(data), str(out)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while not (out / "checkpoint.safetensors").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.002)
+        time.sleep(0.5 * random.random())
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "model.safetensors").exists()
+    done = len((out / "history.jsonl").read_text().splitlines())
+    run(data, out, epochs=40, resume=True)
+    message = f"killed after {done} epochs"
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes(), message
+
+
+def test_a_run_is_never_overwritten(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (finished / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="already holds a run; go on with it by --resume"):
+        run(data, finished)
+    assert (finished / "model.safetensors").read_bytes() == before
+    cut(data, tmp_path, monkeypatch)
+    with pytest.raises(RunError, match="already holds a run"):
+        run(data, tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match="already holds a run"):
+        run(data, tmp_path)
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, finished: Path) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "train.log"}
+    model = run(data, finished, resume=True)
+    assert model.header.seed == 0
+    assert {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "train.log"} == before
+
+
+def test_resuming_where_nothing_was_begins_anew(data: Path, finished: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "new", resume=True)
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("state", ["cut", "finished"])
+@pytest.mark.parametrize("change", ["seed", "config", "protocol", "false_alarms", "epochs"])
+def test_a_run_is_resumed_as_it_was_started_or_not_at_all(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, state: str
+) -> None:
+    if state == "cut":
+        cut(data, tmp_path, monkeypatch)
+    out = finished if state == "finished" else tmp_path
+    config = dataclasses.replace(TINY, depth=2) if change == "config" else TINY
+    named = {"epochs": "max_epochs|epochs", "config": "depth 1, now it is 2"}.get(change, change)
+    with pytest.raises(RunError, match=f"was started with ({named})"):
+        train(
+            data,
+            out,
+            method=config,
+            seed=int(change == "seed"),
+            protocol="paper" if change == "protocol" else "default",
+            false_alarms=0.1 if change == "false_alarms" else 0.01,
+            epochs=4 if change == "epochs" else 3,
+            resume=True,
+            device="cpu",
+        )
+
+
+def test_a_run_of_another_method_is_not_resumed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(data, tmp_path, monkeypatch)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**stored, "method": "alchemy"}))
+    with pytest.raises(RunError, match='was started with method "alchemy", now it is "metal"'):
+        run(data, tmp_path, resume=True)
+
+
+def test_a_run_on_other_images_is_not_resumed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "data" / "cookie"
+    shutil.copytree(data, images)
+    cut(images, tmp_path / "run", monkeypatch)
+    shutil.copy(images / "000.png", images / "999.png")
+    with pytest.raises(RunError, match="was started with"):
+        run(images, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_on_other_images_is_not_taken_for_this_one(data: Path, finished: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(data, tmp_path / "cookie")
+    shutil.copy(images / "000.png", images / "999.png")
+    with pytest.raises(RunError, match="was started with training_hash"):
+        run(images, finished, resume=True)
+    with pytest.raises(DataError, match="no folder"):
+        run(tmp_path / "nowhere", finished, resume=True)
+
+
+def test_the_refusal_to_resume_names_what_differs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(data, tmp_path, monkeypatch)
+    with pytest.raises(RunError, match=r"started with max_epochs \d+, now it is 77"):
+        run(data, tmp_path, resume=True, epochs=77)
+
+
+def test_a_name_that_is_not_utf_8_is_logged_with_escapes(data: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(data, tmp_path / "cookie")
+    try:
+        (images / "bad\udcff\x1b.png").write_text("no image")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    run(images, tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "skipped" in log
+    assert "\\udcff?" in log
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"method": "metal"}'])
+def test_a_damaged_record_is_named(data: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json is damaged; train anew in another folder"):
+        run(data, tmp_path, resume=True)
+
+
+def test_minutes_shorten_the_schedule_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "epoch_seconds", lambda *_: 0.6)
+    model = train(data, tmp_path / "a", method=TINY, minutes=0.045, device="cpu")
+    assert model.header.training["stages"]["train"]["max_epochs"] == 4
+    assert (
+        train(data, tmp_path / "b", method=TINY, minutes=1e-9, device="cpu").header.training["stages"]["train"][
+            "max_epochs"
+        ]
+        == 1
+    )
+    assert (
+        train(data, tmp_path / "c", method=TINY, minutes=9e9, epochs=2, device="cpu").header.training["stages"][
+            "train"
+        ]["max_epochs"]
+        == 2
+    )
+
+
+def test_a_run_limited_by_minutes_keeps_its_length_when_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(seconds: float) -> None:
+        monkeypatch.setattr(room, "epoch_seconds", lambda *_: seconds)
+
+    measured(0.6)
+    train(data, tmp_path / "whole", method=TINY, minutes=0.045, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "calibrate", killed)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "cut", method=TINY, minutes=0.045, device="cpu")
+    measured(6.0)
+    train(data, tmp_path / "cut", method=TINY, minutes=0.045, resume=True, device="cpu")
+    whole, cut_short = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut_short.read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_images_give_a_model_with_a_threshold(tmp_path: Path, count: int) -> None:
+    model = run(put_cookies(tmp_path / "few", count), tmp_path / "run", epochs=30)
+    assert all(0 < threshold < math.inf for threshold in model.header.thresholds.values())
+
+
+def test_an_unreadable_image_is_skipped_named_and_counted_unless_strict(data: Path, tmp_path: Path) -> None:
+    images = tmp_path / "cookie"
+    shutil.copytree(data, images)
+    (images / "broken.png").write_text("not an image")
+    model = run(images, tmp_path / "run")
+    assert model.header.images["skipped"] == 1
+    assert model.header.images["training"] + model.header.images["validation"] == 12
+    assert "broken.png" in (tmp_path / "run" / "train.log").read_text()
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        train(images, tmp_path / "strict", method=TINY, epochs=1, strict=True, device="cpu")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_an_error_that_leaves_nothing(tmp_path: Path, count: int) -> None:
+    with pytest.raises(DataError):
+        run(put_cookies(tmp_path / "few", count), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_file_is_an_error(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match="cannot write"):
+            run(data, out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_run_folder_without_permission_is_an_error(data: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="no permission; choose a folder that you may write"):
+        run(data, tmp_path / "run")
+    tmp_path.chmod(0o700)
+
+
+def test_a_run_folder_is_tried_before_images_are_decoded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoded(*_: object, **__: object) -> Images:
+        raise AssertionError("decoded first")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(room, "load_images", decoded)
+    monkeypatch.setattr(Path, "touch", denied)
+    with pytest.raises(RunError, match="no permission; choose a folder that you may write"):
+        run(data, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"minutes": 0.0}, "minutes is 0"),
+        ({"minutes": math.nan}, "minutes is nan"),
+        ({"minutes": math.inf}, "minutes is inf"),
+        ({"false_alarms": 0.0}, "false_alarms is 0"),
+        ({"false_alarms": math.nan}, "false_alarms is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"method": "alchemy"}, "no method 'alchemy'; there are: metal"),
+        ({"device": "abacus"}, "no device 'abacus'"),
+    ],
+)
+def test_what_cannot_be_is_said(data: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(data, tmp_path / "run", **{"method": TINY, "device": "cpu", **changes})  # type: ignore[arg-type]
+
+
+def test_a_precision_that_is_asked_for_needs_no_trial(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "fastest_precision", lambda _: pytest.fail("it was tried"))
+    model = train(data, tmp_path / "run", method=TINY, epochs=1, device="cpu", precision="bf16")
+    assert model.header.training["precision"] == json.loads((tmp_path / "run" / "run.json").read_text())["precision"]
+    assert model.header.training["precision"] == "bf16"
+
+
+def test_what_does_not_descend_has_no_precision_to_ask_for(data: Path, tmp_path: Path) -> None:
+    model = train(data, tmp_path / "run", method="variation_model", device="cpu", precision="bf16")
+    assert model.header.training["precision"] == "fp32"
+
+
+def test_the_largest_seed_will_do(data: Path, tmp_path: Path) -> None:
+    assert run(data, tmp_path / "run", epochs=1, seed=2**63 - 1).header.seed == 2**63 - 1
+
+
+def test_good_images_score_less_than_the_threshold(data: Path, finished: Path) -> None:
+    """Of a dozen images, at one false alarm in a hundred: not one should be called abnormal."""
+    model = read_model(finished)
+    del data
+    scores = model.detector(torch.from_numpy(np.moveaxis(cookies(12), -1, 1).copy()).float() / 255).score
+    assert (scores < model.threshold()).all()

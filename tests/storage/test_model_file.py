@@ -1,0 +1,278 @@
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from metalad.detectors.base import SCORINGS, Detector
+from metalad.detectors.calibration import KINDS, Calibration, Kind
+from metalad.detectors.threshold import rate_shown
+from metalad.methods.metal import Metal
+from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import ConfigError, ModelFileError
+from metalad.storage.model_file import FILE_NAME, FORMAT, Header, find_model, read_model, summary, write_model
+from tests.cookies import cookies
+from tests.tiny import TINY
+
+
+def trained(kind: Kind = "position") -> Detector:
+    """A detector with random weights that has its units and its scores."""
+    torch.manual_seed(0)
+    detector = Metal(TINY).eval()
+    with torch.no_grad():
+        detector.calibration = Calibration.learn(kind, detector.evidence(to_batch(cookies(4))))
+    for index, scoring in enumerate(SCORINGS):
+        detector.register_buffer(f"normal_scores_{scoring}", torch.tensor([1.0, 2.0, 3.0]) + index)
+    return detector
+
+
+def header(kind: Kind = "position") -> Header:
+    return Header(
+        method="metal",
+        config=dataclasses.asdict(TINY),
+        calibration={"kind": kind, "log_likelihood": {"none": 1.25, "position": 2.5}},
+        category="cookie",
+        seed=7,
+        protocol="default",
+        training={"max_epochs": 3},
+        images={"training": 11, "validation": 1, "skipped": 0},
+        training_hash="0" * 64,
+        versions={"metalad": "0"},
+        false_alarms=0.01,
+        thresholds={"calibrated": 4.0, "raw": 5.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a sound model file."""
+    path = tmp_path_factory.mktemp("model") / FILE_NAME
+    write_model(path, trained(), header())
+    return path.read_bytes()
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[[bytes], str]:
+    """Read a file of the given bytes, and return the one line that says why it cannot be."""
+
+    def read(content: bytes) -> str:
+        path = tmp_path / "any.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError) as caught:
+            read_model(path)
+        assert str(path) in str(caught.value)
+        return str(caught.value)
+
+    return read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
+    written, path = trained(kind), tmp_path / "run" / FILE_NAME
+    write_model(path, written, header(kind))
+    model = read_model(path.parent)
+    assert dataclasses.asdict(model.header) == json.loads(json.dumps(dataclasses.asdict(header(kind))))
+    assert model.path == path
+    assert not model.detector.training
+    assert model.detector.config == TINY
+    for (name, one), (other_name, other) in zip(
+        sorted(written.state_dict().items()), sorted(model.detector.state_dict().items()), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(one, other), name
+    images = to_batch(cookies(6))
+    with torch.no_grad():
+        for one, other in zip(written(images), model.detector(images), strict=True):
+            assert torch.equal(one, other)
+    write_model(tmp_path / "again", model.detector, model.header)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """safetensors alone writes its metadata in an order that chance decides."""
+    detector, files = trained(), set()
+    for _ in range(12):
+        write_model(tmp_path / "model", detector, header())
+        files.add((tmp_path / "model").read_bytes())
+    assert len(files) == 1
+
+
+def test_the_file_is_plain_safetensors(content: bytes) -> None:
+    """Whoever has the safetensors library can read tensors and header."""
+    names = set(load(content))
+    assert {"decoder.0.weight", "calibration.whitening", "normal_scores_raw"} <= names
+    end = 8 + int.from_bytes(content[:8], "little")
+    assert end % 8 == 0
+    metadata = json.loads(content[8:end])["__metadata__"]
+    assert list(metadata) == ["metalad", "sha256"]
+    assert json.loads(metadata["metalad"])["format"] == FORMAT
+
+
+def test_a_byte_altered_anywhere_in_the_header_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+    end = 8 + int.from_bytes(content[:8], "little")
+    for position in [*range(16), *range(16, end, 11)]:
+        for change in (0x01, 0x80):
+            altered = bytearray(content)
+            altered[position] ^= change
+            refused(bytes(altered))
+
+
+def test_a_byte_altered_in_any_tensor_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+    end = 8 + int.from_bytes(content[:8], "little")
+    for position in [end, len(content) - 1, *np.random.default_rng(0).integers(end, len(content), 40)]:
+        altered = bytearray(content)
+        altered[position] ^= 0x10
+        assert "checksum differs" in refused(bytes(altered))
+
+
+def test_a_file_cut_short_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+    end = 8 + int.from_bytes(content[:8], "little")
+    for length in [
+        0,
+        1,
+        3,
+        4,
+        7,
+        8,
+        9,
+        100,
+        end - 1,
+        end,
+        end + 1,
+        len(content) // 2,
+        len(content) - 4,
+        len(content) - 1,
+    ]:
+        assert "copy it again or train anew" in refused(content[:length])
+
+
+def test_a_file_with_something_behind_it_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+    refused(content + b"\0")
+    refused(content + content)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.binary(max_size=200), st.booleans())
+def test_bytes_of_any_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, framed: bool) -> None:
+    path = tmp_path_factory.mktemp("any") / "model"
+    path.write_bytes(len(data).to_bytes(8, "little") + data if framed else data)
+    with pytest.raises(ModelFileError):
+        read_model(path)
+
+
+def with_header(content: bytes, text: str) -> bytes:
+    return save(load(content), {"metalad": text, "sha256": "0" * 64})
+
+
+def test_a_newer_format_is_said_to_be_newer(content: bytes, refused: Callable[[bytes], str]) -> None:
+    text = json.dumps({**dataclasses.asdict(header()), "format": FORMAT + 1, "more": "to come"})
+    assert "install a newer metalad" in refused(with_header(content, text))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "3", "{", '{"format":', "[" * 100_000])
+def test_a_header_that_is_none_is_refused(content: bytes, refused: Callable[[bytes], str], text: str) -> None:
+    assert "header is damaged" in refused(with_header(content, text))
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("length", [0x10280, 0x10380, 0x10480, 0x10580])
+def test_a_head_whose_length_looks_like_a_pickle_is_read(content: bytes, tmp_path: Path, length: int) -> None:
+    head = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip()
+    longer = length - 3 - len(head)  # the head is filled up with spaces to a multiple of eight bytes
+    padded = dataclasses.replace(header(), category="c" * (len("cookie") + longer))
+    write_model(tmp_path / FILE_NAME, trained(), padded)
+    assert (tmp_path / FILE_NAME).read_bytes()[:2] == length.to_bytes(8, "little")[:2]
+    assert read_model(tmp_path).header.category == padded.category
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_unopened(tmp_path: Path, refused: Callable[[bytes], str], protocol: int) -> None:
+    said = refused(pickle.dumps(Bomb(tmp_path / "mark"), protocol))
+    assert not (tmp_path / "mark").exists()
+    if protocol >= 2:  # older ones are text, like anything else
+        assert "never read" in said
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_save_is_refused_unopened(
+    tmp_path: Path, refused: Callable[[bytes], str], zipped: bool
+) -> None:
+    torch.save(trained().state_dict(), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    assert "never read" in refused((tmp_path / "model.pt").read_bytes())
+
+
+def test_safetensors_of_others_are_refused(refused: Callable[[bytes], str]) -> None:
+    assert "not written by metalad" in refused(save({"weight": torch.zeros(3)}))
+    assert "not written by metalad" in refused(save({"weight": torch.zeros(3)}, {"format": "pt"}))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=f"{tmp_path}: no {FILE_NAME} there; train it first"):
+        read_model(tmp_path)
+    with pytest.raises(ModelFileError, match="give a run folder or a model file"):
+        find_model(tmp_path / "missing")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").write_bytes(b"x")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        read_model(tmp_path / "model")
+
+
+def test_tensors_that_do_not_fit_the_settings_are_refused(tmp_path: Path) -> None:
+    wider = dataclasses.asdict(dataclasses.replace(TINY, width=32))
+    write_model(tmp_path / "model", trained(), dataclasses.replace(header(), config=wider))
+    with pytest.raises(ModelFileError, match="not those of metal with its settings"):
+        read_model(tmp_path / "model")
+
+
+def test_an_unknown_method_is_named(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", trained(), dataclasses.replace(header(), method="alchemy"))
+    with pytest.raises(ConfigError, match="no method 'alchemy'; there are: metal"):
+        read_model(tmp_path / "model")
+
+
+def test_thresholds_follow_the_wanted_rate_and_scoring(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", trained(), header())
+    model = read_model(tmp_path / "model")
+    assert model.threshold() == model.threshold(0.01, "calibrated") > model.threshold(0.1)
+    assert model.threshold(scoring="raw") > 2
+    assert (model.scoring(None), model.scoring("raw")) == ("calibrated", "raw")
+    assert summary(model.header).kind == "position"
+    for rate in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="probability between 0 and 1"):
+            model.threshold(rate)
+
+
+def test_a_rate_that_few_images_cannot_show_is_cautioned_against(tmp_path: Path) -> None:
+    detector = trained()
+    images = len(detector.get_buffer("normal_scores_calibrated"))
+    write_model(tmp_path / "model", detector, header())
+    model = read_model(tmp_path / "model")
+    shown = rate_shown(images)
+    words = model.caution(0.5 / images)
+    assert words is not None
+    assert f"{images} good images" in words
+    assert words.endswith(f"--false-alarms {shown:g} would set it at {model.threshold(shown):.4g}")
+    assert model.caution(shown) is None

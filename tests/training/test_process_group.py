@@ -1,0 +1,120 @@
+"""Several processes train one model: shares, sums, and runs by torchrun that are killed, resumed and compared."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metalad.pipelines.train import train
+from metalad.storage.model_file import read_model
+from metalad.training.loop import _stream
+from metalad.training.process_group import ALONE, Team, joined
+from tests.tiny import TINY, TINY_SETTINGS, tiny_category
+
+STILL = ["degrees=0", "shift=0", "light=0"]
+"""Training images as they are: each process changes its own share by chance of its own."""
+
+LOSS_TOLERANCE = 1e-5
+WEIGHT_TOLERANCE = 1e-4
+"""Relative to the largest weight of a tensor: sums are taken in another order, and Adam divides small by small."""
+
+# Rank 1 is killed as it begins the third epoch, when the second was saved.
+SCRIPT = """
+import os, signal, sys
+from metalad.cli import main as cli
+from metalad.training import loop as gradient
+import metalad.pipelines.train
+metalad.pipelines.train.fastest_precision = lambda device="cpu": "fp32"
+gradient.CHECKPOINT_SECONDS = 0.0
+epoch = gradient.Descent._epoch
+def killed(descent, *arguments):
+    if "KILL" in os.environ and descent.state.epoch == 2 and descent.team.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return epoch(descent, *arguments)
+gradient.Descent._epoch = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_shares_are_the_batch(images: int, size: int) -> None:
+    chosen = np.arange(images)
+    shares = [Team(rank, size).share(chosen) for rank in range(size)]
+    np.testing.assert_array_equal(np.concatenate(shares), chosen)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_nothing_is_sent() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    assert float(ALONE.descend((weight**2).sum(), [weight], 1.0)) == 9.0
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [6.0]
+    value = {"a": (1, 2)}
+    assert ALONE.told(value) is value
+    assert ALONE.total(0.1) == 0.1
+    with joined(torch.device("cpu")) as team:
+        assert team is ALONE
+
+
+def test_each_process_draws_noise_of_its_own_the_first_as_one_alone() -> None:
+    assert _stream(5, 3, 0) == int(np.random.SeedSequence([5, 3]).generate_state(1)[0])
+    assert len({_stream(5, 3, rank) for rank in range(8)}) == 8
+
+
+@pytest.fixture(scope="module")
+def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_category(
+        tmp_path_factory.mktemp("data") / "cookie", train=19
+    )  # 17 to learn from: the second batch is one image, and one share of it empty
+
+
+def torchrun(category: Path, out: Path, *more: str, kill: bool = False) -> subprocess.CompletedProcess[str]:
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = [word for setting in (*TINY_SETTINGS, *STILL) for word in ("--set", setting)]
+    words = [str(script), "train", str(category), "--out", str(out), *settings, "--device", "cpu", "--quiet", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if kill:
+        environment["KILL"] = "1"
+    return subprocess.run([*line, *words], capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def losses(run: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [[row["training_loss"], row["validation_loss"]] for row in rows]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo to sum with")
+def test_two_processes_killed_and_gone_on_with_end_where_one_does(
+    category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalad.pipelines.train.fastest_precision", lambda _="cpu": "fp32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    still = dataclasses.replace(TINY, degrees=0.0, shift=0.0, light=0.0)
+    train(category, tmp_path / "one", method=still, epochs=5, device="cpu")
+    torch.set_num_threads(threads)
+    first = torchrun(category, tmp_path / "two", "--epochs", "5", kill=True)
+    assert first.returncode != 0
+    assert len(losses(tmp_path / "two")) == 2
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+    again = torchrun(category, tmp_path / "two", "--epochs", "5", "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["method"] == "metal"  # told once
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=LOSS_TOLERANCE)
+    one, two = (read_model(tmp_path / name).detector.state_dict() for name in ("one", "two"))
+    assert set(one) == set(two)
+    for name in one:
+        if name.startswith(("encoders", "decoder")):
+            assert float((one[name] - two[name]).abs().max()) <= WEIGHT_TOLERANCE * float(one[name].abs().max()), name
+    assert (tmp_path / "two" / "train.log").read_text(encoding="utf-8").count("2 processes") == 2
+    assert json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))["processes"] == 2
