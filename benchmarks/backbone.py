@@ -38,7 +38,9 @@ def main() -> None:
         print(f"{count}x{side}²", *(f"{part / whole:7.2f}" for part in parts), f"{whole:12.2f}", sep="  ")
     points, centres = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centres).argmin(1))
-    print(f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._assigned(points, centres)) / whole:.2f}")
+    print(
+        f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._nearest_centres(points, centres)) / whole:.2f}"
+    )
 
 
 def best_at_once(backbone: Backbone, images: Tensor, pixels: int) -> float:

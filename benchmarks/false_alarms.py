@@ -55,12 +55,12 @@ def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.nd
     fold = np.random.default_rng(seed).permutation(len(good)) % folds
     alarms = np.zeros(len(RATES), int)
     for left_out in tqdm(range(folds), method, leave=False):
-        learnt = [sample for sample, number in zip(good, fold, strict=True) if number != left_out]
+        fitted = [sample for sample, number in zip(good, fold, strict=True) if number != left_out]
         judged = [sample for sample, number in zip(good, fold, strict=True) if number == left_out]
         with tempfile.TemporaryDirectory() as temporary:
             linked = Path(temporary, "good")
             linked.mkdir()
-            for number, sample in enumerate(learnt):
+            for number, sample in enumerate(fitted):
                 (linked / f"{number:05}{sample.path.suffix}").symlink_to(sample.path.absolute())
             model = train(linked, Path(temporary, "run"), method=method, seed=seed)
         scores = score(model, judged)
@@ -71,8 +71,8 @@ def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.nd
 def score(model: Model, samples: Sequence[Sample]) -> np.ndarray:
     images = load_images(samples, model.detector.config.image_size, strict=True)
     with torch.no_grad():
-        evidence = model.detector.evidence_of(images.pixels)
-        return model.detector.scores(evidence, model.scoring(None)).numpy()
+        residuals = model.detector.residuals_of(images.pixels)
+        return model.detector.scores(residuals, model.scoring(None)).numpy()
 
 
 def finding(category: str, images: int, alarms: np.ndarray) -> Finding:

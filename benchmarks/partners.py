@@ -49,7 +49,7 @@ def main() -> None:
 def compared(folder: Path, seed: int, results: Path) -> Mapping[str, tuple[float, float]]:
     """Return (pixel AUROC to 0.3, image AUROC) of both, their sum, and ours."""
     category = read_category(folder, seed=seed)
-    learnt, held_out = (
+    fitted, held_out = (
         load_images(samples, OURS.image_size, strict=True)
         for samples in split_validation(category.train, VALIDATION_FRACTION, seed)
     )
@@ -62,7 +62,7 @@ def compared(folder: Path, seed: int, results: Path) -> Mapping[str, tuple[float
     scores = {}
     for name, detector in detectors.items():
         torch.manual_seed(seed)
-        detector.fit(learnt.pixels, seed)
+        detector.fit(fitted.pixels, seed)
         detector.eval()
         usual = maps(detector, held_out, "raw")
         scores[name] = (maps(detector, judged, "raw") - usual.mean()) / usual.std()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from metalad.data import Sample, load_images, read_category
 from metalad.nn.pixels import to_batch
-from metalad.pipelines.rendering import paint
+from metalad.pipelines.rendering import render
 from metalad.runtime.files import replacing
 from metalad.storage.model_file import Model, read_model
 from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
@@ -72,9 +72,9 @@ def heading(text: str) -> Words:
 
 def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Cell]:
     """Judge one image: its pictures, and whether it is OK, its score, and whether that is right."""
-    painting = paint(model.detector, sample, pixels, model.scoring(None))
+    rendering = render(model.detector, sample, pixels, model.scoring(None))
     threshold = model.threshold()
-    times = painting.score / threshold
+    times = rendering.score / threshold
     abnormal = times > 1
     wrong = "false alarm" if abnormal else "missed defect"
     verdict = Words((
@@ -83,7 +83,7 @@ def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width
         ("right" if abnormal == sample.abnormal else wrong, 16, QUIET),
     ))  # fmt: skip
     print(f"{sample.name}: {times:.2f} x threshold")
-    return [painting.image, painting.reconstruction, painting.overlay(threshold), painting.white_truth, verdict]
+    return [rendering.image, rendering.reconstruction, rendering.overlay(threshold), rendering.white_truth, verdict]
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def maps(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.nda
     for start in tqdm(range(0, len(images), BATCH_SIZE), type(detector).__name__, leave=False):
         with torch.inference_mode():
             batch = to_batch(images.pixels[start : start + BATCH_SIZE])
-            parts.append(detector.judge(batch, detector.evidence(batch), scoring).anomaly_map.numpy())
+            parts.append(detector.judge(batch, detector.residuals(batch), scoring).anomaly_map.numpy())
     return np.concatenate(parts)
 
 

@@ -47,7 +47,7 @@ def count_operations(detector: GradientDetector, pixels: np.ndarray) -> int:
     """Count the floating-point operations of the model's matrix products, forward and backward; SSIM's are overhead."""
     batch = to_batch(pixels)
     with FlopCounterMode(display=False) as counter:
-        detector.evidence(batch).residual.square().mean().backward()  # type: ignore[no-untyped-call]
+        detector.residuals(batch).values.square().mean().backward()  # type: ignore[no-untyped-call]
     detector.zero_grad()
     return int(counter.get_total_flops())
 

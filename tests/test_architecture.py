@@ -124,7 +124,7 @@ def test_a_verb_is_a_function_a_file_a_subcommand_a_test_and_a_page(verb: str) -
 def test_below_the_line_there_is_no_torch() -> None:
     # The import contract covers what our files say; this covers what they and their libraries do.
     below = ["settings", "threshold", "drawing.html_report", "report", "metrics", "data", "images", "files", "errors"]
-    below.append("nuisance")
+    below.append("corruption")
     script = (
         "import importlib, sys\n"
         f"for name in {below}:\n    importlib.import_module('metalad.' + name)\n"

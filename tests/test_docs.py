@@ -140,9 +140,9 @@ def options_of(verb: str) -> set[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verbs_page_tells_all_its_options(verb: str) -> None:
-    told = OPTION.findall(prose(ROOT / "docs" / f"{verb}.md"))
-    assert len(told) == len(set(told))
-    assert set(told) == options_of(verb)
+    broadcast = OPTION.findall(prose(ROOT / "docs" / f"{verb}.md"))
+    assert len(broadcast) == len(set(broadcast))
+    assert set(broadcast) == options_of(verb)
 
 
 # Python
@@ -238,9 +238,9 @@ def train_and_judge(entry: Method, folder: Path) -> None:
     assert isinstance(model.detector, FittedDetector)
     assert model.header.method == entry.name
     again = read_model(model.path)
-    learnt = again.detector.get_buffer("mean")
-    assert 0 < float(learnt.mean()) < 1
-    assert bool((learnt == model.detector.get_buffer("mean")).all())
+    fitted = again.detector.get_buffer("mean")
+    assert 0 < float(fitted.mean()) < 1
+    assert bool((fitted == model.detector.get_buffer("mean")).all())
     report = evaluate(model.path, folder / "bottle", device="cpu")
     assert len(report.verdicts) == 4
     assert report.chosen.metrics_model.pixel_auroc is not None

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.settings import setting
@@ -46,12 +46,12 @@ class NearestImage(FittedDetector):
             raise DataError("nearest_image needs at least 1 good image to learn from, got 0")
         self.good = (to_batch(pixels, self.device) * 255).round().byte()
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return image minus the good image nearest to it, which is what was expected."""
         good = self.good.float() / 255
         apart = self._small(images)[:, None] - self._small(good)
         expected = good[apart.square().sum(2).argmin(1)]
-        return Evidence(images - expected, expected)
+        return Residuals(images - expected, expected)
 
     def _small(self, images: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(images, self.config.side).flatten(1)

@@ -59,7 +59,7 @@ class Judged:
         return {"path": self.path, "error": self.error} if self.error else {"path": self.path, "score": self.score}
 
 
-JUDGED = (Judged("a.png", 0.5, False), Judged("b.png", error="not an image"), Judged("c.png", 2.5, True))
+SCORED = (Judged("a.png", 0.5, False), Judged("b.png", error="not an image"), Judged("c.png", 2.5, True))
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_of_predict_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with stand_in("predict", judging(*JUDGED)):
+    with stand_in("predict", judging(*SCORED)):
         assert cli.main([*LINES["predict"], "--json"]) == 0
     printed = capsys.readouterr()
     assert [json.loads(line) for line in printed.out.splitlines()] == [
@@ -295,7 +295,7 @@ def test_json_of_predict_is_an_object_a_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_predict_says_ok_or_ng(capsys: pytest.CaptureFixture[str]) -> None:
-    with stand_in("predict", judging(*JUDGED)):
+    with stand_in("predict", judging(*SCORED)):
         cli.main([*LINES["predict"], "--quiet"])
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["OK", "0.5", "a.png"],
@@ -303,7 +303,7 @@ def test_predict_says_ok_or_ng(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize(("results", "code"), [(JUDGED, 1), (JUDGED[:2], 0), ((), 0)])
+@pytest.mark.parametrize(("results", "code"), [(SCORED, 1), (SCORED[:2], 0), ((), 0)])
 def test_fail_on_abnormal(results: tuple[Judged, ...], code: int) -> None:
     with stand_in("predict", judging(*results)):
         assert cli.main([*LINES["predict"], "--fail-on-abnormal"]) == code
@@ -324,7 +324,7 @@ def test_predict_is_closed_when_the_reader_goes_away() -> None:
 
     def predict(**_: Any) -> Iterator[Judged]:
         try:
-            yield from JUDGED
+            yield from SCORED
         finally:
             closed.append(True)
 
@@ -336,10 +336,10 @@ def test_predict_is_closed_when_the_reader_goes_away() -> None:
 def test_train_tells_where_the_model_is(capsys: pytest.CaptureFixture[str]) -> None:
     with stand_in("train", mock.Mock(return_value=MODEL)):
         assert cli.main(LINES["train"]) == 0
-        told = capsys.readouterr()
+        broadcast = capsys.readouterr()
         assert cli.main([*LINES["train"], "--quiet"]) == 0
-    assert str(Path("run/model.safetensors")) in told.out
-    assert "ask for less" in told.err
+    assert str(Path("run/model.safetensors")) in broadcast.out
+    assert "ask for less" in broadcast.err
     assert capsys.readouterr().err == ""
 
 

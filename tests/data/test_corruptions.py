@@ -10,13 +10,13 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from metalad.data.corruptions import (
-    NUISANCES,
+    CORRUPTIONS,
     brightness,
     contrast,
-    drifted,
     gaussian_blur,
     gaussian_noise,
     jpeg,
+    perturbed,
     rotation,
     shift,
 )
@@ -27,7 +27,7 @@ IMAGES = st.tuples(SIDES, SIDES).flatmap(lambda size: hnp.arrays(np.uint8, (*siz
 RAMP = np.broadcast_to(np.arange(60, 124, dtype=np.uint8)[None, :, None], (48, 64, 3))
 
 
-def chance() -> np.random.Generator:
+def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
@@ -38,27 +38,27 @@ def test_a_change_by_nothing_changes_nothing(image: np.ndarray) -> None:
         contrast(image, 0.0),
         shift(image, 0),
         rotation(image, 0.0),
-        gaussian_noise(image, 0.0, chance()),
+        gaussian_noise(image, 0.0, rng()),
         gaussian_blur(image, 0.0),
     ):
         np.testing.assert_array_equal(same, image)
 
 
-@given(st.sampled_from(sorted(NUISANCES)), IMAGES)
+@given(st.sampled_from(sorted(CORRUPTIONS)), IMAGES)
 def test_every_nuisance_keeps_shape_and_input_and_gives_the_same_bytes_again(name: str, image: np.ndarray) -> None:
     kept = image.copy()
-    changed = NUISANCES[name](image, chance())
+    changed = CORRUPTIONS[name](image, rng())
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert changed.flags.c_contiguous
     np.testing.assert_array_equal(image, kept)
-    np.testing.assert_array_equal(NUISANCES[name](image, chance()), changed)
+    np.testing.assert_array_equal(CORRUPTIONS[name](image, rng()), changed)
 
 
-@pytest.mark.parametrize("name", NUISANCES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_every_nuisance_changes_a_photograph_a_little(name: str) -> None:
     (photograph,) = cookies(1, (64, 64))
-    changed = NUISANCES[name](photograph, chance())
+    changed = CORRUPTIONS[name](photograph, rng())
     difference = np.abs(changed.astype(int) - photograph).mean()
     assert 0.2 < difference < 20
 
@@ -113,7 +113,7 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
 
 def test_noise_has_the_deviation_asked_for_and_no_mean() -> None:
     flat = np.full((100, 100, 3), (120, 128, 136), np.uint8)
-    noise = gaussian_noise(flat, 4.0, chance()).astype(float) - flat
+    noise = gaussian_noise(flat, 4.0, rng()).astype(float) - flat
     # Rounding to bytes adds a variance of 1/12; 30,000 values tell the deviation to 0.4 %.
     assert noise.std() == pytest.approx(math.sqrt(16 + 1 / 12), rel=0.02)
     assert abs(noise.mean()) < 0.1
@@ -122,7 +122,7 @@ def test_noise_has_the_deviation_asked_for_and_no_mean() -> None:
 
 def test_a_grey_image_stays_grey_under_noise() -> None:
     grey = np.repeat(cookies(1, (64, 64))[0][..., :1], 3, -1)
-    noisy = gaussian_noise(grey, 4.0, chance())
+    noisy = gaussian_noise(grey, 4.0, rng())
     assert (noisy == noisy[..., :1]).all()
     assert not np.array_equal(noisy, grey)
 
@@ -140,11 +140,11 @@ def test_blur_spreads_a_point_as_a_gaussian_and_keeps_colours_apart() -> None:
 
 def test_a_drifted_photograph_is_near_itself_and_never_twice_the_same() -> None:
     photograph = cookies(1, (96, 128))[0]
-    one, again, other = (drifted(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    one, again, other = (perturbed(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
     for seed in range(20):
-        found = drifted(photograph, np.random.default_rng(seed))
+        found = perturbed(photograph, np.random.default_rng(seed))
         assert found.shape == photograph.shape
         assert found.dtype == np.uint8
         assert abs(found.mean() / photograph.mean() - 1) < 0.16

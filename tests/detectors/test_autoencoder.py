@@ -63,12 +63,12 @@ def test_overlapping_tiles_average_their_squared_errors() -> None:
                 total[place] += (part - images[place]).square().sum(1)
                 rebuilt[place] += part
                 count[place] += 1
-        evidence = model.evidence(images)
-        torch.testing.assert_close(model.raw_map(evidence), total / count)
+        residuals = model.residuals(images)
+        torch.testing.assert_close(model.raw_map(residuals), total / count)
         torch.testing.assert_close(model.reconstruct(images), rebuilt / count)
-    assert evidence.expected is not None
-    torch.testing.assert_close(evidence.expected, (rebuilt / count).clamp(0, 1))
-    assert torch.equal(evidence.residual > 0, rebuilt / count > images)
+    assert residuals.expected is not None
+    torch.testing.assert_close(residuals.expected, (rebuilt / count).clamp(0, 1))
+    assert torch.equal(residuals.values > 0, rebuilt / count > images)
 
 
 def test_of_a_texture_it_learns_from_random_tiles_and_is_validated_on_all() -> None:

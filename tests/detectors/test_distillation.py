@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from metalad.detectors.distillation import Part, _piece, fill_in_order, learn_units, trained_backbone, varied
+from metalad.detectors.distillation import Part, _piece, fill_in_order, fit_standardization, trained_backbone, varied
 from metalad.nn.backbones import Backbone
 from metalad.nn.pixels import batches, to_batch
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies
 
@@ -18,8 +18,8 @@ SIZE = (40, 48)
 def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
     torch.manual_seed(0)
     maps = torch.randn(9, 3, 5, 7) * torch.tensor([0.1, 3.0, 50.0])[:, None, None] + 1000
-    unit = Standardised(3)
-    unit.learn([maps[:4], maps[4:]])
+    unit = Standardization(3)
+    unit.fit([maps[:4], maps[4:]])
     found = unit(maps).double()
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-3)
     torch.testing.assert_close(found.std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=1e-3, atol=0)
@@ -27,16 +27,18 @@ def test_standardised_channels_have_mean_0_and_deviation_1() -> None:
 
 def test_a_channel_that_does_not_vary_keeps_its_unit() -> None:
     maps = torch.full((2, 1, 3, 3), 0.1)
-    unit = Standardised(1)
-    unit.learn([maps])
+    unit = Standardization(1)
+    unit.fit([maps])
     assert unit(maps).abs().max() < 1e-6
     assert unit.deviation == 1
 
 
 def test_each_unit_learns_its_own_map() -> None:
     pixels = cookies(5, SIZE)
-    units = [Standardised(3), Standardised(6)]
-    learn_units(units, lambda images: [images, torch.cat([images, -2 * images], 1)], pixels, torch.device("cpu"))
+    units = [Standardization(3), Standardization(6)]
+    fit_standardization(
+        units, lambda images: [images, torch.cat([images, -2 * images], 1)], pixels, torch.device("cpu")
+    )
     expected = to_batch(pixels).double().transpose(0, 1).flatten(1).mean(1).float()
     torch.testing.assert_close(units[0].mean.flatten(), expected)
     torch.testing.assert_close(units[1].mean.flatten(), torch.cat([expected, -2 * expected]))

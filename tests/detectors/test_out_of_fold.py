@@ -10,8 +10,8 @@ from torch import Tensor
 from metalad.detectors import out_of_fold as room
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig
 from metalad.detectors.calibration import Calibration
-from metalad.detectors.out_of_fold import _raised, calibrate
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate
+from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import threshold
 from metalad.nn.pixels import to_batch
 
@@ -29,9 +29,9 @@ class Stub(Detector):
         super().__init__(DetectorConfig(image_size=(SIZE, SIZE), smoothing_sigma=1.0))
         self.gain = gain
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         known = images[:, :1, :1, :1] == 0
-        return Evidence((images - 0.5) * torch.where(known, self.gain, 1.0), torch.full_like(images, 0.5))
+        return Residuals((images - 0.5) * torch.where(known, self.gain, 1.0), torch.full_like(images, 0.5))
 
 
 def pixels(seed: int, images: int, mark: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_training_scores_are_kept_where_a_method_says_so(monkeypatch: pytest.Mon
     monkeypatch.setattr(detector, "keeps_training_scores", lambda scoring: scoring == "raw")
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
-        own = detector.scores(detector.evidence(to_batch(training)), "raw")
+        own = detector.scores(detector.residuals(to_batch(training)), "raw")
     raw, calibrated = (np.log(scores(detector)[SCORINGS.index(scoring)]) for scoring in ("raw", "calibrated"))
     np.testing.assert_allclose(raw[:20], own.log().numpy(), atol=1e-5)
     assert np.median(calibrated[:20]) == pytest.approx(np.median(calibrated[20:]), abs=1e-4)
@@ -85,7 +85,7 @@ def test_training_images_are_never_lowered() -> None:
     detector, training = Stub(1.5), pixels(1, 20, KNOWN)
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
-        own = detector.scores(detector.evidence(to_batch(training)), "raw")
+        own = detector.scores(detector.residuals(to_batch(training)), "raw")
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")][:20], own, rtol=1e-5)
 
 
@@ -93,12 +93,12 @@ def test_no_image_is_scored_by_moments_it_took_part_in() -> None:
     """Five held-out images in five folds: each is scored by what the other four gave."""
     detector, held_out = Stub(0.0), pixels(0, 5, NEW)
     summary = calibrate(detector, pixels(1, 9, KNOWN), held_out)
-    evidence = detector.evidence(to_batch(held_out))
+    residuals = detector.residuals(to_batch(held_out))
     expected = []
     for left_out in range(5):
         others = torch.arange(5) != left_out
-        detector.calibration = Calibration.learn(
-            summary.kind, Evidence(*(part[others] for part in evidence if part is not None))
+        detector.calibration = Calibration.fit(
+            summary.kind, Residuals(*(part[others] for part in residuals if part is not None))
         )
         expected.append(float(detector(to_batch(held_out[left_out : left_out + 1])).score))
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("calibrated")], expected, rtol=1e-5)
@@ -146,7 +146,8 @@ def test_good_images_exceed_the_threshold_no_oftener_than_wanted(known: int, new
     fresh = np.arange(known + new) >= known
     level = np.where(fresh, 0.0, -math.log(3))
     thresholds = [
-        threshold(_raised(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05) for _ in range(1000)
+        threshold(_raised_to_held_out_level(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05)
+        for _ in range(1000)
     ]
     false_alarms = stats.lognorm(1).sf(thresholds)
     error = false_alarms.std() / math.sqrt(len(false_alarms))

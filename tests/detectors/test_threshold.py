@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from metalad.detectors.threshold import rate_shown, threshold
+from metalad.detectors.threshold import smallest_supported_rate, threshold
 
 RATES = st.floats(1e-6, 1 - 1e-6)
 SCORES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(2**-10, 2**10, width=32))
@@ -108,4 +108,4 @@ def test_one_image_says_nothing_of_the_spread(count: int) -> None:
 
 @pytest.mark.parametrize(("images", "rate"), [(2, 0.5), (12, 0.1), (31, 0.05), (99, 0.02), (100, 0.01), (5000, 0.01)])
 def test_images_show_a_rate_if_one_of_them_lies_above(images: int, rate: float) -> None:
-    assert rate_shown(images) == rate
+    assert smallest_supported_rate(images) == rate

@@ -81,11 +81,11 @@ def test_it_searches_under_inference_mode_and_leaves_no_gradient() -> None:
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     with torch.inference_mode():
         images = to_batch(cookies(2, SIZE))
-        evidence = detector.evidence(images)
-    torch.testing.assert_close(evidence.score, detector.search(images.clone())[1])
+        residuals = detector.residuals(images)
+    torch.testing.assert_close(residuals.score, detector.search(images.clone())[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in detector.state_dict().items())
     assert all(weights.grad is None for weights in detector.parameters())
-    assert not evidence.residual.requires_grad
+    assert not residuals.values.requires_grad
 
 
 def test_the_published_size() -> None:

@@ -45,7 +45,7 @@ from tests.tiny import TINY
 
 SMALL: dict[str, DetectorConfig] = {
     "metal": TINY,
-    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, words=64, steps=50),
+    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, codebook_size=64, context_steps=50),
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
@@ -162,7 +162,7 @@ def small(name: str) -> DetectorConfig:
 def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         images = to_batch(pixels)
-        return detector.judge(images, detector.evidence(images), scoring)
+        return detector.judge(images, detector.residuals(images), scoring)
 
 
 def unseen(detector: Detector, count: int) -> np.ndarray:
@@ -220,11 +220,11 @@ def test_edges_to_follow_change_no_score_and_leave_its_range(runs: Runs, name: s
     plain.guided_smoothing = None
     guided.guided_smoothing = GuidedSmoothing(*detector.config.image_size, 2.0)
     with torch.inference_mode():
-        evidence = detector.evidence(images)
+        residuals = detector.residuals(images)
         for scoring in SCORINGS:
-            one, other = (each.judge(images, evidence, scoring) for each in (plain, guided))
+            one, other = (each.judge(images, residuals, scoring) for each in (plain, guided))
             assert torch.equal(one.score, other.score)
-            assert torch.equal(detector.scores(evidence, scoring), other.score)
+            assert torch.equal(detector.scores(residuals, scoring), other.score)
             assert torch.equal(one.anomaly_map, other.anomaly_map) == (scoring == "raw")
             assert (other.anomaly_map >= 0).all()
             assert (other.anomaly_map.amax((1, 2)) <= one.anomaly_map.amax((1, 2))).all()

@@ -135,7 +135,7 @@ def test_the_map_is_the_papers_but_for_a_constant() -> None:
     new = to_batch(cookies(6, SIZE)[4:])
     with torch.no_grad():
         known, maps = model.maps(to_batch(held_out)).double().numpy(), model.maps(new).double().numpy()
-        found = model.raw_map(model.evidence(new))
+        found = model.raw_map(model.residuals(new))
     expected = np.zeros_like(maps[:, 0])
     for part in range(2):
         low, high = np.quantile(known[:, part], [0.9, 0.995])

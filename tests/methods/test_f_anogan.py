@@ -97,16 +97,16 @@ def test_the_score_is_the_encoders_loss() -> None:
     detector = small(kappa=0.5).eval()
     images = to_batch(cookies(2, (32, 48)))
     with torch.no_grad():
-        evidence = detector.evidence(images)
-        assert evidence.score is not None
+        residuals = detector.residuals(images)
+        assert residuals.score is not None
         drawn = detector.generator(torch.tanh(detector.encoder(2 * images - 1)))
         for index in range(2):
             of_image = (2 * images[index] - 1 - drawn[index]).square().mean()
             features = [detector.critic.body(each[index : index + 1]) for each in (2 * images - 1, drawn)]
             expected = of_image + 0.5 * (features[0] - features[1]).square().mean()
-            torch.testing.assert_close(evidence.score[index], expected)
+            torch.testing.assert_close(residuals.score[index], expected)
             torch.testing.assert_close(detector.loss(images[index : index + 1]), expected)
-    torch.testing.assert_close(evidence.residual, (drawn + 1) / 2 - images)
+    torch.testing.assert_close(residuals.values, (drawn + 1) / 2 - images)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (2, 3)])

@@ -33,7 +33,7 @@ def test_the_map_is_the_distance_from_the_nearest_word() -> None:
     """Window by window, in double precision; read off the map at the window's centre."""
     model, image = fitted(stride=4), to_batch(cookies(6, SIZE)[5:])
     assert model.config.grid == (5, 9)
-    shown = model.raw_map(model.evidence(image))[0]
+    shown = model.raw_map(model.residuals(image))[0]
     assert shown.shape == SIZE
     found = model.distances(image)[0]
     for row, column in ((0, 0), (2, 5), (4, 8)):
@@ -50,7 +50,7 @@ def test_a_hot_window_lights_up_its_own_centre(monkeypatch: pytest.MonkeyPatch) 
     spot = torch.zeros(1, *model.config.grid)
     spot[0, 1, 3] = 1.0
     monkeypatch.setattr(model, "distances", lambda _: spot)
-    shown = model.evidence(torch.zeros(1, 3, *SIZE)).residual[0, 0]
+    shown = model.residuals(torch.zeros(1, 3, *SIZE)).values[0, 0]
     weights = shown / shown.sum()
     rows, columns = torch.arange(32) + 0.5, torch.arange(48) + 0.5
     assert float((weights.sum(1) * rows).sum()) == pytest.approx(8 + 8, abs=1e-4)
@@ -59,7 +59,14 @@ def test_a_hot_window_lights_up_its_own_centre(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"stride": 5}, {"stride": 32}, {"window": 64, "stride": 32}, {"variance": 0.0}, {"samples": 3}, {"words": 0}],
+    [
+        {"stride": 5},
+        {"stride": 32},
+        {"window": 64, "stride": 32},
+        {"variance": 0.0},
+        {"samples": 3},
+        {"dictionary_size": 0},
+    ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):

@@ -93,9 +93,9 @@ def test_the_score_is_the_unlikelihood_of_the_answers_in_units_of_held_out_image
         ways = torch.arange(8)
         answers = [model.logits(image.expand(8, -1, -1, -1), ways).softmax(1) for image in images]
     plain = [-float(((model.alpha - 1) * answer.log()).sum(1).mean()) for answer in answers]
-    assert float(model.usual) == pytest.approx(np.mean(plain[6:]), rel=1e-4)
-    assert float(model.deviation) == pytest.approx(np.std(plain[6:], ddof=1), rel=1e-3)
-    standard = (np.array(plain) - float(model.usual)) / float(model.deviation)
+    assert float(model.score_mean) == pytest.approx(np.mean(plain[6:]), rel=1e-4)
+    assert float(model.score_deviation) == pytest.approx(np.std(plain[6:], ddof=1), rel=1e-3)
+    standard = (np.array(plain) - float(model.score_mean)) / float(model.score_deviation)
     scores = model(images).score
     np.testing.assert_allclose(scores, np.log1p(np.exp(standard)), rtol=1e-3, atol=1e-3)
     assert scores.argsort().tolist() == np.argsort(plain).tolist()
@@ -105,23 +105,23 @@ def test_the_map_is_the_scores_slope_times_the_departure() -> None:
     """Against differences, in double precision."""
     model = concluded().double()
     image = to_batch(cookies(10, (SIDE, SIDE))[9:]).double()
-    residual = model.evidence(image).residual
+    residual = model.residuals(image).values
     for channel, row, column in ((0, 3, 5), (2, 8, 8)):
         step = torch.zeros_like(image)
         step[0, channel, row, column] = 1e-5
         above, below = (model._unlikely(image + sign * step)[0] for sign in (1, -1))
         departure = image - model.typical
-        expected = (above - below) / 2e-5 * departure[0, channel, row, column] * SIDE**2 / model.deviation
+        expected = (above - below) / 2e-5 * departure[0, channel, row, column] * SIDE**2 / model.score_deviation
         assert float(residual[0, channel, row, column]) == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
 
 
 def test_the_map_is_had_where_no_gradients_are_wanted() -> None:
     model, images = concluded(), to_batch(cookies(2, (SIDE, SIDE)))
-    plain = model.evidence(images)
+    plain = model.residuals(images)
     with torch.inference_mode():
-        inferred = model.evidence(images.clone())
-    assert torch.equal(plain.residual, inferred.residual)
-    assert not plain.residual.requires_grad
+        inferred = model.residuals(images.clone())
+    assert torch.equal(plain.values, inferred.values)
+    assert not plain.values.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -11,7 +11,7 @@ def test_the_raw_map_is_the_squared_error_and_the_loss_its_mean() -> None:
     images = to_batch(cookies(2, (32, 48)))
     with torch.no_grad():
         expected = (model.reconstruct(images) - images).square()
-        torch.testing.assert_close(model.raw_map(model.evidence(images)), expected.sum(1))
+        torch.testing.assert_close(model.raw_map(model.residuals(images)), expected.sum(1))
         torch.testing.assert_close(model.loss(images), expected.mean())
 
 

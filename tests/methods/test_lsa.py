@@ -53,7 +53,7 @@ def test_surprise_is_the_plain_sum_over_the_code() -> None:
     code = torch.rand(3, 6)
     code[0, :2] = torch.tensor([0.0, 1.0])  # the ends belong to the first and the last bin
     with torch.no_grad():
-        logits, found = model.estimator(code).double().numpy(), model.surprises(code)
+        logits, found = model.estimator(code).double().numpy(), model.negative_log_likelihoods(code)
     for image in range(3):
         expected = 0.0
         for index in range(6):
@@ -66,7 +66,7 @@ def test_surprise_is_the_plain_sum_over_the_code() -> None:
 def test_the_surprise_teaches_the_encoder_through_what_it_foretells_from() -> None:
     model = small()
     code = model.encode(to_batch(cookies(2, (32, 40))))
-    (gradient,) = torch.autograd.grad(model.surprises(code).sum(), code)
+    (gradient,) = torch.autograd.grad(model.negative_log_likelihoods(code).sum(), code)
     assert (gradient[:, :-1] != 0).all()
     assert torch.count_nonzero(gradient[:, -1]) == 0  # nothing is foretold from the last number
 
@@ -75,9 +75,9 @@ def test_loss_and_map() -> None:
     model, images = small(), to_batch(cookies(2, (32, 40)))
     with torch.no_grad():
         error = (model.reconstruct(images) - images).square()
-        surprise = model.surprises(model.encode(images))
-        torch.testing.assert_close(model.loss(images), (error.sum((1, 2, 3)) + surprise).mean())
-        torch.testing.assert_close(model.raw_map(model.evidence(images)), error.sum(1))
+        log_distance = model.negative_log_likelihoods(model.encode(images))
+        torch.testing.assert_close(model.loss(images), (error.sum((1, 2, 3)) + log_distance).mean())
+        torch.testing.assert_close(model.raw_map(model.residuals(images)), error.sum(1))
 
 
 def test_held_out_images_give_both_scores_their_range() -> None:
@@ -86,9 +86,9 @@ def test_held_out_images_give_both_scores_their_range() -> None:
         model.to_code.weight *= 100  # before training all images have nearly the same code
     model.conclude(pixels[:2], pixels[2:])
     with torch.no_grad():
-        _, surprise, error = model._scores(to_batch(pixels[2:]))
+        _, log_distance, error = model._scores(to_batch(pixels[2:]))
         found = model(to_batch(pixels[2:])).score
-    scaled = sum((score - score.min()) / (score.max() - score.min()) for score in (surprise, error))
+    scaled = sum((score - score.min()) / (score.max() - score.min()) for score in (log_distance, error))
     torch.testing.assert_close(found, torch.log1p(torch.exp(torch.as_tensor(scaled))), atol=1e-4, rtol=1e-4)
 
 

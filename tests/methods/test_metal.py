@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metalad.detectors import out_of_fold as room
 from metalad.detectors.density.appearance import reduced
 from metalad.detectors.out_of_fold import calibrate
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.methods.metal import Metal, MetalConfig, Token
 from metalad.nn.attention import Mask
 from metalad.nn.losses import ssim_map
@@ -103,10 +103,10 @@ def test_a_patch_is_rebuilt_from_every_patch_that_its_tokens_may_see(tokens: tup
     model = small(tokens)
     images = torch.rand(1, 3, 32, 48, requires_grad=True)
     (gradient,) = torch.autograd.grad(model.reconstruct(images)[..., 8:16, 24:32].square().sum(), images)
-    seen = gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)) > 0
+    target_image = gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)) > 0
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
     other = {"squares": (rows != 1) | (columns != 3), "rows": rows != 1, "columns": columns != 3}
-    assert torch.equal(seen, torch.stack([other[token] for token in tokens]).any(0))
+    assert torch.equal(target_image, torch.stack([other[token] for token in tokens]).any(0))
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(1, 17_859_840), (2, 26_392_192)])
@@ -138,12 +138,12 @@ def test_patches_come_back_to_their_places(token: Token) -> None:
 @pytest.mark.parametrize("token", ["rows", "columns"])
 def test_a_stripe_is_a_whole_row_or_column_of_pixels(token: Token) -> None:
     model = small((token,))
-    seen: list[Tensor] = []
-    model.encoders[token].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    target_image: list[Tensor] = []
+    model.encoders[token].register_forward_pre_hook(lambda _, inputs: target_image.append(inputs[0]))
     images = torch.zeros(1, 3, 32, 48)
     images[:, :, 8:16] = 1  # the second row of patches
     model.reconstruct(images)
-    per_token = seen[0][0].mean(1)
+    per_token = target_image[0][0].mean(1)
     assert per_token.tolist() == ([0, 1, 0, 0] if token == "rows" else pytest.approx([0.25] * 6))
 
 
@@ -161,16 +161,16 @@ def test_the_descent_starts_from_the_mean_good_image() -> None:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     with torch.no_grad():
-        seen = model.seen(to_batch(pixels))
-        rebuilt = model.reconstruct(seen)
-    torch.testing.assert_close(rebuilt, seen.mean(0).expand_as(rebuilt))
+        target_image = model.target_image(to_batch(pixels))
+        rebuilt = model.reconstruct(target_image)
+    torch.testing.assert_close(rebuilt, target_image.mean(0).expand_as(rebuilt))
 
 
 def test_no_pixels_unit_is_far_below_that_of_all() -> None:
     model, pixels = prepared()
-    variance = model.seen(to_batch(pixels)).numpy().astype(np.float64).var(0)
-    np.testing.assert_allclose(model.spread, np.sqrt(variance + variance.mean() / 4), rtol=1e-3)
-    assert model.spread.min() >= variance.mean() ** 0.5 / 2
+    variance = model.target_image(to_batch(pixels)).numpy().astype(np.float64).var(0)
+    np.testing.assert_allclose(model.scale, np.sqrt(variance + variance.mean() / 4), rtol=1e-3)
+    assert model.scale.min() >= variance.mean() ** 0.5 / 2
 
 
 def test_an_anomaly_spoils_what_is_rebuilt_from_it_no_more_than_any_other() -> None:
@@ -178,7 +178,7 @@ def test_an_anomaly_spoils_what_is_rebuilt_from_it_no_more_than_any_other() -> N
     model, pixels = prepared()
     images = to_batch(pixels[:1])
     with torch.no_grad():
-        images[..., 8:16, 8:16] = model.mean[:, 8:16, 8:16] + 4 * model.spread[:, 8:16, 8:16]
+        images[..., 8:16, 8:16] = model.mean[:, 8:16, 8:16] + 4 * model.scale[:, 8:16, 8:16]
         far = images.clone()
         far[..., 8:16, 8:16] = 100.0
         assert torch.equal(model.reconstruct(images), model.reconstruct(far))
@@ -190,7 +190,7 @@ def test_images_that_are_all_the_same_are_no_hindrance() -> None:
     model = small()
     same = cookies(1, (32, 48)).repeat(3, 0)
     model.prepare("train", same, seed=0)
-    assert torch.equal(model.spread, torch.full((3, 32, 48), 1 / 255))
+    assert torch.equal(model.scale, torch.full((3, 32, 48), 1 / 255))
     assert torch.isfinite(model.loss(to_batch(same)))
 
 
@@ -199,22 +199,22 @@ def test_another_light_is_no_news(gain: float) -> None:
     model, pixels = prepared()
     images = to_batch(pixels)
     with torch.no_grad():
-        seen, lit = model.seen(images), model.seen(gain * images)
-        torch.testing.assert_close(seen, lit, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model.evidence(images).residual, model.evidence(gain * images).residual)
-    assert not torch.equal(seen, images)
+        target_image, lit = model.target_image(images), model.target_image(gain * images)
+        torch.testing.assert_close(target_image, lit, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.residuals(images).values, model.residuals(gain * images).values)
+    assert not torch.equal(target_image, images)
 
 
 def test_the_paper_takes_the_light_as_it_is() -> None:
-    model, pixels = prepared(light=0.0)
-    assert model.light is None
-    assert torch.equal(model.seen(to_batch(pixels)), to_batch(pixels))
+    model, pixels = prepared(photometric=0.0)
+    assert model.photometric is None
+    assert torch.equal(model.target_image(to_batch(pixels)), to_batch(pixels))
 
 
 def test_the_papers_target_is_the_pixels_themselves() -> None:
     model, _ = prepared(target="pixels")
     assert torch.count_nonzero(model.mean) == 0
-    assert torch.equal(model.spread, torch.ones(3, 32, 48))
+    assert torch.equal(model.scale, torch.ones(3, 32, 48))
 
 
 @pytest.mark.parametrize("changed", [{}, {"attention": "anywhere"}, {"target": "pixels"}], ids=str)
@@ -227,7 +227,7 @@ def test_no_patch_is_rebuilt_from_its_own_pixels_once_prepared(changed: dict[str
 
 def test_training_images_are_turned_and_moved_and_others_are_not() -> None:
     model, images = small(), to_batch(cookies(4, (32, 48)))
-    still = dataclasses.replace(model.config, degrees=0.0, shift=0.0, light=0.0)
+    still = dataclasses.replace(model.config, degrees=0.0, shift=0.0, photometric=0.0)
     with torch.no_grad():
         learning, judging = model.train().loss(images), model.eval().loss(images)
         model.config = still
@@ -250,11 +250,11 @@ def test_images_of_a_batch_do_not_mix() -> None:
 def test_the_raw_map_is_the_papers_squared_error() -> None:
     model, images = small(), torch.rand(2, 3, 32, 48)
     with torch.no_grad():
-        evidence = model.evidence(images)
+        residuals = model.residuals(images)
         expected = ((model.reconstruct(images) - images) ** 2).sum(1)
-    torch.testing.assert_close(model.raw_map(evidence), expected)
-    assert evidence.expected is not None
-    assert 0 <= evidence.expected.min() <= evidence.expected.max() <= 1
+    torch.testing.assert_close(model.raw_map(residuals), expected)
+    assert residuals.expected is not None
+    assert 0 <= residuals.expected.min() <= residuals.expected.max() <= 1
 
 
 @settings(max_examples=20, deadline=None)
@@ -343,22 +343,22 @@ def test_the_calibrated_map_is_the_mean_of_logarithms_in_tail_units() -> None:
     """By numpy, from the three distances that the parts give, in units of images that the partner had not seen."""
     model, images = with_partner()
     pixels = cookies(12, (32, 48))
-    new = Evidence.joined((model.evidence_as_new(pixels[:8]), model.evidence_of(pixels[8:])))
+    new = Residuals.joined((model.out_of_fold_residuals(pixels[:8]), model.residuals_of(pixels[8:])))
 
-    def logs(evidence: Evidence) -> list[np.ndarray]:
+    def logs(residuals: Residuals) -> list[np.ndarray]:
         assert model.calibration is not None
-        assert evidence.distances is not None
+        assert residuals.distances is not None
         with torch.no_grad():
-            own = model.calibration.whiten(evidence).square().mean(1)
-        distances = [own, *evidence.distances.unbind(1)]
+            own = model.calibration.whiten(residuals).square().mean(1)
+        distances = [own, *residuals.distances.unbind(1)]
         return [np.log(np.maximum(distance.numpy().astype(np.float64), 1e-6)) for distance in distances]
 
     with torch.no_grad():
-        evidence = model.evidence(images)
+        residuals = model.residuals(images)
         assert model.calibration is not None
-        found = model.calibration(evidence).numpy()
+        found = model.calibration(residuals).numpy()
     units = []
-    for log, good in zip(logs(evidence), logs(new), strict=True):
+    for log, good in zip(logs(residuals), logs(new), strict=True):
         known = np.sort(good[:, ::2, ::2].ravel())
         usual, tail = known.mean(), known[math.ceil(0.99 * len(known)) - 1]
         units.append((log - usual) / (tail - usual))
@@ -367,24 +367,24 @@ def test_the_calibrated_map_is_the_mean_of_logarithms_in_tail_units() -> None:
 
 def test_the_raw_map_knows_nothing_of_the_partner() -> None:
     model, images = with_partner()
-    alone = Metal(dataclasses.replace(model.config, partner="none"))
+    alone = Metal(dataclasses.replace(model.config, auxiliary_density="none"))
     alone.encoders, alone.decoder = model.encoders, model.decoder
     with torch.no_grad():
-        one, other = (each.judge(images, each.evidence(images), "raw") for each in (model, alone))
+        one, other = (each.judge(images, each.residuals(images), "raw") for each in (model, alone))
     assert torch.equal(one.anomaly_map, other.anomaly_map)
-    assert alone.evidence(images).distances is None
+    assert alone.residuals(images).distances is None
 
 
 def test_without_a_partner_the_calibrated_map_is_the_residuals_alone() -> None:
     torch.manual_seed(0)
-    model, pixels = Metal(dataclasses.replace(small().config, partner="none")), cookies(12, (32, 48))
+    model, pixels = Metal(dataclasses.replace(small().config, auxiliary_density="none")), cookies(12, (32, 48))
     model.conclude(pixels[:8], pixels[8:])
     calibrate(model, pixels[:8], pixels[8:])
     assert model.calibration is not None
-    assert model.calibration.surprise is None
+    assert model.calibration.log_distance is None
     with torch.no_grad():
-        evidence = model.evidence(to_batch(pixels))
-        torch.testing.assert_close(model.calibration(evidence), model.calibration.whiten(evidence).square().mean(1))
+        residuals = model.residuals(to_batch(pixels))
+        torch.testing.assert_close(model.calibration(residuals), model.calibration.whiten(residuals).square().mean(1))
 
 
 def test_the_partner_does_not_know_the_held_out_images() -> None:
@@ -399,13 +399,13 @@ def test_training_scores_of_the_error_alone_are_raised_and_those_with_a_partner_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fresh: list[np.ndarray] = []
-    plain = room._raised
+    plain = room._raised_to_held_out_level
 
-    def seen(scores: np.ndarray, new: np.ndarray) -> Tensor:
+    def target_image(scores: np.ndarray, new: np.ndarray) -> Tensor:
         fresh.append(new)
         return plain(scores, new)
 
-    monkeypatch.setattr(room, "_raised", seen)
+    monkeypatch.setattr(room, "_raised_to_held_out_level", target_image)
     with_partner()
     model, pixels = small(), cookies(12, (32, 48))
     model.appearance = None
@@ -417,11 +417,11 @@ def test_training_scores_of_the_error_alone_are_raised_and_those_with_a_partner_
 def test_as_new_an_image_is_met_by_a_partner_that_did_not_learn_from_it() -> None:
     model, _ = with_partner()
     pixels = cookies(12, (32, 48))[:8]
-    partner = model.appearance
-    new, known = model.evidence_as_new(pixels), model.evidence_of(pixels)
-    assert model.appearance is partner
-    torch.testing.assert_close(new.residual[:, :3], known.residual[:, :3])  # what has no partner is as it was, in order
+    auxiliary_density = model.appearance
+    new, known = model.out_of_fold_residuals(pixels), model.residuals_of(pixels)
+    assert model.appearance is auxiliary_density
+    torch.testing.assert_close(new.values[:, :3], known.values[:, :3])  # what has no partner is as it was, in order
     assert new.distances is not None
     assert known.distances is not None
     assert known.distances[:, 1].amax((1, 2)).max() < 1e-3 < new.distances[:, 1].amax((1, 2)).min()
-    assert new.residual[:, 3:].square().mean() > known.residual[:, 3:].square().mean()
+    assert new.values[:, 3:].square().mean() > known.values[:, 3:].square().mean()

@@ -153,10 +153,10 @@ def test_noise_must_be_removed() -> None:
 def test_the_score_is_the_mean_squared_error() -> None:
     detector, images = small().eval(), to_batch(cookies(2, (29, 29)))
     with torch.no_grad():
-        evidence = detector.evidence(images)
-        assert evidence.score is not None
-        torch.testing.assert_close(evidence.score, 4 * evidence.residual.square().mean((1, 2, 3)))
-        torch.testing.assert_close(evidence.score.mean(), detector.loss(images))
+        residuals = detector.residuals(images)
+        assert residuals.score is not None
+        torch.testing.assert_close(residuals.score, 4 * residuals.values.square().mean((1, 2, 3)))
+        torch.testing.assert_close(residuals.score.mean(), detector.loss(images))
 
 
 def test_the_papers_protocol_mines_in_the_last_51_epochs() -> None:

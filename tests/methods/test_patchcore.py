@@ -37,7 +37,7 @@ def test_the_map_is_the_distance_from_the_nearest_in_the_bank() -> None:
     torch.testing.assert_close(model.distances(images).double(), expected, rtol=1e-5, atol=0)
     prediction = model(images)
     torch.testing.assert_close(prediction.score.double(), expected.flatten(1).amax(1), rtol=1e-5, atol=0)
-    shown = model.raw_map(model.evidence(images))
+    shown = model.raw_map(model.residuals(images))
     torch.testing.assert_close(shown[:, 4::8, 4::8].double(), expected, rtol=1e-5, atol=0)
 
 

@@ -131,7 +131,7 @@ def test_the_loss_is_the_papers_sum(model: Piade, images: torch.Tensor) -> None:
         perceptual = ((seen - wanted) ** 2 / model.seen_variance).mean()
         expected = ((rebuilt - images) ** 2).mean() - ssim_map(rebuilt, images).mean() + perceptual
         torch.testing.assert_close(model.loss(images), expected)
-        score = model.evidence(images).score
+        score = model.residuals(images).score
     assert score is not None
     assert (score > 0).all()
     torch.testing.assert_close(score.mean(), expected + 1)
@@ -139,7 +139,7 @@ def test_the_loss_is_the_papers_sum(model: Piade, images: torch.Tensor) -> None:
 
 def test_the_map_is_error_and_structure(model: Piade, images: torch.Tensor) -> None:
     with torch.no_grad():
-        rebuilt, found = model.reconstruct(images), model.raw_map(model.evidence(images))
+        rebuilt, found = model.reconstruct(images), model.raw_map(model.residuals(images))
     structure = F.pad(1 - ssim_map(rebuilt, images).mean(1, keepdim=True), (5, 5, 5, 5), mode="replicate")[:, 0]
     torch.testing.assert_close(found, ((rebuilt - images) ** 2).sum(1) + structure)
 
@@ -148,10 +148,10 @@ def test_what_is_rebuilt_without_fault_scores_nothing(
     model: Piade, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "reconstruct", lambda seen: seen.clone())
-    evidence = model.evidence(images)
-    assert evidence.score is not None
-    torch.testing.assert_close(evidence.score, torch.zeros(3), rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.raw_map(evidence), torch.zeros(3, *SIZE), rtol=0, atol=1e-5)
+    residuals = model.residuals(images)
+    assert residuals.score is not None
+    torch.testing.assert_close(residuals.score, torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.raw_map(residuals), torch.zeros(3, *SIZE), rtol=0, atol=1e-5)
 
 
 def test_a_single_image_cannot_be_learnt_from() -> None:

@@ -34,7 +34,7 @@ def test_the_raw_map_is_scikit_images_dissimilarity_of_grey_and_the_loss_its_mea
     detector, images = model(), to_batch(cookies(2, SIZE))
     with torch.no_grad():
         seen, rebuilt = detector.seen(images), detector.reconstruct(images)
-        found, loss = detector.raw_map(detector.evidence(images)), float(detector.loss(images))
+        found, loss = detector.raw_map(detector.residuals(images)), float(detector.loss(images))
     assert rebuilt.shape == images.shape
     assert torch.equal(rebuilt[:, 0], rebuilt[:, 2])
     pairs = zip(rebuilt[:, 0].double().numpy(), seen[:, 0].double().numpy(), strict=True)
@@ -48,5 +48,5 @@ def test_colours_of_one_grey_are_the_same_to_it() -> None:
     red[:, 0] = 0.5
     grey = (0.299 * red[:, :1]).expand_as(red)
     with torch.no_grad():
-        one, other = (model().evidence(images).residual for images in (red, grey))
+        one, other = (model().residuals(images).values for images in (red, grey))
     torch.testing.assert_close(one, other, atol=1e-3, rtol=0)

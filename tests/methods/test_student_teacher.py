@@ -37,7 +37,7 @@ def small(**changes: object) -> StudentTeacher:
     """Untrained, but with the units of what a backbone says."""
     torch.manual_seed(0)
     model = StudentTeacher(config(**changes)).eval()
-    if isinstance(model.school, BackboneSchool):
+    if isinstance(model.ensemble, BackboneSchool):
         model.prepare("students", cookies(3, SIZE), 0)
     return model
 
@@ -60,12 +60,12 @@ def test_maps_fit_the_image_and_lie_where_the_student_is_wrong(size: tuple[int, 
     model = small(image_size=size, taps=("s8",))
     images = torch.rand(1, 3, *size)
     with torch.no_grad():
-        ((wanted, said, stride),) = model.school.answers(images)
+        ((wanted, said, stride),) = model.ensemble.answers(images)
         assert stride == 8
         planted = wanted.clone()
         planted[0, :, 3, 2] += 100
         answers = Answers(wanted, planted.expand_as(said), stride)
-        model.school.answers = lambda images: iter([answers])  # type: ignore[method-assign]  # noqa: ARG005
+        model.ensemble.answers = lambda images: iter([answers])  # type: ignore[method-assign]  # noqa: ARG005
         error = model.errors(images)[0, 0, 0]
     assert error.shape == size
     assert error[24:32, 16:24].min() > 0.2 * error.max()
@@ -77,11 +77,11 @@ def test_places_that_a_backbone_rounds_away_are_filled_up() -> None:
     """VGG's poolings leave out an odd row or column; a pyramid rounds up."""
     torch.manual_seed(0)
     model = StudentTeacher(config(backbone="vgg16", taps=("s4", "s8"), image_size=(38, 51))).eval()
-    for tensor in model.school.get_submodule("teacher").parameters():
+    for tensor in model.ensemble.get_submodule("teacher").parameters():
         tensor.normal_(0, 0.05)
     images = torch.rand(1, 3, 38, 51)
     with torch.no_grad():
-        answers = list(model.school.answers(images))
+        answers = list(model.ensemble.answers(images))
         assert [wanted.shape[-2:] for wanted, _, _ in answers] == [(9, 12), (4, 6)]
         assert [said.shape[-2:] for _, said, _ in answers] == [(9, 12), (4, 6)]
         error = model.errors(images)[0, 0, 0]
@@ -99,8 +99,8 @@ def test_the_backbone_is_frozen_and_kept_with_the_model() -> None:
     learner = model.learner("students")
     learner.train()
     model.loss(to_batch(cookies(2, SIZE))).backward()  # type: ignore[no-untyped-call]
-    assert all(tensor.grad is None for tensor in model.school.get_submodule("teacher").parameters())
-    assert all(tensor.grad is not None for tensor in model.school.students.parameters())
+    assert all(tensor.grad is None for tensor in model.ensemble.get_submodule("teacher").parameters())
+    assert all(tensor.grad is not None for tensor in model.ensemble.students.parameters())
     for name, tensor in reference.state_dict().items():
         assert torch.equal(model.state_dict()[f"school.teacher.{name}"], tensor)
 
@@ -109,7 +109,7 @@ def test_the_targets_are_the_backbones_taps_standardised() -> None:
     """Over the images that the units were learnt from, mean 0 and deviation 1 in each channel."""
     model = small(**OF_BACKBONE)
     with torch.no_grad():
-        answers = list(model.school.answers(to_batch(cookies(3, SIZE))))
+        answers = list(model.ensemble.answers(to_batch(cookies(3, SIZE))))
     assert [(wanted.shape[1], stride) for wanted, _, stride in answers] == [(24, 4), (40, 8)]
     for wanted, _, _ in answers:
         values = wanted.double().transpose(0, 1).flatten(1)
@@ -139,7 +139,7 @@ def test_error_and_spread_are_those_of_a_mixture(changes: dict[str, object]) -> 
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
         found = model.errors(images)
-        answers = list(model.school.answers(images))
+        answers = list(model.ensemble.answers(images))
     assert found.shape == (2, len(answers), 2, *SIZE)
     for index, (wanted, said, stride) in enumerate(answers):
         known, each = wanted.double().numpy(), said.double().numpy()
@@ -154,12 +154,12 @@ def test_error_and_spread_are_those_of_a_mixture(changes: dict[str, object]) -> 
 
 def test_students_that_know_the_teacher_find_nothing() -> None:
     model = small(**DISTILLED)
-    assert isinstance(model.school, PatchSchool)
-    for teacher, students in zip(model.school.teachers, model.school.students, strict=True):
+    assert isinstance(model.ensemble, PatchSchool)
+    for teacher, students in zip(model.ensemble.teachers, model.ensemble.students, strict=True):
         for student in students.children():
             student.load_state_dict(teacher.state_dict())
     with torch.no_grad():
-        assert float(model.evidence(to_batch(cookies(1, SIZE))).residual.max()) < 1e-6
+        assert float(model.residuals(to_batch(cookies(1, SIZE))).values.max()) < 1e-6
 
 
 @each_teacher
@@ -169,7 +169,7 @@ def test_the_map_is_the_papers_but_for_a_constant(changes: dict[str, object]) ->
     model.conclude(held_out, held_out)
     new = to_batch(cookies(5, SIZE)[3:])
     with torch.no_grad():
-        found = model.raw_map(model.evidence(new)).double().numpy()
+        found = model.raw_map(model.residuals(new)).double().numpy()
         known, maps = model.errors(to_batch(held_out)).double().numpy(), model.errors(new).double().numpy()
     expected = np.zeros_like(found)
     for scale in range(2):

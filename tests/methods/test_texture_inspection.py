@@ -31,21 +31,21 @@ def test_the_map_is_the_unlikelihood_of_each_pixels_patch() -> None:
     image = cookies(7, SIZE)[6]
     grey = np.pad(image @ np.array([0.299, 0.587, 0.114]) / 255, 3, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(grey, (7, 7)).reshape(-1, 49)
-    surprise = -scikit_learns(model, 0).score_samples(windows @ model.projection.double().numpy())
-    standard = (surprise - float(model.usual[0])) / float(model.deviation[0])
+    values = -scikit_learns(model, 0).score_samples(windows @ model.projection.double().numpy())
+    standard = (values - float(model.level_mean[0])) / float(model.level_deviation[0])
     expected = np.log1p(np.exp(-np.abs(standard))) + np.maximum(standard, 0)
-    shown = model.raw_map(model.evidence(to_batch(image[None])))[0]
+    shown = model.raw_map(model.residuals(to_batch(image[None])))[0]
     np.testing.assert_allclose(shown.flatten(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_usual_is_said_by_an_image_the_mixtures_never_saw() -> None:
     model, images = fitted(2), to_batch(cookies(2, SIZE))
-    means = [[float(level.mean()) for level in model._surprise(image[None])] for image in images]
+    means = [[float(level.mean()) for level in model._negative_log_likelihood(image[None])] for image in images]
     seen, unseen = sorted(means)
-    np.testing.assert_allclose(model.usual, unseen, rtol=1e-4)
-    assert abs(float(model.usual[0]) - seen[0]) > 1e-2
-    unlikely = model._surprise(images[means.index(unseen)][None])
-    np.testing.assert_allclose(model.deviation, [float(level.std()) for level in unlikely], rtol=1e-3)
+    np.testing.assert_allclose(model.level_mean, unseen, rtol=1e-4)
+    assert abs(float(model.level_mean[0]) - seen[0]) > 1e-2
+    unlikely = model._negative_log_likelihood(images[means.index(unseen)][None])
+    np.testing.assert_allclose(model.level_deviation, [float(level.std()) for level in unlikely], rtol=1e-3)
 
 
 def test_each_level_is_half_as_large_and_a_coarse_defect_shows_there() -> None:

@@ -31,9 +31,9 @@ def test_map_and_scores_are_absolute_errors_of_the_decoded_mean() -> None:
     with torch.no_grad():
         mean, log_deviation = model.encode(images)
         error = (model.decode(mean) - images).abs().sum(1)
-        evidence = model.evidence(images)
+        residuals = model.residuals(images)
         bound = error.sum((1, 2)) + divergence(mean, log_deviation)
-        torch.testing.assert_close(model.raw_map(evidence), error)
+        torch.testing.assert_close(model.raw_map(residuals), error)
         torch.testing.assert_close(model(images).score, bound)
         torch.testing.assert_close(model.loss(images), bound.mean())
 

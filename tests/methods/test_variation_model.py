@@ -44,7 +44,7 @@ def test_the_map_counts_variations_of_the_worst_colour() -> None:
     image = model.normal.clone()
     image[0, 3, 4] += 5 * model.variation[0, 3, 4]
     image[2, 3, 4] -= 7 * model.variation[2, 3, 4]
-    shown = model.raw_map(model.evidence(image[None]))[0]
+    shown = model.raw_map(model.residuals(image[None]))[0]
     assert float(shown[3, 4]) == pytest.approx(7, rel=1e-3)
     assert int(torch.count_nonzero(shown > 1e-3)) == 1
 
@@ -68,5 +68,5 @@ def test_a_bad_training_image_does_not_move_the_robust_model() -> None:
 def test_few_images_and_impossible_settings_are_refused() -> None:
     with pytest.raises(DataError, match="at least 2"):
         fitted(cookies(1, SIZE))
-    with pytest.raises(ConfigError, match="floor"):
-        VariationModelConfig(floor=0.0)
+    with pytest.raises(ConfigError, match="min_variation"):
+        VariationModelConfig(min_variation=0.0)

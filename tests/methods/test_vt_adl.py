@@ -28,10 +28,10 @@ def small(**changes: object) -> VtAdl:
 
 def mixture(components: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Embeddings of two images of five patches, and logits, means and log-variances for each."""
-    chance = torch.Generator().manual_seed(seed)
-    embeddings, logits = torch.randn(2, 5, 8, generator=chance), torch.randn(2, 5, components, generator=chance)
-    means = torch.randn(2, 5, components, 8, generator=chance)
-    return embeddings, logits, means, torch.rand(2, 5, components, 8, generator=chance)
+    rng = torch.Generator().manual_seed(seed)
+    embeddings, logits = torch.randn(2, 5, 8, generator=rng), torch.randn(2, 5, components, generator=rng)
+    means = torch.randn(2, 5, components, 8, generator=rng)
+    return embeddings, logits, means, torch.rand(2, 5, components, 8, generator=rng)
 
 
 # Size
@@ -177,7 +177,7 @@ def test_the_map_shows_a_costly_patch_in_its_place(token: int, monkeypatch: pyte
     costs = torch.full((1, 24), 2.0)
     costs[0, token] = 7.0
     monkeypatch.setattr(model, "cost", lambda _: costs)
-    found = model.raw_map(model.evidence(torch.rand(1, 3, *SIZE)))[0]
+    found = model.raw_map(model.residuals(torch.rand(1, 3, *SIZE)))[0]
     assert float(found.min()) == pytest.approx(2.0)
     row, column = divmod(int(found.argmax()), SIZE[1])
     assert (row // 8, column // 8) == divmod(token, 6)

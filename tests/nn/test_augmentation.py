@@ -55,14 +55,14 @@ def test_a_turn_keeps_shapes_in_an_oblong_image() -> None:
 def test_light_changes_within_its_bound_and_stays_light() -> None:
     torch.manual_seed(0)
     many = (0.4 + 0.5 * IMAGES[:1]).expand(60, -1, -1, -1)
-    lit = augment(many, light=0.2)
+    lit = augment(many, brightness=0.2)
     gains = (lit / many).amax((1, 2, 3))
     assert 0.8 - 1e-3 <= gains.min() < 0.85
     assert 1.15 < gains.max() <= 1.2 + 1e-3
     assert lit.max() <= 1
 
 
-@pytest.mark.parametrize(("degrees", "shift", "light"), [(181.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 1.0)])
-def test_what_would_leave_nothing_of_an_image_is_refused(degrees: float, shift: float, light: float) -> None:
+@pytest.mark.parametrize(("degrees", "shift", "brightness"), [(181.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 1.0)])
+def test_what_would_leave_nothing_of_an_image_is_refused(degrees: float, shift: float, brightness: float) -> None:
     with pytest.raises(ConfigError, match="must lie between"):
-        check_augmentation(degrees, shift, light)
+        check_augmentation(degrees, shift, brightness)

@@ -148,8 +148,8 @@ def test_the_exit_code_tells_whether_a_copy_is_whole(tmp_path: Path, capsys: pyt
     assert "125 of 128 train images are missing" in shown
     assert "0 of 6 whole, 1 partial, 0 unreadable, 5 absent" in shown
     assert main(["datasets", "mpdd", "--data", str(tmp_path), "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["whole"], told["categories"][3]["state"]) == (False, "partial")
+    broadcast = json.loads(capsys.readouterr().out)
+    assert (broadcast["whole"], broadcast["categories"][3]["state"]) == (False, "partial")
     assert main(["datasets", "--data", str(tmp_path)]) == 2
     assert "give its name" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metalad.data import load_images, read_category
-from metalad.data.corruptions import NUISANCES
+from metalad.data.corruptions import CORRUPTIONS
 from metalad.data.images import read_mask, resize_map, resize_mask
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.evaluate import evaluate
@@ -49,7 +49,7 @@ def test_metrics_are_those_of_the_models_maps(report: Report, model: Model, cate
     images = load_images(samples, (32, 32))
     with torch.inference_mode():
         batch = to_batch(images.pixels)
-        prediction = model.detector.judge(batch, model.detector.evidence(batch), scoring.name)
+        prediction = model.detector.judge(batch, model.detector.residuals(batch), scoring.name)
     maps, scores = prediction.anomaly_map.numpy(), prediction.score.numpy()
     truth = np.array([sample.abnormal for sample in samples])
     masks = [
@@ -132,14 +132,14 @@ def test_masks_are_optional(model: Model, category: Path, tmp_path: Path) -> Non
 def test_nuisances_are_tried_where_they_are_wanted(
     report: Report, model: Model, category: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tried = evaluate(model.path, category, out=tmp_path, nuisance=True, progress=True)
-    assert "nuisances" in capfd.readouterr().err
+    tried = evaluate(model.path, category, out=tmp_path, corruption=True, progress=True)
+    assert "corruptions" in capfd.readouterr().err
     assert Report.from_json(json.loads((tmp_path / "report.json").read_text())) == tried
     page = (tmp_path / "report.html").read_text()
     for scoring, before in zip(tried.scorings, report.scorings, strict=True):
-        assert [row.nuisance for row in scoring.per_nuisance] == list(NUISANCES)
-        assert before.per_nuisance == ()
-        assert all(name in page for name in NUISANCES)
+        assert [row.corruption for row in scoring.per_corruption] == list(CORRUPTIONS)
+        assert before.per_corruption == ()
+        assert all(name in page for name in CORRUPTIONS)
     assert tried.verdicts == report.verdicts
 
 
@@ -152,6 +152,6 @@ def test_sizes_of_defects_add_up(report: Report) -> None:
 def test_without_good_images_no_nuisance_is_tried(model: Model, category: Path, tmp_path: Path) -> None:
     data = shutil.copytree(category, tmp_path / "data")
     shutil.rmtree(data / "test" / "good")
-    report = evaluate(model.path, data, out=tmp_path / "out", nuisance=True)
-    assert report.chosen.per_nuisance == ()
+    report = evaluate(model.path, data, out=tmp_path / "out", corruption=True)
+    assert report.chosen.per_corruption == ()
     assert any("no good test images" in note for note in report.notes)

@@ -11,10 +11,10 @@ from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from metalad.data import Images, Sample
-from metalad.data.corruptions import NUISANCES
+from metalad.data.corruptions import CORRUPTIONS
 from metalad.detectors.base import Detector, DetectorConfig
-from metalad.detectors.residuals import Evidence
-from metalad.pipelines.measurement import SIZE_BOUNDS, Tally, judge_images, scoring_report, size_of
+from metalad.detectors.residuals import Residuals
+from metalad.pipelines.measurement import SIZE_BOUNDS, Tally, score_images, scoring_report, size_of
 from metalad.results.report import Scoring
 
 SIDE = 32
@@ -28,20 +28,20 @@ class Darkness(Detector):
 
     name = "darkness"
 
-    def evidence(self, images: torch.Tensor) -> Evidence:
-        return Evidence(1 - images.mean(1, keepdim=True))
+    def residuals(self, images: torch.Tensor) -> Residuals:
+        return Residuals(1 - images.mean(1, keepdim=True))
 
 
 def draw(folder: Path) -> Images:
     """Bright good images, and abnormal ones with a dark square each; of one abnormal image nobody knows where."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     samples: list[Sample] = []
     pixels: list[np.ndarray] = []
     for name in ["good"] * 20 + list(DEFECTS) * 2 + ["unmasked", "empty"]:
         index, mask = len(samples), np.zeros((SIDE, SIDE), bool)
         if name in DEFECTS:
             mask[4 : 4 + DEFECTS[name], 5 : 5 + DEFECTS[name]] = True
-        image = chance.normal(150, 25, (SIDE, SIDE, 1)).clip(0, 255) - 60 * mask[..., None]
+        image = rng.normal(150, 25, (SIDE, SIDE, 1)).clip(0, 255) - 60 * mask[..., None]
         path = folder / f"{index}.png"
         Image.fromarray(mask.astype(np.uint8) * 255).save(path)
         samples.append(Sample(path, name != "good", name, None if name in ("good", "unmasked") else path))
@@ -61,7 +61,7 @@ def detector() -> Darkness:
 
 @pytest.fixture(scope="module")
 def tally(detector: Darkness, images: Images) -> Tally:
-    return judge_images(detector, images, nuisance=True)
+    return score_images(detector, images, corruption=True)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_size_that_no_defect_has_is_left_out(detector: Darkness, images: Image
     some = Images(
         tuple(images.samples[index] for index in kept), images.pixels[kept], (), tuple(images.sizes[i] for i in kept)
     )
-    rows = scoring_report("raw", judge_images(detector, some), some.samples, THRESHOLD, 0.01).per_size
+    rows = scoring_report("raw", score_images(detector, some), some.samples, THRESHOLD, 0.01).per_size
     assert [(row.least, row.below) for row in rows] == [(0.001, 0.005), (0.08, 1.0)]
 
 
@@ -127,8 +127,8 @@ def test_a_bound_belongs_to_the_size_above_it(abnormal: int, size: int) -> None:
 
 def test_only_good_images_are_changed(tally: Tally, images: Images) -> None:
     good = np.array([not sample.abnormal for sample in images.samples])
-    assert list(tally.disturbed) == list(NUISANCES)
-    for scores in tally.disturbed.values():
+    assert list(tally.corrupted) == list(CORRUPTIONS)
+    for scores in tally.corrupted.values():
         for scoring, changed in scores.items():
             np.testing.assert_array_equal(changed[~good], tally.scores[scoring][~good])
             assert (changed[good] != tally.scores[scoring][good]).any()
@@ -137,12 +137,12 @@ def test_only_good_images_are_changed(tally: Tally, images: Images) -> None:
 def test_a_nuisance_costs_what_scikit_learn_says(found: Scoring, images: Images) -> None:
     truth = np.array([sample.abnormal for sample in images.samples])
     before = darkness(images.pixels).max((1, 2))
-    rows = {row.nuisance: row for row in found.per_nuisance}
-    assert list(rows) == list(NUISANCES)
+    rows = {row.corruption: row for row in found.per_corruption}
+    assert list(rows) == list(CORRUPTIONS)
     for name, row in rows.items():
         pixels = images.pixels.copy()
         for index in np.flatnonzero(~truth):
-            pixels[index] = NUISANCES[name](images.pixels[index], np.random.default_rng(index))
+            pixels[index] = CORRUPTIONS[name](images.pixels[index], np.random.default_rng(index))
         after = darkness(pixels).max((1, 2))
         assert row.images == 20
         assert row.image_auroc == pytest.approx(roc_auc_score(truth, after))
@@ -158,17 +158,17 @@ def test_a_nuisance_costs_what_scikit_learn_says(found: Scoring, images: Images)
 
 
 def test_nuisances_change_nothing_else_in_the_report(found: Scoring, detector: Darkness, images: Images) -> None:
-    without = scoring_report("raw", judge_images(detector, images), images.samples, THRESHOLD, 0.01)
-    assert without.per_nuisance == ()
-    assert without == dataclasses.replace(found, per_nuisance=())
+    without = scoring_report("raw", score_images(detector, images), images.samples, THRESHOLD, 0.01)
+    assert without.per_corruption == ()
+    assert without == dataclasses.replace(found, per_corruption=())
 
 
 def test_without_abnormal_images_only_false_alarms_are_known(detector: Darkness, images: Images) -> None:
     good = Images(images.samples[:20], images.pixels[:20], (), images.sizes[:20])
     rows = scoring_report(
-        "raw", judge_images(detector, good, nuisance=True), good.samples, THRESHOLD, 0.01
-    ).per_nuisance
-    assert len(rows) == len(NUISANCES)
+        "raw", score_images(detector, good, corruption=True), good.samples, THRESHOLD, 0.01
+    ).per_corruption
+    assert len(rows) == len(CORRUPTIONS)
     assert {(row.image_auroc, row.image_auroc_loss) for row in rows} == {(None, None)}
     abnormal = Images(images.samples[20:], images.pixels[20:], (), images.sizes[20:])
-    assert judge_images(detector, abnormal, nuisance=True).disturbed == {}
+    assert score_images(detector, abnormal, corruption=True).corrupted == {}

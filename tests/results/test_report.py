@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from metalad.results.report import (
     METRIC_NAMES,
     Confusion,
+    CorruptionRow,
     Curve,
     DefectRow,
     Metrics,
-    NuisanceRow,
     Report,
     Scoring,
     SizeRow,
@@ -30,8 +30,8 @@ RAW = dataclasses.replace(MODEL, pixel_auroc_fpr30=0.7301)
 
 
 SMALL, LARGE = SizeRow(0.0, 0.001, 3, 1, MODEL), SizeRow(0.08, 1.0, 7, 7, RAW)
-DARK = NuisanceRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05)
-BLURRED = NuisanceRow("blur of 0.5 px", 20, None, None, 0.0, 0.05)
+DARK = CorruptionRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05)
+BLURRED = CorruptionRow("blur of 0.5 px", 20, None, None, 0.0, 0.05)
 
 
 def scoring(**changes: object) -> Scoring:
@@ -97,7 +97,7 @@ def test_a_report_survives_json() -> None:
                 threshold=math.inf,
                 curves=(Curve("pixel_roc", (0.0, 1.0), (0.5, 1.0), 0.75),),
                 per_size=(SMALL, LARGE),
-                per_nuisance=(DARK, BLURRED),
+                per_corruption=(DARK, BLURRED),
             ),
         ),
         skipped=(("bad.png", "not an image"),),
@@ -111,7 +111,7 @@ def test_a_report_survives_json() -> None:
     assert Report.from_json({name: stored[name] for name in stored if name != "data"}).data is None
     earlier = [{name: part[name] for name in part if not name.startswith("per_")} for part in stored["scorings"]]
     (read,) = Report.from_json(stored | {"scorings": [{**part, "per_defect": []} for part in earlier]}).scorings
-    assert (read.per_size, read.per_nuisance) == ((), ())
+    assert (read.per_size, read.per_corruption) == ((), ())
 
 
 @pytest.mark.parametrize("broken", [{}, {"scorings": []}, {"scorings": [{}]}, {"verdicts": None}, {"resolution": 1}])
@@ -165,7 +165,7 @@ def test_the_table_shows_both_scorings_at_both_resolutions_and_a_row_per_defect(
 
 def test_the_table_has_a_row_per_size_and_per_nuisance() -> None:
     lines = report_table(
-        report(scorings=(scoring(per_size=(SMALL, LARGE), per_nuisance=(DARK, BLURRED)),))
+        report(scorings=(scoring(per_size=(SMALL, LARGE), per_corruption=(DARK, BLURRED)),))
     ).splitlines()
     rows = {line.split("  ")[0]: line.split()[-7:] for line in lines}
     assert rows["below 0.1 %"][-6:-4] == ["1/3", "98.63"]
@@ -182,10 +182,10 @@ def test_a_size_is_said_in_percent_of_the_image() -> None:
 
 
 def test_flat_has_sizes_and_nuisances_of_the_chosen_scoring() -> None:
-    flat = report(scorings=(scoring(per_size=(SMALL,), per_nuisance=(DARK,)),)).flat()
+    flat = report(scorings=(scoring(per_size=(SMALL,), per_corruption=(DARK,)),)).flat()
     assert flat["per_size"] == [dataclasses.asdict(SMALL)]
-    assert flat["per_nuisance"] == [dataclasses.asdict(DARK)]
-    assert report().flat()["per_nuisance"] == []
+    assert flat["per_corruption"] == [dataclasses.asdict(DARK)]
+    assert report().flat()["per_corruption"] == []
 
 
 def test_the_table_shows_an_undefined_metric_as_a_dash_and_is_ascii() -> None:

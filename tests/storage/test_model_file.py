@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from metalad.detectors.base import SCORINGS, Detector
 from metalad.detectors.calibration import KINDS, Calibration, Kind
-from metalad.detectors.threshold import rate_shown
+from metalad.detectors.threshold import smallest_supported_rate
 from metalad.methods.metal import Metal
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, ModelFileError
@@ -27,7 +27,7 @@ def trained(kind: Kind = "position") -> Detector:
     torch.manual_seed(0)
     detector = Metal(TINY).eval()
     with torch.no_grad():
-        detector.calibration = Calibration.learn(kind, detector.evidence(to_batch(cookies(4))))
+        detector.calibration = Calibration.fit(kind, detector.residuals(to_batch(cookies(4))))
     for index, scoring in enumerate(SCORINGS):
         detector.register_buffer(f"normal_scores_{scoring}", torch.tensor([1.0, 2.0, 3.0]) + index)
     return detector
@@ -270,7 +270,7 @@ def test_a_rate_that_few_images_cannot_show_is_cautioned_against(tmp_path: Path)
     images = len(detector.get_buffer("normal_scores_calibrated"))
     write_model(tmp_path / "model", detector, header())
     model = read_model(tmp_path / "model")
-    shown = rate_shown(images)
+    shown = smallest_supported_rate(images)
     words = model.caution(0.5 / images)
     assert words is not None
     assert f"{images} good images" in words

@@ -35,8 +35,8 @@ class Small(Learner):
     def __init__(self, killed_at: int = 0) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.first = nn.Linear(108, 7)
-        self.layers = nn.Sequential(self.first, nn.Dropout(0.3), nn.Linear(7, 108))
+        self.is_main = nn.Linear(108, 7)
+        self.layers = nn.Sequential(self.is_main, nn.Dropout(0.3), nn.Linear(7, 108))
         self.register_buffer("seen", torch.zeros(()))
         self.killed_at, self.calls = killed_at, 0
 
@@ -77,7 +77,7 @@ class Watching(Learner):
         return images.mean() + 0 * self.weight
 
 
-def descend(
+def backward(
     module: Learner,
     folder: Path,
     plan: Training = SHORT,
@@ -99,7 +99,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def same_bits(one: Learner, other: Learner) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(first, second) for first, second in pairs)
+    return all(torch.equal(is_main, second) for is_main, second in pairs)
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def test_a_killed_run_ends_in_the_bits_of_an_uninterrupted_one(
     whole, resumed = Small(), Small()
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
-    best = descend(whole, tmp_path / "whole", plan, precision=precision)
+    best = backward(whole, tmp_path / "whole", plan, precision=precision)
     with pytest.raises(Killed):
-        descend(Small(killed_at), tmp_path / "cut", plan, precision=precision)
+        backward(Small(killed_at), tmp_path / "cut", plan, precision=precision)
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists() == (killed_at > 3)
-    again = descend(resumed, tmp_path / "cut", plan, precision=precision)
+    again = backward(resumed, tmp_path / "cut", plan, precision=precision)
     assert same_bits(whole, resumed)
     assert history(tmp_path / "cut") == history(tmp_path / "whole")
     assert dataclasses.replace(again, seconds=0.0) == dataclasses.replace(best, seconds=0.0)
@@ -134,11 +134,11 @@ def test_a_killed_run_ends_in_the_bits_of_an_uninterrupted_one(
 def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, last = Small(), Small()
-    descend(whole, tmp_path / "whole")
+    backward(whole, tmp_path / "whole")
     for _ in range(4):
         with contextlib.suppress(Killed):
-            descend(Small(killed_at=5), tmp_path)
-    descend(last, tmp_path)
+            backward(Small(killed_at=5), tmp_path)
+    backward(last, tmp_path)
     assert same_bits(whole, last)
 
 
@@ -146,9 +146,9 @@ def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
 def test_the_best_weights_outlive_a_kill(tmp_path: Path) -> None:
     plan = Training(learning_rate=1.0, max_epochs=6)
     with pytest.raises(StopIteration):
-        descend(Scripted([1.0, 0.25, 0.9, 0.8]), tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+        backward(Scripted([1.0, 0.25, 0.9, 0.8]), tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
     resumed = Scripted([0.7, 0.6])
-    best = descend(resumed, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    best = backward(resumed, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
     assert (best.epoch, best.validation_loss) == (2, 0.25)
     assert resumed.weight.item() == pytest.approx(2, rel=1e-4)
 
@@ -156,7 +156,7 @@ def test_the_best_weights_outlive_a_kill(tmp_path: Path) -> None:
 def test_seeds_decide(tmp_path: Path) -> None:
     modules = [Small() for _ in range(3)]
     for module, seed in zip(modules, (0, 0, 1), strict=True):
-        descend(module, tmp_path, seed=seed)
+        backward(module, tmp_path, seed=seed)
     assert same_bits(modules[0], modules[1])
     assert not same_bits(modules[0], modules[2])
 
@@ -164,17 +164,17 @@ def test_seeds_decide(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_checkpoint_each_epoch")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        descend(Small(killed_at=5), tmp_path)
+        backward(Small(killed_at=5), tmp_path)
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged .* delete it"):
-        descend(Small(), tmp_path)
+        backward(Small(), tmp_path)
 
 
 def test_every_image_is_seen_once_an_epoch_in_an_order_drawn_anew(tmp_path: Path) -> None:
     watching = Watching()
     numbered = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1) * np.ones((1, 6, 6, 3), np.uint8)
-    descend(watching, tmp_path, Training(batch_size=4, max_epochs=3), training=numbered, validation=numbered[:5])
+    backward(watching, tmp_path, Training(batch_size=4, max_epochs=3), training=numbered, validation=numbered[:5])
     assert [len(batch) for batch in watching.shown] == [4, 4, 2, 4, 1] * 3
     epochs = [watching.shown[start : start + 3] for start in (0, 5, 10)]
     for epoch in epochs:
@@ -184,7 +184,7 @@ def test_every_image_is_seen_once_an_epoch_in_an_order_drawn_anew(tmp_path: Path
 
 def test_losses_are_means_over_images(tmp_path: Path) -> None:
     """The last, smaller batch weighs less."""
-    best = descend(Watching(), tmp_path, Training(batch_size=3, max_epochs=1), training=IMAGES, validation=IMAGES[:7])
+    best = backward(Watching(), tmp_path, Training(batch_size=3, max_epochs=1), training=IMAGES, validation=IMAGES[:7])
     assert best.training_loss == pytest.approx(IMAGES.mean() / 255, rel=1e-5)
     assert best.validation_loss == pytest.approx(IMAGES[:7].mean() / 255, rel=1e-5)
 
@@ -206,7 +206,7 @@ def test_patience_ends_a_run(
     folder = tmp_path_factory.mktemp("run")
     plan = Training(learning_rate=1.0, max_epochs=len(losses), patience=patience, patience_from=patience_from)
     module = Scripted(losses)
-    best = descend(module, folder, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    best = backward(module, folder, plan, training=IMAGES[:1], validation=IMAGES[:1])
     found = [row["validation_loss"] for row in history(folder)]
     assert found == losses[: spec(losses, patience, patience_from)]
     # The first of the lowest is kept: its loss, its epoch and its weights.
@@ -220,14 +220,14 @@ def test_patience_counts_from_the_best_epoch_but_stops_late_enough(
 ) -> None:
     losses = [1.0] * (improved_at - 1) + [0.5] * 20
     plan = Training(max_epochs=14, patience=4, patience_from=10)
-    descend(Scripted(losses), tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    backward(Scripted(losses), tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
     assert len(history(tmp_path)) == stopped_at
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_an_error(tmp_path: Path, loss: float) -> None:
     with pytest.raises(RunError, match="never a finite number"):
-        descend(Scripted([loss] * 6), tmp_path)
+        backward(Scripted([loss] * 6), tmp_path)
 
 
 @settings(deadline=None)
@@ -253,7 +253,7 @@ def test_a_constant_schedule_is_constant() -> None:
 
 def test_the_schedule_runs_over_all_epochs(tmp_path: Path) -> None:
     plan = dataclasses.replace(SHORT, schedule="cosine")
-    descend(Small(), tmp_path, plan)
+    backward(Small(), tmp_path, plan)
     assert [row["learning_rate"] for row in history(tmp_path)] == [plan.rate(step, 12) for step in (1, 3, 5, 7, 9, 11)]
 
 
@@ -277,7 +277,7 @@ def test_measuring_leaves_the_module_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*history\.jsonl"):
-        descend(Small(), tmp_path / "file")
+        backward(Small(), tmp_path / "file")
 
 
 def test_the_bar_counts_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,12 +292,12 @@ class Rivals(Learner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.is_main, self.second = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         self.turns: list[str] = []
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         del images
-        return (self.first - 1).square() + (self.second - 1).square()
+        return (self.is_main - 1).square() + (self.second - 1).square()
 
     def objectives(self) -> tuple[Objective, ...]:
         def noted(name: str) -> Callable[[Tensor], Tensor]:
@@ -307,22 +307,24 @@ class Rivals(Learner):
 
             return loss
 
-        return Objective(noted("first"), (self.first,)), Objective(noted("second"), (self.second,), every=3, rate=0.5)
+        return Objective(noted("is_main"), (self.is_main,)), Objective(
+            noted("second"), (self.second,), every=3, rate=0.5
+        )
 
 
 def test_objectives_take_turns_each_on_its_own_parameters(tmp_path: Path) -> None:
     rivals = Rivals()
-    descend(rivals, tmp_path, Training(learning_rate=0.01, batch_size=4, max_epochs=4, keep="last"))
+    backward(rivals, tmp_path, Training(learning_rate=0.01, batch_size=4, max_epochs=4, keep="last"))
     assert "".join(name[0] for name in rivals.turns) == "fffsfffsff"  # 8 steps; every third the second's too
     # Adam moves a weight by about its rate in each step.
-    assert rivals.first.item() == pytest.approx(8 * 0.01, rel=0.02)
+    assert rivals.is_main.item() == pytest.approx(8 * 0.01, rel=0.02)
     assert rivals.second.item() == pytest.approx(2 * 0.005, rel=0.02)
 
 
 def test_the_last_weights_may_be_kept(tmp_path: Path) -> None:
     module = Scripted([1.0, 0.25, 0.9, 0.8])
     plan = Training(learning_rate=1.0, max_epochs=4, keep="last")
-    kept = descend(module, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
+    kept = backward(module, tmp_path, plan, training=IMAGES[:1], validation=IMAGES[:1])
     assert kept.epoch == 4
     assert kept.validation_loss == pytest.approx(0.8)
     assert module.weight.item() == pytest.approx(4, rel=1e-4)
@@ -332,7 +334,7 @@ def test_the_last_weights_may_be_kept(tmp_path: Path) -> None:
 def test_whole_batches_leave_out_the_rest(tmp_path: Path, images: int, shown: list[int]) -> None:
     watching = Watching()
     plan = Training(batch_size=4, max_epochs=1, whole_batches=True)
-    descend(watching, tmp_path, plan, training=IMAGES[:images], validation=IMAGES[:1])
+    backward(watching, tmp_path, plan, training=IMAGES[:images], validation=IMAGES[:1])
     assert [len(batch) for batch in watching.shown] == [*shown, 1]
 
 
@@ -357,9 +359,9 @@ class Staged(Learner):
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         self.prepared.append(stage)
         if stage == "student":
-            self.target = self.teacher.first.weight.detach().mean() + len(pixels) + seed
+            self.target = self.teacher.is_main.weight.detach().mean() + len(pixels) + seed
             with torch.no_grad():
-                self.student.first.weight.mul_(self.target)
+                self.student.is_main.weight.mul_(self.target)
 
 
 STAGES = (dataclasses.replace(SHORT, stage="teacher"), dataclasses.replace(SHORT, max_epochs=4, stage="student"))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from metalad.pipelines.train import train
 from metalad.storage.model_file import read_model
 from metalad.training.loop import _stream
-from metalad.training.process_group import ALONE, Team, joined
+from metalad.training.process_group import ALONE, ProcessGroup, joined
 from tests.tiny import TINY, TINY_SETTINGS, tiny_category
 
-STILL = ["degrees=0", "shift=0", "light=0"]
+STILL = ["degrees=0", "shift=0", "photometric=0"]
 """Training images as they are: each process changes its own share by chance of its own."""
 
 LOSS_TOLERANCE = 1e-5
@@ -47,21 +47,21 @@ sys.exit(cli.main(sys.argv[1:]))
 @given(st.integers(0, 40), st.integers(1, 7))
 def test_shares_are_the_batch(images: int, size: int) -> None:
     chosen = np.arange(images)
-    shares = [Team(rank, size).share(chosen) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).shard(chosen) for rank in range(size)]
     np.testing.assert_array_equal(np.concatenate(shares), chosen)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_alone_nothing_is_sent() -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0]))
-    assert float(ALONE.descend((weight**2).sum(), [weight], 1.0)) == 9.0
+    assert float(ALONE.backward((weight**2).sum(), [weight], 1.0)) == 9.0
     assert weight.grad is not None
     assert weight.grad.tolist() == [6.0]
     value = {"a": (1, 2)}
-    assert ALONE.told(value) is value
+    assert ALONE.broadcast(value) is value
     assert ALONE.total(0.1) == 0.1
-    with joined(torch.device("cpu")) as team:
-        assert team is ALONE
+    with joined(torch.device("cpu")) as process_group:
+        assert process_group is ALONE
 
 
 def test_each_process_draws_noise_of_its_own_the_first_as_one_alone() -> None:
@@ -100,11 +100,11 @@ def test_two_processes_killed_and_gone_on_with_end_where_one_does(
     monkeypatch.setattr("metalad.pipelines.train.fastest_precision", lambda _="cpu": "fp32")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    still = dataclasses.replace(TINY, degrees=0.0, shift=0.0, light=0.0)
+    still = dataclasses.replace(TINY, degrees=0.0, shift=0.0, photometric=0.0)
     train(category, tmp_path / "one", method=still, epochs=5, device="cpu")
     torch.set_num_threads(threads)
-    first = torchrun(category, tmp_path / "two", "--epochs", "5", kill=True)
-    assert first.returncode != 0
+    is_main = torchrun(category, tmp_path / "two", "--epochs", "5", kill=True)
+    assert is_main.returncode != 0
     assert len(losses(tmp_path / "two")) == 2
     assert not (tmp_path / "two" / "model.safetensors").exists()
     again = torchrun(category, tmp_path / "two", "--epochs", "5", "--resume", "--json")

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalad.results.report import Confusion, Curve, DefectRow, Metrics, NuisanceRow, Report, Scoring, SizeRow, Verdict
+from metalad.results.report import (
+    Confusion,
+    CorruptionRow,
+    Curve,
+    DefectRow,
+    Metrics,
+    Report,
+    Scoring,
+    SizeRow,
+    Verdict,
+)
 from metalad.runtime.errors import RunError
 from metalad.visualization.html_report import default_order, write_html_report
 from metalad.visualization.pictures import Pictures
@@ -184,11 +194,13 @@ def test_the_curves_of_both_scorings_share_a_plot_and_the_settings_are_there(pag
 def test_sizes_and_nuisances_have_tables_and_bars_only_where_there_are_any(page: Page, tmp_path: Path) -> None:
     assert not [text for _, text in page.texts if "uisance" in text or "Size of" in text]
     sizes = (SizeRow(0.0, 0.001, 3, 1, Metrics(0.71)), SizeRow(0.08, 1.0, 7, 7, Metrics(0.98)))
-    nuisances = (
-        NuisanceRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05),
-        NuisanceRow("blur of 0.5 px", 20, 0.96, -0.01, 0.0, 0.05),
+    corruptions = (
+        CorruptionRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05),
+        CorruptionRow("blur of 0.5 px", 20, 0.96, -0.01, 0.0, 0.05),
     )
-    scorings = tuple(dataclasses.replace(each, per_size=sizes, per_nuisance=nuisances) for each in report().scorings)
+    scorings = tuple(
+        dataclasses.replace(each, per_size=sizes, per_corruption=corruptions) for each in report().scorings
+    )
     write_html_report(tmp_path / "report.html", dataclasses.replace(report(), scorings=scorings), pictures)
     whole = Page(tmp_path / "report.html")
     cells = [text for tag, text in whole.texts if tag in ("th", "td")]
@@ -202,7 +214,7 @@ def test_sizes_and_nuisances_have_tables_and_bars_only_where_there_are_any(page:
         assert [cells[place : place + len(row)] for place in places] == [row, row]  # a table each scoring
     captions = [text for tag, text in whole.texts if tag == "figcaption"]
     assert captions[:2] == ["Image AUROC lost", "False alarms"]
-    assert "nuisance" in {attrs.get("id") for attrs in whole.all("section")}
+    assert "corruption" in {attrs.get("id") for attrs in whole.all("section")}
 
 
 def test_pictures_are_asked_for_one_at_a_time_while_the_page_is_written(tmp_path: Path) -> None:

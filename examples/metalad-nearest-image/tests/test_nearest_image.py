@@ -50,5 +50,5 @@ def test_what_is_expected_is_the_nearest_good_image() -> None:
     good = np.stack([np.full((32, 32, 3), grey, np.uint8) for grey in (10, 100, 200)])
     detector = NearestImage(NearestImageConfig(image_size=(32, 32), smoothing_sigma=1.0))
     detector.fit(good, 0)
-    evidence = detector.evidence(torch.full((1, 3, 32, 32), 120 / 255))
-    torch.testing.assert_close(evidence.residual, torch.full((1, 3, 32, 32), 20 / 255))
+    residuals = detector.residuals(torch.full((1, 3, 32, 32), 120 / 255))
+    torch.testing.assert_close(residuals.values, torch.full((1, 3, 32, 32), 20 / 255))

@@ -50,13 +50,13 @@ def jpeg(image: Rgb, quality: int) -> Rgb:
         return np.array(compressed.convert("RGB"))
 
 
-def gaussian_noise(image: Rgb, sigma: float, chance: np.random.Generator) -> Rgb:
+def gaussian_noise(image: Rgb, sigma: float, rng: np.random.Generator) -> Rgb:
     """Add noise of the standard deviation `sigma`, in grey levels of 255, to every value on its own.
 
     To all three values of a pixel alike where the image is grey: a camera without colours has no noise of colours.
     """
     grey = bool((image == image[..., :1]).all())
-    return _bytes(image + sigma * chance.standard_normal((*image.shape[:2], 1 if grey else 3)))
+    return _bytes(image + sigma * rng.standard_normal((*image.shape[:2], 1 if grey else 3)))
 
 
 def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
@@ -64,19 +64,19 @@ def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
     return _bytes(ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect"))
 
 
-def drifted(image: Rgb, chance: np.random.Generator) -> Rgb:
+def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
     """Change light and position a little, by chance, and in half of the cases noise and focus; then compress.
 
     Compress always: the image itself shows what it is like without, and deep features see compression first of all.
     """
-    image = contrast(brightness(image, chance.uniform(-0.15, 0.15)), chance.uniform(-0.15, 0.15))
-    image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(chance.integers(4))), 1))
-    image = rotation(shift(image, int(chance.integers(4))), chance.uniform(-3.0, 3.0))
-    if chance.random() < 0.5:
-        image = gaussian_blur(image, chance.uniform(0.0, 0.8))
-    if chance.random() < 0.5:
-        image = gaussian_noise(image, chance.uniform(0.0, 4.0), chance)
-    return jpeg(image, int(chance.integers(60, 96)))
+    image = contrast(brightness(image, rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15))
+    image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(rng.integers(4))), 1))
+    image = rotation(shift(image, int(rng.integers(4))), rng.uniform(-3.0, 3.0))
+    if rng.random() < 0.5:
+        image = gaussian_blur(image, rng.uniform(0.0, 0.8))
+    if rng.random() < 0.5:
+        image = gaussian_noise(image, rng.uniform(0.0, 4.0), rng)
+    return jpeg(image, int(rng.integers(60, 96)))
 
 
 def _bytes(values: Float[np.ndarray, "height width 3"]) -> Rgb:
@@ -84,7 +84,7 @@ def _bytes(values: Float[np.ndarray, "height width 3"]) -> Rgb:
     return clipped
 
 
-NUISANCES: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
+CORRUPTIONS: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
     "brightness +10 %": lambda image, _: brightness(image, 0.1),
     "brightness -10 %": lambda image, _: brightness(image, -0.1),
     "contrast +10 %": lambda image, _: contrast(image, 0.1),
@@ -92,7 +92,7 @@ NUISANCES: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
     "shift by 2 px": lambda image, _: shift(image, 2),
     "rotation by 2 degrees": lambda image, _: rotation(image, 2.0),
     "JPEG quality 70": lambda image, _: jpeg(image, 70),
-    "noise of 2 grey levels": lambda image, chance: gaussian_noise(image, 2.0, chance),
+    "noise of 2 grey levels": lambda image, rng: gaussian_noise(image, 2.0, rng),
     "blur of 0.5 px": lambda image, _: gaussian_blur(image, 0.5),
 }
 """The changes that `evaluate` tries, by the names that the report gives them."""

@@ -164,7 +164,7 @@ def _is_kolektor(_: Path, folders: Folders) -> bool:
 def _read_kolektor(root: Path, seed: int) -> Listing:
     items = [root / name for name in subfolders(root) if _KOLEKTOR_ITEM.fullmatch(name)]
     paths = [path for item in items for path in images_in(item)]
-    return _split(root, _told_by_masks(paths, "_label", ".bmp"), seed)
+    return _split(root, _labelled_by_masks(paths, "_label", ".bmp"), seed)
 
 
 # KolektorSDD2: {train,test}/NNNNN.png, NNNNN_GT.png; the mask is black where there is no defect
@@ -176,7 +176,7 @@ def _is_kolektor_2(root: Path, folders: Folders) -> bool:
 
 
 def _read_kolektor_2(root: Path, _: int) -> Listing:
-    train, test = (_told_by_masks(images_in(root / name), "_GT", ".png") for name in ("train", "test"))
+    train, test = (_labelled_by_masks(images_in(root / name), "_GT", ".png") for name in ("train", "test"))
     return Listing(_good(train), test, left_out=_abnormal(train))
 
 
@@ -244,7 +244,7 @@ def _split(root: Path, samples: Sequence[Sample], seed: int) -> Listing:
     return Listing(*hold_out(_good(samples), _abnormal(samples), seed, root))
 
 
-def _told_by_masks(paths: Sequence[Path], ending: str, suffix: str) -> tuple[Sample, ...]:
+def _labelled_by_masks(paths: Sequence[Path], ending: str, suffix: str) -> tuple[Sample, ...]:
     """Make samples of images that all have a mask beside them; only the mask says whether they are good.
 
     Raises:

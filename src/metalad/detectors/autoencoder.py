@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol
 from metalad.detectors.reconstruction import Reconstructor
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.augmentation import augment, check_augmentation
 from metalad.nn.tiling import check_tiles, mean_over_tiles, random_tiles
 from metalad.runtime.errors import ConfigError
@@ -192,7 +192,7 @@ class AutoencoderDetector(Reconstructor):
         """Rebuild images; where tiles overlap, their mean is taken, and grey stands in all three colours."""
         return self._measured(self.autoencoder, self.seen(images)).expand(-1, 3, -1, -1)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the square root of the error of each channel, with the sign of reconstruction minus image.
 
         Where tiles overlap it is their errors that are averaged, as in the paper: its map is the residual squared.
@@ -201,7 +201,7 @@ class AutoencoderDetector(Reconstructor):
         both = self._measured(self._rebuilt_and_error, seen)
         rebuilt, error = both[:, : self.channels], both[:, self.channels :]
         residual = torch.copysign(error.sqrt(), rebuilt - seen)
-        return Evidence(residual, rebuilt.expand(-1, 3, -1, -1).clamp(0, 1))
+        return Residuals(residual, rebuilt.expand(-1, 3, -1, -1).clamp(0, 1))
 
     def _rebuilt_and_error(self, seen: Tensor) -> Tensor:
         rebuilt = self.autoencoder(seen)

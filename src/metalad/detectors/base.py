@@ -1,6 +1,6 @@
 """What every method is: a module that turns images into a `Prediction`, learnt from good images alone.
 
-A method says what it holds against each pixel (`evidence`) and how its paper turns that into a map (`raw_map`).
+A method says what it holds against each pixel (`residuals`) and how its paper turns that into a map (`raw_map`).
 Calibration, smoothing, the image score and the threshold are the same for all. A method that learns by gradient
 descent derives from `GradientDetector`, one with a closed form from `FittedDetector`.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from metalad.detectors.calibration import Calibration
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import threshold
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.nn.smoothing import GuidedSmoothing, Smoothing
@@ -67,7 +67,7 @@ class DetectorConfig:
     scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
 
     @property
-    def evidence_size(self) -> tuple[int, int]:
+    def residual_size(self) -> tuple[int, int]:
         """Height and width of the evidence; maps of another size than the images' are brought to theirs."""
         return self.image_size
 
@@ -115,80 +115,82 @@ class Detector(nn.Module, ABC):
         return self.smoothing.rows.device
 
     @abstractmethod
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the residuals of RGB images in [0, 1] of the config's size."""
 
-    def evidence_of(self, pixels: Pixels) -> Evidence:
+    def residuals_of(self, pixels: Pixels) -> Residuals:
         """Return the evidence of any number of images, on the CPU."""
         with torch.no_grad():
             parts = [  # each brought to the CPU at once: a GPU has less memory
-                Evidence.joined([self.evidence(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
-                for start in counted(range(0, len(pixels), BATCH_SIZE), "evidence", "batch")
+                Residuals.joined([self.residuals(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
+                for start in counted(range(0, len(pixels), BATCH_SIZE), "residuals", "batch")
             ]
-        return Evidence.joined(parts)
+        return Residuals.joined(parts)
 
-    def evidence_as_new(self, training: Pixels) -> Evidence:
+    def out_of_fold_residuals(self, training: Pixels) -> Residuals:
         """Return the evidence of training images as far as possible as if they were new.
 
         A part that learns its images by heart must be learnt anew without them (see `FOLDS`). By default that of any
         images, for methods that know their training images little better than others.
         """
-        return self.evidence_of(training)
+        return self.residuals_of(training)
 
     def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to say)
-        """Return whether calibration keeps the scores of `evidence_as_new`, or raises them to new images' median."""
+        """Return whether calibration keeps the scores of `out_of_fold_residuals`, or raises them to new images' median."""
         return False
 
-    def _evidence_by_folds(
-        self, training: Pixels, evidence_without: Callable[[Bool[np.ndarray, " images"]], Evidence]
-    ) -> Evidence:
+    def _residuals_by_folds(
+        self, training: Pixels, residuals_without: Callable[[Bool[np.ndarray, " images"]], Residuals]
+    ) -> Residuals:
         """Return the evidence of all images in their order, a fold at a time.
 
         evidence_without: learns from the images other than those it is told, and returns the evidence of those.
         """
         if len(training) == 1:
-            return self.evidence_of(training)  # there are no others
+            return self.residuals_of(training)  # there are no others
         fold = np.arange(len(training)) % min(FOLDS, len(training))
-        parts = [evidence_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
+        parts = [residuals_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
         order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
-        return Evidence.joined(parts).taken(torch.from_numpy(order))
+        return Residuals.joined(parts).taken(torch.from_numpy(order))
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the method's own map before smoothing; by default the squared residual summed over channels."""
-        return evidence.residual.square().sum(1)
+        return residuals.values.square().sum(1)
 
-    def judge(self, images: Float[Tensor, "batch 3 height width"], evidence: Evidence, scoring: Scoring) -> Prediction:
+    def judge(
+        self, images: Float[Tensor, "batch 3 height width"], residuals: Residuals, scoring: Scoring
+    ) -> Prediction:
         """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`).
 
         With `guide="image"` the calibrated map then follows the edges of the images. The score is that of the map
         without them, whose maximum no pixel exceeds: in an image that passes nothing is outlined.
         """
-        maps = self._unsmoothed(evidence, scoring)
+        maps = self._unsmoothed(residuals, scoring)
         smoothed = self.smoothing(maps)
-        score = self._image_score(evidence, maps, smoothed)
+        score = self._image_score(residuals, maps, smoothed)
         if self.guided_smoothing is None or scoring == "raw":
             return Prediction(score, smoothed)
         guided = self.guided_smoothing(maps, images).clamp_min(0)
         return Prediction(score, torch.minimum(guided, smoothed.amax((1, 2), keepdim=True)))
 
-    def scores(self, evidence: Evidence, scoring: Scoring) -> Float[Tensor, " batch"]:
+    def scores(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, " batch"]:
         """Return the image scores alone."""
-        maps = self._unsmoothed(evidence, scoring)
-        return self._image_score(evidence, maps, self.smoothing(maps))
+        maps = self._unsmoothed(residuals, scoring)
+        return self._image_score(residuals, maps, self.smoothing(maps))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
         """Return the score and the anomaly map of RGB images in [0, 1] of the config's size."""
-        return self.judge(images, self.evidence(images), self.config.scoring)
+        return self.judge(images, self.residuals(images), self.config.scoring)
 
     def threshold(self, false_alarms: float, scoring: Scoring) -> float:
         """Return the image score that good images exceed with probability `false_alarms`."""
         return threshold(self.get_buffer(f"normal_scores_{scoring}").numpy(force=True), false_alarms)
 
-    def _unsmoothed(self, evidence: Evidence, scoring: Scoring) -> Float[Tensor, "batch height width"]:
+    def _unsmoothed(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, "batch height width"]:
         if scoring == "calibrated" and self.calibration is not None and not self.has_own_units:
-            maps: Tensor = self.calibration(evidence)
+            maps: Tensor = self.calibration(residuals)
         else:
-            maps = self.raw_map(evidence)
+            maps = self.raw_map(residuals)
         if maps.shape[-2:] == self.config.image_size:
             return maps
         # Of a method that works on a smaller image.
@@ -196,12 +198,12 @@ class Detector(nn.Module, ABC):
 
     def _image_score(
         self,
-        evidence: Evidence,
+        residuals: Residuals,
         maps: Float[Tensor, "batch height width"],
         smoothed: Float[Tensor, "batch height width"],
     ) -> Float[Tensor, " batch"]:
-        if self.config.image_score == "own" and evidence.score is not None:
-            return evidence.score
+        if self.config.image_score == "own" and residuals.score is not None:
+            return residuals.score
         pixels = (smoothed if self.scored_smoothed else maps).flatten(1)
         if self.config.image_score == "max":
             return pixels.amax(1)

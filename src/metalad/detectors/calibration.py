@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metalad.detectors.density.log_distance import Surprise, as_map
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
+from metalad.detectors.residuals import Residuals
 from metalad.nn.smoothing import Smoothing
 
 Kind = Literal["none", "content", "position"]
@@ -29,7 +29,7 @@ PRIOR_IMAGES = 20.0
 too small costs more, in false alarms, than one too large."""
 CHOICE_PRIOR_IMAGES = 2.0
 """The same while the kind is chosen: a strong prior would blur what the likelihood is asked about."""
-FLOOR = 1e-5
+MIN_VARIANCE = 1e-5
 """Added to every variance: (0.8 of 255 grey levels)². No residual is known better than the pixel's own rounding."""
 POOLING_SIGMA = 1.0
 """Neighbouring places share moments: a Gaussian of this many pixels."""
@@ -59,7 +59,7 @@ class Content(nn.Module):
         self.smoothing = Smoothing(height, width, EDGE_SIGMA)
 
     @classmethod
-    def learn(cls, expected: Float[Tensor, "images 3 height width"]) -> "Content":
+    def fit(cls, expected: Float[Tensor, "images 3 height width"]) -> "Content":
         """Bound the cells by quantiles of the given reconstructions."""
         height, width = expected.shape[-2:]
         content = cls(torch.zeros(EDGE_BINS - 1), torch.zeros(BRIGHTNESS_BINS - 1), height, width)
@@ -97,30 +97,30 @@ class Calibration(nn.Module):
     whitening: Tensor
 
     def __init__(
-        self, kind: Kind, whitening: Tensor, content: Content | None, surprise: Surprise | None = None
+        self, kind: Kind, whitening: Tensor, content: Content | None, log_distance: NormalizedLogDistance | None = None
     ) -> None:
         super().__init__()
         self.kind = kind
         self.content = content
-        self.surprise = surprise
+        self.log_distance = log_distance
         self.register_buffer("whitening", whitening)
 
     @classmethod
-    def learn(cls, kind: Kind, evidence: Evidence, prior_images: float = PRIOR_IMAGES) -> "Calibration":
+    def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Learn the moments of the residuals of normal images."""
-        content = Content.learn(_expected(evidence)) if kind == "content" else None
-        learnt = cls(kind, _whitening(_moments(kind, content, evidence, prior_images)), content)
-        if evidence.distances is not None:
-            learnt.surprise = Surprise(1 + evidence.distances.shape[1])
+        content = Content.fit(_expected(residuals)) if kind == "content" else None
+        fitted = cls(kind, _whitening(_moments(kind, content, residuals, prior_images)), content)
+        if residuals.distances is not None:
+            fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
             # Every other pixel each way: neighbours say nearly the same.
-            learnt.surprise.learn([distance[..., ::2, ::2] for distance in learnt.distances(evidence)])
-        return learnt
+            fitted.log_distance.fit([distance[..., ::2, ::2] for distance in fitted.distances(residuals)])
+        return fitted
 
-    def whiten(self, evidence: Evidence) -> Float[Tensor, "batch channels height width"]:
+    def whiten(self, residuals: Residuals) -> Float[Tensor, "batch channels height width"]:
         """Return residuals whose second moments on normal images are the identity."""
-        residual = evidence.residual
+        residual = residuals.values
         if self.content is not None:
-            cells = self.content(_expected(evidence))
+            cells = self.content(_expected(residuals))
             whitened: Tensor = torch.einsum("nhwij,njhw->nihw", self.whitening[cells], residual)
             return whitened
         height, width = residual.shape[-2:]
@@ -128,49 +128,49 @@ class Calibration(nn.Module):
         whitening = self.whitening.reshape(*shape, *self.whitening.shape[1:]).permute(2, 3, 0, 1)
         return (whitening * residual[:, None]).sum(2)
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def forward(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the squared Mahalanobis distance of each pixel's residual, a channel: about 1 on good images.
 
         Where the evidence has further distances, return all of them as one, in tail units: about 0 on good images,
         and 1 where the mean one says what one good pixel in a hundred reaches.
         """
-        distances = self.distances(evidence)
-        if self.surprise is None:
+        distances = self.distances(residuals)
+        if self.log_distance is None:
             return distances[0]
-        return as_map(self.surprise(distances))
+        return as_map(self.log_distance(distances))
 
-    def distances(self, evidence: Evidence) -> list[Float[Tensor, "batch height width"]]:
+    def distances(self, residuals: Residuals) -> list[Float[Tensor, "batch height width"]]:
         """Return the residual's squared Mahalanobis distance, a channel, and the evidence's further distances."""
-        own = self.whiten(evidence).square().mean(1)
-        return [own] if evidence.distances is None else [own, *evidence.distances.unbind(1)]
+        own = self.whiten(residuals).square().mean(1)
+        return [own] if residuals.distances is None else [own, *residuals.distances.unbind(1)]
 
-    def log_likelihood(self, evidence: Evidence) -> float:
+    def log_likelihood(self, residuals: Residuals) -> float:
         """Return the mean log-density of a pixel's residual under a normal law with these moments, in nats."""
-        whitened = self.whiten(evidence)
+        whitened = self.whiten(residuals)
         volume = torch.linalg.slogdet(self.whitening.double()).logabsdet
         if self.content is not None:
-            volume = volume[self.content(_expected(evidence))]
+            volume = volume[self.content(_expected(residuals))]
         constant = whitened.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi))
         return float(volume.mean() - whitened.double().square().sum(1).mean() / 2 - constant)
 
 
-def choose(training: Evidence, held_out: Evidence) -> CalibrationSummary:
+def choose(training: Residuals, held_out: Residuals) -> CalibrationSummary:
     """Choose the kind whose moments, learnt on `training`, make the held-out normal residuals likeliest.
 
     A network rebuilds what it was trained on better than what it was not; the training residuals are first
     brought to the held-out ones' overall size, so that all kinds start even.
     """
-    scale = float((held_out.residual.square().mean() / training.residual.square().mean().clamp_min(1e-12)).sqrt())
-    training = training._replace(residual=training.residual * scale, distances=None)
+    scale = float((held_out.values.square().mean() / training.values.square().mean().clamp_min(1e-12)).sqrt())
+    training = training._replace(values=training.values * scale, distances=None)
     kinds = KINDS if training.expected is not None else tuple(kind for kind in KINDS if kind != "content")
     scores: dict[str, float] = {
-        kind: Calibration.learn(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
+        kind: Calibration.fit(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
     }
     return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
 
 
-def _expected(evidence: Evidence) -> Tensor:
-    return cast(Tensor, evidence.expected)
+def _expected(residuals: Residuals) -> Tensor:
+    return cast(Tensor, residuals.expected)
 
 
 def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
@@ -181,9 +181,9 @@ def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
 
 
 def _moments(
-    kind: Kind, content: Content | None, evidence: Evidence, prior_images: float
+    kind: Kind, content: Content | None, residuals: Residuals, prior_images: float
 ) -> Float[Tensor, "cells channels channels"]:
-    residual = evidence.residual
+    residual = residuals.values
     images, _, height, width = residual.shape
     overall: Tensor = torch.einsum("nihw,njhw->ij", residual, residual)[None] / (images * height * width)
     if kind == "none":
@@ -192,7 +192,7 @@ def _moments(
         sums: Tensor = torch.einsum("nihw,njhw->ijhw", residual, residual)
         sums = Smoothing(height, width, POOLING_SIGMA)(sums).flatten(2).permute(2, 0, 1)
         return (sums + prior_images * overall) / (images + prior_images)
-    cells = content(_expected(evidence)).flatten()
+    cells = content(_expected(residuals)).flatten()
     count = EDGE_BINS * BRIGHTNESS_BINS
     products = torch.einsum("nihw,njhw->nhwij", residual, residual).flatten(0, 2)
     sums = torch.zeros(count, *products.shape[1:]).index_add_(0, cells, products)
@@ -202,12 +202,12 @@ def _moments(
 
 def _whitening(moments: Float[Tensor, "cells channels channels"]) -> Float[Tensor, "cells channels channels"]:
     identity = torch.eye(moments.shape[-1], dtype=torch.double)
-    floored = moments.double() + FLOOR * identity
-    factor, failed = torch.linalg.cholesky_ex(floored)
+    regularized = moments.double() + MIN_VARIANCE * identity
+    factor, failed = torch.linalg.cholesky_ex(regularized)
     if failed.any():
         # Of channels that agree nearly wholly, sums in single precision can leave a variance well below 0.
-        values, vectors = torch.linalg.eigh(floored[failed > 0])
-        mended = vectors * values.clamp_min(FLOOR)[:, None] @ vectors.mT
+        values, vectors = torch.linalg.eigh(regularized[failed > 0])
+        mended = vectors * values.clamp_min(MIN_VARIANCE)[:, None] @ vectors.mT
         factor[failed > 0] = torch.linalg.cholesky(mended)
     inverse: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     return inverse.float()

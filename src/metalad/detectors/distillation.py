@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalad.nn.backbones import Backbone, read_weights
 from metalad.nn.networks import Tap
 from metalad.nn.pixels import Pixels, batches
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from metalad.training.loop import Learner
 
@@ -41,14 +41,14 @@ class Part(Learner):
         return self._loss(images)
 
 
-def learn_units(
+def fit_standardization(
     units: Iterable[nn.Module], teacher: Callable[[Tensor], Sequence[Tensor]], pixels: Pixels, device: torch.device
 ) -> None:
-    """Have each `Standardised` of `units` learn the map that the teacher gives at its place, of 128 images at most."""
+    """Have each `Standardization` of `units` learn the map that the teacher gives at its place, of 128 images at most."""
     with torch.no_grad():
         said = [teacher(batch) for batch in batches(pixels, device, most=128)]
         for unit, maps in zip(units, zip(*said, strict=True), strict=True):
-            cast(Standardised, unit).learn(maps)
+            cast(Standardization, unit).fit(maps)
 
 
 def trained_backbone(name: str, taps: Sequence[Tap], weights: str | None, device: torch.device) -> Backbone:

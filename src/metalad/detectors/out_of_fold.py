@@ -10,14 +10,14 @@ from torch import Tensor
 
 from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import MEDIAN_VARIANCE, MIN_IMAGES
 from metalad.nn.pixels import Pixels, thinned
 
 MAX_IMAGES = 512
 """Evidence is held in memory at once: at most of this many training and as many held-out images."""
 FOLDS = 5
-MEMORISED = 0.5
+OVERFIT_FRACTION = 0.5
 """A method whose training residuals carry less than this part of the held-out ones' energy knows its training
 images by heart; only the held-out images then say anything of good images to come."""
 
@@ -35,45 +35,46 @@ def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> Calibra
     alone, if there are two or more.
     """
     detector.eval()
-    unseen = detector.evidence_of(thinned(held_out, MAX_IMAGES))
-    seen = detector.evidence_as_new(thinned(training, MAX_IMAGES))
-    if not detector.has_own_units and len(unseen.residual) >= MIN_IMAGES and _memorised(seen, unseen):
+    unseen = detector.residuals_of(thinned(held_out, MAX_IMAGES))
+    seen = detector.out_of_fold_residuals(thinned(training, MAX_IMAGES))
+    if not detector.has_own_units and len(unseen.values) >= MIN_IMAGES and _overfits(seen, unseen):
         summary, known, trained_on = _choose_among(unseen), unseen, 0
     else:
-        summary, known, trained_on = choose(seen, unseen), Evidence.joined((seen, unseen)), len(seen.residual)
-    fresh = np.arange(len(known.residual)) >= trained_on
+        summary, known, trained_on = choose(seen, unseen), Residuals.joined((seen, unseen)), len(seen.values)
+    fresh = np.arange(len(known.values)) >= trained_on
     detector.cpu()  # the evidence was brought there to be held at once
     for scoring in SCORINGS:
         scores = _held_out_scores(detector, summary, known, scoring)
         detector.register_buffer(
-            f"normal_scores_{scoring}", _raised(scores, detector.keeps_training_scores(scoring) | fresh)
+            f"normal_scores_{scoring}",
+            _raised_to_held_out_level(scores, detector.keeps_training_scores(scoring) | fresh),
         )
-    detector.calibration = Calibration.learn(summary.kind, known)
+    detector.calibration = Calibration.fit(summary.kind, known)
     return summary
 
 
-def _memorised(seen: Evidence, unseen: Evidence) -> bool:
+def _overfits(seen: Residuals, unseen: Residuals) -> bool:
     """Say so of residuals that vanish on training images; a map in units of its own has a level that never does."""
-    return _energy(seen) < MEMORISED * _energy(unseen)
+    return _energy(seen) < OVERFIT_FRACTION * _energy(unseen)
 
 
-def _energy(evidence: Evidence) -> float:
-    return float(evidence.residual.double().square().mean())
+def _energy(residuals: Residuals) -> float:
+    return float(residuals.values.double().square().mean())
 
 
-def _choose_among(evidence: Evidence) -> CalibrationSummary:
-    index = torch.arange(len(evidence.residual))
-    return choose(evidence.taken(index % 2 == 0), evidence.taken(index % 2 == 1))
+def _choose_among(residuals: Residuals) -> CalibrationSummary:
+    index = torch.arange(len(residuals.values))
+    return choose(residuals.taken(index % 2 == 0), residuals.taken(index % 2 == 1))
 
 
 def _held_out_scores(
-    detector: Detector, summary: CalibrationSummary, evidence: Evidence, scoring: Scoring
+    detector: Detector, summary: CalibrationSummary, residuals: Residuals, scoring: Scoring
 ) -> Float[np.ndarray, " images"]:
-    scores = np.zeros(len(evidence.residual))
+    scores = np.zeros(len(residuals.values))
     for fold in _folds(len(scores)):
         if scoring == "calibrated":
-            detector.calibration = Calibration.learn(summary.kind, evidence.taken(~fold))
-        part = evidence.taken(fold)
+            detector.calibration = Calibration.fit(summary.kind, residuals.taken(~fold))
+        part = residuals.taken(fold)
         with torch.no_grad():
             scores[fold.numpy()] = detector.scores(part, scoring).numpy()
     return scores
@@ -86,7 +87,7 @@ def _folds(count: int) -> Iterator[Tensor]:
         yield index % folds == fold
 
 
-def _raised(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Tensor, " images"]:
+def _raised_to_held_out_level(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Tensor, " images"]:
     """Return the scores, those of training images raised to the level of the fresh ones'.
 
     Only the fresh ones then say where the level is, and the threshold's prediction interval, which takes all n to

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.detectors.base import GradientDetector
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 
 
 class Reconstructor(GradientDetector):
@@ -16,7 +16,7 @@ class Reconstructor(GradientDetector):
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Rebuild RGB images in [0, 1]; values are near that range but need not keep to it."""
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return reconstruction minus image; its square, summed over colours, is the error map of most papers."""
         rebuilt = self.reconstruct(images)
-        return Evidence(rebuilt - images, rebuilt.clamp(0, 1))
+        return Residuals(rebuilt - images, rebuilt.clamp(0, 1))

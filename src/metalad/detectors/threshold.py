@@ -49,7 +49,7 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
 
 
-def rate_shown(images: int) -> float:
+def smallest_supported_rate(images: int) -> float:
     """Return the least round false-alarm rate that so many good images show: one of them lies above it, or more."""
     return next((rate for rate in ROUND_RATES if images * rate >= 1), ROUND_RATES[-1])
 

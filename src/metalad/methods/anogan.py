@@ -24,7 +24,7 @@ from metalad.detectors.gan import (
     start_small,
     unsigned,
 )
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Objective, Training
@@ -112,10 +112,10 @@ class AnoGan(GradientDetector):
             found = [self._nearest(signed(image)) for image in torch.split(images.clone(), 1)]
         return torch.cat([drawing for drawing, _ in found]), torch.stack([loss for _, loss in found])
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the nearest drawing minus the image, and the search's final loss as the image score."""
         drawings, losses = self.search(images)
-        return Evidence(unsigned(drawings) - images, unsigned(drawings), losses)
+        return Residuals(unsigned(drawings) - images, unsigned(drawings), losses)
 
     def _nearest(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Descend from the code 0, the likeliest; keep the best drawing that was met, not the last."""

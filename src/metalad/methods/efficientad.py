@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
 from metalad.detectors.distillation import Part, fill_in_order, trained_backbone, varied
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, Tap
 from metalad.nn.pixels import Pixels, batches
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Training
@@ -138,7 +138,7 @@ class EfficientAD(GradientDetector):
             self.teacher = patch_descriptor(config.size, config.width, config.channels)
         self.student = patch_descriptor(config.size, config.width, 2 * config.channels)
         self.autoencoder = Autoencoder(config.image_size, config.autoencoder, config.channels)
-        self.described, self.target = Standardised(config.channels), Standardised(config.channels)
+        self.described, self.target = Standardization(config.channels), Standardization(config.channels)
         self.register_buffer("low", torch.zeros(2))
         self.register_buffer("high", torch.ones(2))
 
@@ -171,14 +171,14 @@ class EfficientAD(GradientDetector):
             if stage == "teacher":
                 source = self._source()
                 pieces = (varied(batch, self.config.image_size) for batch in batches(pixels, self.device))
-                self.described.learn(self._features(source, piece) for piece in pieces)
+                self.described.fit(self._features(source, piece) for piece in pieces)
                 return
             if isinstance(self.teacher, Backbone):
                 self.teacher.load(self.config.weights)
                 self.teacher.to(self.device)
             elif self.config.teacher_weights:
                 fill_in_order(self.teacher, self.config.teacher_weights)
-            self.target.learn(self._taught(batch) for batch in batches(pixels, self.device))
+            self.target.fit(self._taught(batch) for batch in batches(pixels, self.device))
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the student's and the autoencoder's loss (Algorithm 1)."""
@@ -210,7 +210,7 @@ class EfficientAD(GradientDetector):
         for quantile, buffer in ((LOW, self.low), (HIGH, self.high)):
             buffer.copy_(torch.from_numpy(np.quantile(values, quantile, axis=1)))
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the root of the map: the mean of both, each in units of its quantiles.
 
         The paper first takes the lower quantile away, the same number everywhere; without that no value is negative.
@@ -218,7 +218,7 @@ class EfficientAD(GradientDetector):
         scale = HIGH_AT / (self.high - self.low).clamp_min(1e-12)
         joined = (self.maps(images) * scale[:, None, None]).mean(1, keepdim=True)
         whole = F.pad(joined, (RIM,) * 4, mode="replicate")
-        return Evidence(F.interpolate(whole, images.shape[-2:], mode="bilinear").sqrt())
+        return Residuals(F.interpolate(whole, images.shape[-2:], mode="bilinear").sqrt())
 
     def _source(self) -> Backbone:
         config = self.config

@@ -24,7 +24,7 @@ from metalad.detectors.gan import (
     signed,
     unsigned,
 )
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Objective, Training
@@ -120,10 +120,10 @@ class FAnoGan(GradientDetector):
         difference = self.critic.features(images).float() - self.critic.features(rebuilt).float()
         return of_image + self.config.kappa * difference.square().mean(1)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return image drawn anew minus image, and the paper's image score."""
         rebuilt = self.rebuild(images)
-        return Evidence(unsigned(rebuilt) - images, unsigned(rebuilt), self.errors(signed(images), rebuilt))
+        return Residuals(unsigned(rebuilt) - images, unsigned(rebuilt), self.errors(signed(images), rebuilt))
 
     def _fakes(self, images: Tensor) -> Tensor:
         drawn: Tensor = self.generator(torch.randn(len(images), self.config.latent, device=images.device))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.clustering import k_means
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import Tap
 from metalad.nn.pixels import to_batch
@@ -40,12 +40,12 @@ class FeatureDictionaryConfig(DetectorConfig):
     enlargement: int = setting(2, "times that a window is enlarged before the network sees it")
     samples: int = setting(20_000, "windows of the good images, chosen by chance, that the dictionary is made from")
     variance: float = setting(0.95, "part of the descriptors' variance that principal components keep")
-    words: int = setting(10, "entries of the dictionary")
+    dictionary_size: int = setting(10, "entries of the dictionary")
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
         super().__post_init__()
-        if min(self.window, self.stride, self.enlargement, self.words) < 1:
+        if min(self.window, self.stride, self.enlargement, self.dictionary_size) < 1:
             raise ConfigError("window, stride, enlargement and words must be at least 1")
         if self.stride > self.window or (self.window - self.stride) % 2 or max(self.left_over):
             height, width = self.image_size
@@ -55,8 +55,8 @@ class FeatureDictionaryConfig(DetectorConfig):
             )
         if not 0 < self.variance <= 1:
             raise ConfigError(f"variance is {self.variance}; it must be more than 0 and at most 1")
-        if self.samples < self.words:
-            raise ConfigError(f"samples is {self.samples}; it must be at least words, {self.words}")
+        if self.samples < self.dictionary_size:
+            raise ConfigError(f"samples is {self.samples}; it must be at least words, {self.dictionary_size}")
 
     @property
     def left_over(self) -> tuple[int, int]:
@@ -104,7 +104,7 @@ class FeatureDictionary(FittedDetector):
             parts = counted(torch.split(windows, BATCH_SIZE), "descriptors", "batch")
             described = torch.cat([self.describe(part) for part in parts])
             self.centre, self.projection = principal_components(described, self.config.variance)
-            self.dictionary = k_means((described - self.centre) @ self.projection, self.config.words, seed)
+            self.dictionary = k_means((described - self.centre) @ self.projection, self.config.dictionary_size, seed)
 
     def describe(self, windows: Float[Tensor, "windows 3 side side"]) -> Float[Tensor, "windows channels"]:
         """Return each window's descriptor: the mean of its features."""
@@ -123,16 +123,16 @@ class FeatureDictionary(FittedDetector):
         apart = (reduced[:, None] - self.dictionary).square().sum(2).amin(1).sqrt()
         return apart.reshape(-1, *self.config.grid)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the distance at each pixel, bilinear between the windows' centres and constant beyond them."""
         distances = self.distances(images)[:, None]
         inner = F.interpolate(distances, scale_factor=float(self.config.stride), mode="bilinear")
         rim = (self.config.window - self.config.stride) // 2
-        return Evidence(F.pad(inner, (rim,) * 4, mode="replicate"))
+        return Residuals(F.pad(inner, (rim,) * 4, mode="replicate"))
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the distance itself."""
-        return evidence.residual[:, 0]
+        return residuals.values[:, 0]
 
     def _sample(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
         size, (height, width) = self.config.window, self.config.image_size

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.settings import setting
@@ -100,8 +100,8 @@ class GeometricTransformations(GradientDetector):
     config: GeometricTransformationsConfig
     source: Tensor
     alpha: Tensor
-    usual: Tensor
-    deviation: Tensor
+    score_mean: Tensor
+    score_deviation: Tensor
     typical: Tensor
 
     def __init__(self, config: GeometricTransformationsConfig) -> None:
@@ -110,8 +110,8 @@ class GeometricTransformations(GradientDetector):
         self.register_buffer("source", sources(config.image_size[0], shift), persistent=False)
         self.network = wide_residual_network(config.depth, config.widening, self.ways)
         self.register_buffer("alpha", torch.ones(self.ways, self.ways))
-        self.register_buffer("usual", torch.zeros((), dtype=torch.double))
-        self.register_buffer("deviation", torch.ones((), dtype=torch.double))
+        self.register_buffer("score_mean", torch.zeros((), dtype=torch.double))
+        self.register_buffer("score_deviation", torch.ones((), dtype=torch.double))
         self.register_buffer("typical", torch.zeros(3, *config.image_size))
 
     @property
@@ -176,10 +176,10 @@ class GeometricTransformations(GradientDetector):
             self.alpha.copy_(dirichlet(answers))
         units = held_out if len(held_out) > 1 else training
         scores = torch.stack([self._unlikely(image)[0] for image in self._one_by_one(units)])
-        self.usual.copy_(scores.mean())
-        self.deviation.copy_(scores.std().clamp_min(1e-3))
+        self.score_mean.copy_(scores.mean())
+        self.score_deviation.copy_(scores.std().clamp_min(1e-3))
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the image score, and how much each pixel's departure from the mean good image adds to it.
 
         The score is the negative log-likelihood of the answers, the mean over transformations, in units of held-out
@@ -189,15 +189,15 @@ class GeometricTransformations(GradientDetector):
         scores, residuals = [], []
         for image in torch.split(images, 1):
             score, gradient = self._unlikely(image)
-            scores.append(F.softplus((score - self.usual) / self.deviation).to(images.dtype))
+            scores.append(F.softplus((score - self.score_mean) / self.score_deviation).to(images.dtype))
             residuals.append(
-                gradient * (image - self.typical) * (image[0, 0].numel() / self.deviation).to(images.dtype)
+                gradient * (image - self.typical) * (image[0, 0].numel() / self.score_deviation).to(images.dtype)
             )
-        return Evidence(torch.cat(residuals), score=torch.stack(scores))
+        return Residuals(torch.cat(residuals), score=torch.stack(scores))
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the size of what each pixel adds, summed over colours."""
-        return evidence.residual.abs().sum(1)
+        return residuals.values.abs().sum(1)
 
     def _unlikely(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return an image's score in nats, and its gradient by the image."""

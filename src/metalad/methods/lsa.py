@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol
 from metalad.detectors.reconstruction import Reconstructor
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
@@ -112,7 +112,7 @@ class Lsa(Reconstructor):
         images: Tensor = self.decoder(code)
         return images.float()
 
-    def surprises(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, " batch"]:
+    def negative_log_likelihoods(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, " batch"]:
         """Return the negative log-likelihood of codes, in nats."""
         # The bin has no gradient; the code learns to be foretold as what the later numbers are foretold from.
         bins = (code.detach() * self.config.bins).long().clamp_max(self.config.bins - 1)
@@ -124,7 +124,7 @@ class Lsa(Reconstructor):
             images = images.expand(2, -1, -1, -1)  # batch normalisation of flat features needs company
         code = self.encode(images)
         errors = _squared_error(self.decode(code), images)
-        return (errors + self.config.likelihood_weight * self.surprises(code)).mean()
+        return (errors + self.config.likelihood_weight * self.negative_log_likelihoods(code)).mean()
 
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Rebuild images; values are near [0, 1] but not clipped to it."""
@@ -142,7 +142,7 @@ class Lsa(Reconstructor):
         self.lowest = low
         self.ranges = (high - low).maximum(LEAST_RANGE * high.abs()).clamp_min(1e-12)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return reconstruction minus image, and the paper's image score.
 
         That is the sum of both scores, each scaled so that held-out good images lie in [0, 1]. To be positive it goes
@@ -150,13 +150,13 @@ class Lsa(Reconstructor):
         """
         rebuilt, *scores = self._scores(images)
         scaled = (torch.stack(scores, 1) - self.lowest) / self.ranges
-        return Evidence(rebuilt - images, rebuilt.clamp(0, 1), F.softplus(scaled.sum(1)))
+        return Residuals(rebuilt - images, rebuilt.clamp(0, 1), F.softplus(scaled.sum(1)))
 
     def _scores(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reconstruction, the surprise and the squared error."""
         code = self.encode(images)
         rebuilt = self.decode(code)
-        return rebuilt, self.surprises(code), _squared_error(rebuilt, images)
+        return rebuilt, self.negative_log_likelihoods(code), _squared_error(rebuilt, images)
 
 
 class Estimator(nn.Module):

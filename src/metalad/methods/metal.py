@@ -19,24 +19,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol, Scoring
-from metalad.detectors.density.appearance import Appearance, reduced
+from metalad.detectors.density.appearance import AppearanceDensity, reduced
 from metalad.detectors.reconstruction import Reconstructor
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import Mask, MaskedEncoder, perceptron
 from metalad.nn.augmentation import augment, check_augmentation
 from metalad.nn.losses import l1_ssim_loss, mean_ssim
-from metalad.nn.photometric import Light
+from metalad.nn.photometric import PhotometricNormalization
 from metalad.nn.pixels import Pixels, batches
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Training
 
 Token = Literal["squares", "rows", "columns"]
-COMMON_SPREAD = 0.5
+COMMON_SCALE = 0.5
 """No pixel's unit is less than so many times the root mean square of all: few images would take some for fixed."""
-LEAST_SPREAD = 1 / 255
+MIN_SCALE = 1 / 255
 """Of images that are all the same: a grey level."""
-MOST = 3.0
+MAX_DEVIATION = 3.0
 """A deviation counts for so many units at most where others are rebuilt from it: an anomaly must not spoil them."""
 
 
@@ -70,13 +70,13 @@ class MetalConfig(DetectorConfig):
     )
     degrees: float = setting(1.0, "turn training images by up to so many degrees, either way")
     shift: float = setting(0.01, "move training images by up to this part of their side, either way")
-    light: float = setting(
+    photometric: float = setting(
         0.1,
         "light that is no news: bring images to the usual brightness and contrast, and brighten or darken training "
         "images by up to this part; 0: neither (paper)",
     )
     absolute_error: Literal["mean", "sum"] = setting("mean", "loss: mean absolute error, or its sum as eq. 2 has it")
-    partner: Literal["appearance", "none"] = setting(
+    auxiliary_density: Literal["appearance", "none"] = setting(
         "appearance", "what the calibrated map joins with the error: a density of what is there, or nothing"
     )
 
@@ -86,7 +86,7 @@ class MetalConfig(DetectorConfig):
         if self.reduction < 1 or any(side % self.reduction for side in self.image_size):
             height, width = self.image_size
             raise ConfigError(f"reduction {self.reduction} does not divide image_size {height}x{width}")
-        height, width = self.evidence_size
+        height, width = self.residual_size
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
             raise ConfigError(f"patch_size {self.patch_size} does not divide the {height}x{width} pixels to rebuild")
         known = get_args(Token)
@@ -94,21 +94,21 @@ class MetalConfig(DetectorConfig):
             raise ConfigError(f"tokens are {','.join(self.tokens)!r}; take each of {', '.join(known)} at most once")
         if min(self.depth, self.width, self.hidden_width, self.heads, self.feed_forward_ratio) < 1:
             raise ConfigError("depth, width, hidden_width, heads and feed_forward_ratio must be at least 1")
-        check_augmentation(self.degrees, self.shift, self.light)
+        check_augmentation(self.degrees, self.shift, self.photometric)
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if min(self.count(token) for token in self.tokens) < 2:
             raise ConfigError(f"{height}x{width} pixels hold one patch; a patch needs others to be rebuilt from")
 
     @property
-    def evidence_size(self) -> tuple[int, int]:
+    def residual_size(self) -> tuple[int, int]:
         """Height and width of the image that is rebuilt."""
         return self.image_size[0] // self.reduction, self.image_size[1] // self.reduction
 
     @property
     def grid(self) -> tuple[int, int]:
         """Square patches down and across."""
-        height, width = self.evidence_size
+        height, width = self.residual_size
         return height // self.patch_size, width // self.patch_size
 
     def count(self, token: Token) -> int:
@@ -137,7 +137,7 @@ class Metal(Reconstructor):
     name = "metal"
     config: MetalConfig
     mean: Tensor
-    spread: Tensor
+    scale: Tensor
 
     def __init__(self, config: MetalConfig) -> None:
         super().__init__(config)
@@ -159,10 +159,10 @@ class Metal(Reconstructor):
             }
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
-        self.appearance = Appearance(config.reduction) if config.partner == "appearance" else None
-        self.light = Light() if config.light else None
-        self.register_buffer("mean", torch.zeros(3, *config.evidence_size))
-        self.register_buffer("spread", torch.ones(3, *config.evidence_size))
+        self.appearance = AppearanceDensity(config.reduction) if config.auxiliary_density == "appearance" else None
+        self.photometric = PhotometricNormalization() if config.photometric else None
+        self.register_buffer("mean", torch.zeros(3, *config.residual_size))
+        self.register_buffer("scale", torch.ones(3, *config.residual_size))
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Learn the usual light, and the mean and spread of good images, by which `target="deviations"` counts.
@@ -171,14 +171,14 @@ class Metal(Reconstructor):
         never come to what a patch's surroundings say of it.
         """
         del stage, seed
-        if self.light is not None:
-            self.light.learn(batches(pixels, self.device))
+        if self.photometric is not None:
+            self.photometric.fit(batches(pixels, self.device))
         if self.config.target == "pixels":
             return
-        seen = torch.cat([self.seen(batch) for batch in batches(pixels, self.device)])
-        variance, mean = torch.var_mean(seen, 0, correction=0)
+        target_image = torch.cat([self.target_image(batch) for batch in batches(pixels, self.device)])
+        variance, mean = torch.var_mean(target_image, 0, correction=0)
         self.mean.copy_(mean)
-        self.spread.copy_((variance + COMMON_SPREAD**2 * variance.mean()).sqrt().clamp_min(LEAST_SPREAD))
+        self.scale.copy_((variance + COMMON_SCALE**2 * variance.mean()).sqrt().clamp_min(MIN_SCALE))
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return section 4.2 of the paper, or a cosine schedule of small batches: as good in a tenth of the work."""
@@ -191,80 +191,87 @@ class Metal(Reconstructor):
         """Let the partner learn; the held-out images stay new to it, for the units and the threshold."""
         del held_out
         if self.appearance is not None:
-            self.appearance.learn(training, self.device, self.light)
+            self.appearance.fit(training, self.device, self.photometric)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return reconstruction minus image, and the partner's: what the whole should be minus image, and distances.
 
         All of the image that is rebuilt, which may be smaller. The first three channels of the residual are the
         reconstruction's.
         """
-        images = self.in_usual_light(images)
-        seen = reduced(images, self.config.reduction)
-        rebuilt = self.reconstruct(seen)
-        residual, expected = rebuilt - seen, rebuilt.clamp(0, 1)
-        if self.appearance is None or not self.appearance.learnt:
-            return Evidence(residual, expected)
-        whole = self.appearance.components(seen) - seen
-        return Evidence(torch.cat([residual, whole], 1), expected, distances=self.appearance(images))
+        images = self.normalized(images)
+        target_image = reduced(images, self.config.reduction)
+        rebuilt = self.reconstruct(target_image)
+        residual, expected = rebuilt - target_image, rebuilt.clamp(0, 1)
+        if self.appearance is None or not self.appearance.fitted:
+            return Residuals(residual, expected)
+        whole = self.appearance.components(target_image) - target_image
+        return Residuals(torch.cat([residual, whole], 1), expected, distances=self.appearance(images))
 
-    def evidence_as_new(self, training: Pixels) -> Evidence:
+    def out_of_fold_residuals(self, training: Pixels) -> Residuals:
         """Return the evidence of training images, whose partner has learnt from others."""
-        partner = self.appearance
-        if partner is None or not partner.learnt:
-            return super().evidence_as_new(training)
+        auxiliary_density = self.appearance
+        if auxiliary_density is None or not auxiliary_density.fitted:
+            return super().out_of_fold_residuals(training)
 
-        def evidence_without(left_out: Bool[np.ndarray, " images"]) -> Evidence:
-            self.appearance = Appearance(self.config.reduction).to(self.device)
-            self.appearance.learn(training[~left_out], self.device, self.light)
-            return self.evidence_of(training[left_out])
+        def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
+            self.appearance = AppearanceDensity(self.config.reduction).to(self.device)
+            self.appearance.fit(training[~left_out], self.device, self.photometric)
+            return self.residuals_of(training[left_out])
 
         try:
-            return self._evidence_by_folds(training, evidence_without)
+            return self._residuals_by_folds(training, residuals_without)
         finally:
-            self.appearance = partner
+            self.appearance = auxiliary_density
 
     def keeps_training_scores(self, scoring: Scoring) -> bool:
         """Return True of those that the partner has a say in: hardly lower than new ones (`docs/design.md`)."""
-        return scoring == "calibrated" and self.appearance is not None and self.appearance.learnt
+        return scoring == "calibrated" and self.appearance is not None and self.appearance.fitted
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared error of the reconstruction, summed over colours."""
-        return evidence.residual[:, :3].square().sum(1)
+        return residuals.values[:, :3].square().sum(1)
 
-    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
+    def target_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
         """Return what is rebuilt of RGB images in [0, 1]: in the usual light, and reduced."""
-        return reduced(self.in_usual_light(images), self.config.reduction)
+        return reduced(self.normalized(images), self.config.reduction)
 
-    def in_usual_light(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def normalized(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Return images in the light that good ones are taken in; two numbers of the whole image change, no more."""
-        return images if self.light is None else self.light(images)
+        return images if self.photometric is None else self.photometric(images)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the mean absolute error minus SSIM of the reconstruction (eq. 4)."""
-        images = self.seen(images)
-        degrees, shift, light = self.config.degrees, self.config.shift, self.config.light
-        if self.training and (degrees or shift or light):
-            images = augment(images, degrees=degrees, shift=shift, light=light)
+        images = self.target_image(images)
+        degrees, shift, photometric = self.config.degrees, self.config.shift, self.config.photometric
+        if self.training and (degrees or shift or photometric):
+            images = augment(images, degrees=degrees, shift=shift, brightness=photometric)
         rebuilt = self.reconstruct(images)
         if self.config.absolute_error == "sum":
             return (rebuilt - images).abs().flatten(1).sum(1).mean() - mean_ssim(rebuilt, images)
         return l1_ssim_loss(rebuilt, images)
 
-    def reconstruct(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+    def reconstruct(self, target_image: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
         """Rebuild every patch of what is `seen` of images from the others; values may leave [0, 1] by a little."""
         (down, across), size = self.config.grid, self.config.patch_size
         # To batch, grid row, grid column, pixel row × pixel column × colour, and back.
-        patches = self._counted(seen).reshape(-1, 3, down, size, across, size).permute(0, 2, 4, 3, 5, 1).flatten(3)
+        patches = (
+            self._normalized_deviations(target_image)
+            .reshape(-1, 3, down, size, across, size)
+            .permute(0, 2, 4, 3, 5, 1)
+            .flatten(3)
+        )
         joined = torch.cat([self._encode(token, patches) for token in self.config.tokens], dim=-1)
         rebuilt: Tensor = self.decoder(joined).float()
-        rebuilt = rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(seen.shape)
-        return self.mean + self.spread * rebuilt
+        rebuilt = rebuilt.reshape(-1, down, across, size, size, 3).permute(0, 5, 1, 3, 2, 4).reshape(target_image.shape)
+        return self.mean + self.scale * rebuilt
 
-    def _counted(self, seen: Float[Tensor, "batch 3 down across"]) -> Float[Tensor, "batch 3 down across"]:
+    def _normalized_deviations(
+        self, target_image: Float[Tensor, "batch 3 down across"]
+    ) -> Float[Tensor, "batch 3 down across"]:
         if self.config.target == "pixels":
-            return seen
-        return ((seen - self.mean) / self.spread).clamp(-MOST, MOST)
+            return target_image
+        return ((target_image - self.mean) / self.scale).clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
     def _encode(
         self, token: Token, patches: Float[Tensor, "batch down across values"]

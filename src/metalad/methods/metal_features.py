@@ -3,7 +3,7 @@
 A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
 from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
 what is usual there; and on demand a blind transformer, how far from what the places around it let expect. Held-out good
-images give each its unit (see `density.Surprise`), so that their mean can be taken. What is usual at a place has its
+images give each its unit (see `density.NormalizedLogDistance`), so that their mean can be taken. What is usual at a place has its
 full say only as far as it depends on the place: little on objects that turn. No bank is searched.
 """
 
@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from metalad.data.corruptions import drifted
+from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
-from metalad.detectors.density.codebook import Codebook, drawn_places
-from metalad.detectors.density.context import POOLED, REACH, Surroundings
-from metalad.detectors.density.gaussian import PlaceNormal, explained_by_place
-from metalad.detectors.density.log_distance import Surprise, as_map
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.density.codebook import Codebook, sampled_positions
+from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
+from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
+from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap, channels_of
-from metalad.nn.photometric import Light
+from metalad.nn.photometric import PhotometricNormalization
 from metalad.nn.pixels import Pixels, batches, to_batch
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import setting
@@ -54,17 +54,19 @@ class MetalFeaturesConfig(DetectorConfig):
     )
     backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    words: int = setting(1024, "typical features in each codebook")
+    codebook_size: int = setting(1024, "typical features in each codebook")
     copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
-    usual_light: bool = setting(True, "bring every image to the good images' usual brightness")
-    steps: int = setting(0, "steps in which a blind transformer learns to foretell a place from others; 0: without it")
+    photometric_normalization: bool = setting(True, "bring every image to the good images' usual brightness")
+    context_steps: int = setting(
+        0, "steps in which a blind transformer learns to foretell a place from others; 0: without it"
+    )
 
     def __post_init__(self) -> None:
         """Check what does not fit together."""
         super().__post_init__()
-        if self.words < 1 or self.copies < 0 or self.steps < 0:
+        if self.codebook_size < 1 or self.copies < 0 or self.context_steps < 0:
             raise ConfigError("words must be at least 1, copies and steps at least 0")
-        if self.steps and max(self.image_size) < LEAST_SIDE:
+        if self.context_steps and max(self.image_size) < LEAST_SIDE:
             height, width = self.image_size
             raise ConfigError(
                 f"image_size {height}x{width} leaves a place nothing to be foretold from; take at least "
@@ -100,43 +102,53 @@ class Densities(nn.Module):
     from those around; of no steps, none.
     """
 
-    share: Tensor
+    stride_weights: Tensor
 
-    def __init__(self, words: int, widths: Sequence[int], grid: tuple[int, int], steps: int) -> None:
+    def __init__(self, codebook_size: int, widths: Sequence[int], grid: tuple[int, int], context_steps: int) -> None:
         """Lay out the parts.
 
         widths: channels of strides 4, 8 and 16. grid: places of stride 8, down and across. steps: of descent.
         """
         super().__init__()
-        self.steps = steps
-        share = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
-        self.register_buffer("share", share[:, None, None], persistent=False)
-        self.placed = widths[0]
-        self.even, self.every, self.deep = Codebook(words), Codebook(words), Codebook(words)
-        self.place = PlaceNormal()
-        self.surroundings = Surroundings(sum(widths), grid) if steps else None
+        self.context_steps = context_steps
+        stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
+        self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
+        self.position_channels = widths[0]
+        self.per_stride, self.per_channel, self.deep = (
+            Codebook(codebook_size),
+            Codebook(codebook_size),
+            Codebook(codebook_size),
+        )
+        self.position = PositionalGaussian()
+        self.context = ContextPrediction(sum(widths), grid) if context_steps else None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Whose answers there are, in their order."""
-        return ("even", "every", "deep", *(("surroundings",) if self.steps else ()), "place")
+        return ("per_stride", "per_channel", "deep", *(("context",) if self.context_steps else ()), "position")
 
-    def learn(self, description: Description, seed: int) -> None:
+    def fit(self, description: Description, seed: int) -> None:
         """Learn all from good images."""
-        drawn, share = drawn_places(description.fine, seed), self.share.flatten()
-        self.even.learn(drawn * share, seed)
-        self.every.learn(drawn, seed)
-        self.deep.learn(drawn_places(description.deep, seed), seed)
-        self.place.learn(description.fine[:, : self.placed])
-        if self.steps:
-            self.surroundings = Surroundings.learnt(description.fine, share, self.steps, seed)
+        drawn, stride_weights = sampled_positions(description.fine, seed), self.stride_weights.flatten()
+        self.per_stride.fit(drawn * stride_weights, seed)
+        self.per_channel.fit(drawn, seed)
+        self.deep.fit(sampled_positions(description.deep, seed), seed)
+        self.position.fit(description.fine[:, : self.position_channels])
+        if self.context_steps:
+            self.context = ContextPrediction.fitted(description.fine, stride_weights, self.context_steps, seed)
 
     def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
         """Return the distances by `names`, all on the grid of stride 8."""
         fine = description.fine
         deep = F.interpolate(self.deep(description.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
-        foretold = [self.surroundings(fine)] if self.surroundings is not None else []
-        return [self.even(fine * self.share), self.every(fine), deep, *foretold, self.place(fine[:, : self.placed])]
+        predicted = [self.context(fine)] if self.context is not None else []
+        return [
+            self.per_stride(fine * self.stride_weights),
+            self.per_channel(fine),
+            deep,
+            *predicted,
+            self.position(fine[:, : self.position_channels]),
+        ]
 
 
 class MetalFeatures(FittedDetector):
@@ -150,20 +162,23 @@ class MetalFeatures(FittedDetector):
     name = "metal_features"
     has_own_units = True
     config: MetalFeaturesConfig
-    say: Tensor
+    density_weights: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, TAPS)
         channels = channels_of(self.backbone.network)
         self.widths = [channels[tap] for tap in TAPS[:3]]
-        self.fine_units, self.deep_units = Standardised(sum(self.widths)), Standardised(channels["s32"])
+        self.fine_standardization, self.deep_standardization = (
+            Standardization(sum(self.widths)),
+            Standardization(channels["s32"]),
+        )
         self.densities = self._new_densities()
         names = self.densities.names
-        self.surprise = Surprise(len(names))
-        self.light = Light(stretches=False)  # the network hardly minds contrast
-        sharing = ("even", "surroundings") if config.steps else ()
-        self.register_buffer("say", torch.tensor([0.5 if name in sharing else 1.0 for name in names]))
+        self.log_distance = NormalizedLogDistance(len(names))
+        self.photometric = PhotometricNormalization(adjust_contrast=False)  # the network hardly minds contrast
+        sharing = ("per_stride", "context") if config.context_steps else ()
+        self.register_buffer("density_weights", torch.tensor([0.5 if name in sharing else 1.0 for name in names]))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the densities of one half of the images, their units on the other, and the densities of all.
@@ -176,83 +191,87 @@ class MetalFeatures(FittedDetector):
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
-        chance = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         with torch.no_grad():
-            if self.config.usual_light:
-                self.light.learn(batches(pixels, self.device))
-            known = self._learn_units([self._maps(batch) for batch in self._varied(pixels, chance)])
+            if self.config.photometric_normalization:
+                self.photometric.fit(batches(pixels, self.device))
+            descriptions = self._fit_standardization([self._maps(batch) for batch in self._with_copies(pixels, rng)])
             # An image's copies lie in its half: a density must not know what its unit is taken from.
-            half = torch.arange(len(known.fine)) % len(pixels) % 2
+            half = torch.arange(len(descriptions.fine)) % len(pixels) % 2
             distances = [
-                self._unseen(known.of(half != side), known.of(half == side), seed)
+                self._distances_of_unseen(descriptions.of(half != side), descriptions.of(half == side), seed)
                 for side in counted((0, 1), "units", "half")
             ]
-            self.surprise.learn([torch.cat(both) for both in zip(*distances, strict=True)])
-            self.densities.learn(known, seed)
-            placed = known.fine[: len(pixels), : self.densities.placed]
-            self.say[self.densities.names.index("place")] = explained_by_place(placed) ** 2
+            self.log_distance.fit([torch.cat(both) for both in zip(*distances, strict=True)])
+            self.densities.fit(descriptions, seed)
+            position_channels = descriptions.fine[: len(pixels), : self.densities.position_channels]
+            self.density_weights[self.densities.names.index("position")] = (
+                variance_explained_by_position(position_channels) ** 2
+            )
 
     def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
         """Return what the backbone says of RGB images in [0, 1]."""
         fine, deep = self._maps(images)
-        return Description(self.fine_units(fine), self.deep_units(deep))
+        return Description(self.fine_standardization(fine), self.deep_standardization(deep))
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
-        return self._evidence_from(self.densities(self.describe(images)))
+        return self._residuals_from(self.densities(self.describe(images)))
 
-    def evidence_as_new(self, training: Pixels) -> Evidence:
+    def out_of_fold_residuals(self, training: Pixels) -> Residuals:
         """Return the evidence of training images, from densities of others."""
         with torch.no_grad():
-            parts = [self.describe(batch) for batch in self._varied(training, np.random.default_rng(0))]
-        known = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+            parts = [self.describe(batch) for batch in self._with_copies(training, np.random.default_rng(0))]
+        descriptions = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
-        def evidence_without(left_out: Bool[np.ndarray, " images"]) -> Evidence:
+        def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
             others = torch.from_numpy(np.tile(~left_out, 1 + self.config.copies))
             images = torch.from_numpy(np.flatnonzero(left_out))  # not their copies, which come after all images
             with torch.no_grad():
-                return self._evidence_from(self._unseen(known.of(others), known.of(images), seed=0))
+                return self._residuals_from(
+                    self._distances_of_unseen(descriptions.of(others), descriptions.of(images), seed=0)
+                )
 
-        return self._evidence_by_folds(training, evidence_without)
+        return self._residuals_by_folds(training, residuals_without)
 
     def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are one)
         """Return True: the densities, which alone know single images, were learnt without the image."""
         return True
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the surprise itself."""
-        return evidence.residual[:, 0]
+        return residuals.values[:, 0]
 
-    def _evidence_from(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Evidence:
-        surprise = self.surprise(distances, self.say)
-        return Evidence(as_map(F.interpolate(surprise[:, None], self.config.image_size, mode="bilinear")))
+    def _residuals_from(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Residuals:
+        log_distance = self.log_distance(distances, self.density_weights)
+        return Residuals(as_map(F.interpolate(log_distance[:, None], self.config.image_size, mode="bilinear")))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.backbone(self.light(images))
+        maps = self.backbone(self.photometric(images))
         grid = (maps[1].shape[-2], maps[1].shape[-1])
         return neighbourhoods(maps[:3], grid), neighbourhoods(maps[3:], (maps[3].shape[-2], maps[3].shape[-1]))
 
-    def _varied(self, pixels: np.ndarray, chance: np.random.Generator) -> Iterator[Tensor]:
+    def _with_copies(self, pixels: np.ndarray, rng: np.random.Generator) -> Iterator[Tensor]:
         """Yield the images in batches, then each once more a little changed, as often as is set."""
         parts = itertools.product(range(1 + self.config.copies), range(0, len(pixels), BATCH_SIZE))
         for copy, start in counted(list(parts), "features", "batch"):
             batch = pixels[start : start + BATCH_SIZE]
-            yield to_batch(np.stack([drifted(image, chance) for image in batch]) if copy else batch, self.device)
+            yield to_batch(np.stack([perturbed(image, rng) for image in batch]) if copy else batch, self.device)
 
-    def _learn_units(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Description:
+    def _fit_standardization(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Description:
         """Learn each channel's unit, and return what these maps are in it."""
-        self.fine_units.learn(fine for fine, _ in maps)
-        self.deep_units.learn(deep for _, deep in maps)
+        self.fine_standardization.fit(fine for fine, _ in maps)
+        self.deep_standardization.fit(deep for _, deep in maps)
         fine, deep = (torch.cat(list(parts)) for parts in zip(*maps, strict=True))
-        return Description(self.fine_units(fine), self.deep_units(deep))
+        return Description(self.fine_standardization(fine), self.deep_standardization(deep))
 
     def _new_densities(self) -> Densities:
-        return Densities(self.config.words, self.widths, self.config.grid, self.config.steps)
+        return Densities(self.config.codebook_size, self.widths, self.config.grid, self.config.context_steps)
 
-    def _unseen(self, seen: Description, unseen: Description, seed: int) -> list[Tensor]:
+    def _distances_of_unseen(self, seen: Description, unseen: Description, seed: int) -> list[Tensor]:
         """Return the distances of the second images by densities of the first."""
         densities = self._new_densities().to(self.device)
-        densities.learn(seen, seed)
+        densities.fit(seen, seed)
         index = torch.arange(len(unseen.fine))
         parts = [densities(unseen.of(part)) for part in torch.split(index, BATCH_SIZE)]
         return [torch.cat(kind) for kind in zip(*parts, strict=True)]

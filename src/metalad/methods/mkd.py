@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.distillation import learn_units
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.distillation import fit_standardization
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.pixels import Pixels, batches
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Training
 
-JUDGED = 3
+SCORED = 3
 """The difference of the last so many layers is the anomaly score; all are learnt from."""
 HIDDEN = 16
 """Channels of the cloner's other convolutions."""
@@ -156,7 +156,7 @@ class MKD(GradientDetector):
         super().__init__(config)
         self.source = Source(config.backbone)
         channels = self.source.channels()
-        self.units = nn.ModuleList(Standardised(count) for count in channels)
+        self.units = nn.ModuleList(Standardization(count) for count in channels)
         self.cloner = Cloner(channels, signed=config.standardised, upwards=not self.source.pools)
         self.register_buffer("unit", torch.ones(()))
 
@@ -174,7 +174,7 @@ class MKD(GradientDetector):
         self.source.backbone.load(self.config.weights)
         self.source.to(self.device)
         if self.config.standardised:
-            learn_units(self.units, self.source, pixels, self.device)
+            fit_standardization(self.units, self.source, pixels, self.device)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the difference of source and cloner over all critical layers (eq. 3)."""
@@ -196,7 +196,7 @@ class MKD(GradientDetector):
 
     def score(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
         """Return each image's difference over the last three layers."""
-        return self.differences(images, guided=self.config.gradient == "guided")[:, -JUDGED:].sum(1)
+        return self.differences(images, guided=self.config.gradient == "guided")[:, -SCORED:].sum(1)
 
     def gradients(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -214,11 +214,11 @@ class MKD(GradientDetector):
         squares = torch.stack([self.gradients(batch)[0].square().mean() for batch in batches(held_out, self.device, 1)])
         self.unit.copy_(squares.mean().sqrt().clamp_min(1e-12))
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the gradient in its unit, and the difference as the image's score."""
         gradient, scores = self.gradients(images)
-        return Evidence(gradient / self.unit, score=scores)
+        return Residuals(gradient / self.unit, score=scores)
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the gradient's absolute value, summed over colours."""
-        return evidence.residual.abs().sum(1)
+        return residuals.values.abs().sum(1)

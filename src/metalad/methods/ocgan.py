@@ -24,7 +24,7 @@ from metalad.detectors.gan import (
     start_small,
     unsigned,
 )
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Objective, Training
@@ -140,11 +140,11 @@ class OcGan(GradientDetector):
                 start = (start - self.config.mining_rate * slope).detach()
         return start.tanh()
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return rebuilt image minus image, and the mean squared error as the image score."""
         rebuilt = self.rebuild(images)
         score = (rebuilt - signed(images)).square().flatten(1).mean(1)
-        return Evidence(unsigned(rebuilt) - images, unsigned(rebuilt), score)
+        return Residuals(unsigned(rebuilt) - images, unsigned(rebuilt), score)
 
     def _drawn(self, count: int) -> Tensor:
         """Draw codes from the whole cube (-1, 1)^n."""
@@ -167,13 +167,13 @@ class OcGan(GradientDetector):
             own = self.encoder(self._noisy(images))
         of_images = (self.image_discriminator(signed(images)), self.image_discriminator(drawn))
         of_codes = (self.code_discriminator(codes), self.code_discriminator(own))
-        return _told_apart(*of_images) + _told_apart(*of_codes)
+        return _discrimination_loss(*of_images) + _discrimination_loss(*of_codes)
 
     def _classifier_loss(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             rebuilt = self.decoder(self.encoder(self._noisy(images)))
             drawn = self.decoder(self._drawn(len(images)))
-        return _told_apart(self.classifier(rebuilt), self.classifier(drawn))
+        return _discrimination_loss(self.classifier(rebuilt), self.classifier(drawn))
 
 
 def narrowing(channels: list[int]) -> nn.Sequential:
@@ -181,5 +181,5 @@ def narrowing(channels: list[int]) -> nn.Sequential:
     return nn.Sequential(halving(channels[:-1], kernel=5, padding=0), nn.Conv2d(channels[-2], channels[-1], 5, 2))
 
 
-def _told_apart(real: Tensor, fake: Tensor) -> Tensor:
+def _discrimination_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (adversarial_loss(real, real=True) + adversarial_loss(fake, real=False)) / 2

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import Tap
 from metalad.nn.pixels import to_batch
@@ -98,14 +98,14 @@ class Padim(FittedDetector):
         lengths: Tensor = torch.linalg.vector_norm(whitened, dim=2)
         return lengths.T
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the distance at each pixel, between places bilinearly."""
         distances = self.distances(self.features(images)).reshape(-1, 1, *self._grid(images))
-        return Evidence(F.interpolate(distances, images.shape[-2:], mode="bilinear"))
+        return Residuals(F.interpolate(distances, images.shape[-2:], mode="bilinear"))
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the distance itself."""
-        return evidence.residual[:, 0]
+        return residuals.values[:, 0]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         stride = int(self.config.grid[1:])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.codebook import nearest
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap
 from metalad.nn.pixels import to_batch
@@ -95,13 +95,13 @@ class PatchCore(FittedDetector):
         lengths: Tensor = torch.linalg.vector_norm(flat - self.bank[nearest(flat, self.bank)], dim=1)
         return lengths.reshape(patches.shape[:3])
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return each pixel's distance, its patch's."""
-        return Evidence(F.interpolate(self.distances(images)[:, None], images.shape[-2:], mode="nearest"))
+        return Residuals(F.interpolate(self.distances(images)[:, None], images.shape[-2:], mode="nearest"))
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the distance itself."""
-        return evidence.residual[:, 0]
+        return residuals.values[:, 0]
 
     def _candidates(self, pixels: np.ndarray, seed: int) -> tuple[Tensor, int]:
         """Return the patches that the bank is chosen from, and of how many they were drawn."""

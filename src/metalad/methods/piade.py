@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol
 from metalad.detectors.reconstruction import Reconstructor
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, load_weights
 from metalad.nn.capsules import Capsules, longest
 from metalad.nn.losses import WINDOW, mean_ssim, ssim_map
@@ -166,7 +166,7 @@ class Piade(Reconstructor):
         rebuilt = self.reconstruct(images)
         return F.mse_loss(rebuilt, images) - mean_ssim(rebuilt, images) + self._seen_error(rebuilt, images).mean()
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return colour errors and, as a fourth channel, the root of 1 − SSIM; and MSE + 1 − SSIM + perceptual error.
 
         The sum of their squares is metalad's map; the paper has none. The own score is the paper's plus 1.
@@ -177,7 +177,7 @@ class Piade(Reconstructor):
         structure = F.pad((1 - ssim.mean(1, keepdim=True)).clamp_min(0), rim, mode="replicate")
         residual = torch.cat([rebuilt - images, structure.sqrt()], 1)
         score = (rebuilt - images).square().mean((1, 2, 3)) + 1 - ssim.mean((1, 2, 3))
-        return Evidence(residual, rebuilt.clamp(0, 1), score + self._seen_error(rebuilt, images))
+        return Residuals(residual, rebuilt.clamp(0, 1), score + self._seen_error(rebuilt, images))
 
     def _attend(self, place: Place, maps: Tensor) -> Tensor:
         attended: Tensor = self.attention[place](maps)

@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.distillation import Part, learn_units, trained_backbone, varied
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.distillation import Part, fit_standardization, trained_backbone, varied
+from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import TAPPED_STAGES, Place, Tap, channels_of
 from metalad.nn.patch_network import NETWORKS, SLOPE, PatchNetwork
 from metalad.nn.pixels import Pixels, batches
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Training
@@ -109,14 +109,14 @@ class BackboneSchool(nn.Module):
         found = channels_of(self.teacher.network)
         channels: dict[Place, int] = {tap: found[tap] for tap in config.taps}
         self.weights, self.scales = config.weights, len(channels)
-        self.targets = nn.ModuleList(Standardised(count) for count in channels.values())
+        self.targets = nn.ModuleList(Standardization(count) for count in channels.values())
         self.students = nn.ModuleList(Pyramid(config.width, channels) for _ in range(config.students))
 
     def prepare(self, pixels: Pixels, device: torch.device) -> None:
         """Load the teacher, and learn the units of what it says."""
         self.teacher.load(self.weights)
         self.teacher.to(device)
-        learn_units(self.targets, self.teacher, pixels, device)
+        fit_standardization(self.targets, self.teacher, pixels, device)
 
     def answers(self, images: Float[Tensor, "batch 3 height width"]) -> Iterator[Answers]:
         """Yield what is said at each tap; a place that the backbone rounds away is left out."""
@@ -141,8 +141,8 @@ class PatchSchool(nn.Module):
         networks = [partial(PatchNetwork, side, config.width, config.descriptor) for side in self.sides]
         self.teachers = nn.ModuleList(network() for network in networks)
         self.decoders = nn.ModuleList(nn.Linear(config.descriptor, described) for _ in self.sides)
-        self.described = Standardised(described)
-        self.targets = nn.ModuleList(Standardised(config.descriptor) for _ in self.sides)
+        self.described = Standardization(described)
+        self.targets = nn.ModuleList(Standardization(config.descriptor) for _ in self.sides)
         self.students = nn.ModuleList(nn.ModuleList(network() for _ in range(config.students)) for network in networks)
 
     def source(self, device: torch.device) -> Backbone:
@@ -153,7 +153,7 @@ class PatchSchool(nn.Module):
         """Learn the units of what the teachers learn."""
         source = self.source(device)
         pieces = (varied(batch, (side,) * 2) for side in self.sides for batch in batches(pixels, device))
-        self.described.learn(_described(source, patches) for patches in pieces)
+        self.described.fit(_described(source, patches) for patches in pieces)
 
     def teachers_loss(self, source: Backbone, images: Tensor) -> Tensor:
         """Return the loss of all teachers: that of knowledge and that of compactness (eq. 1 and 4)."""
@@ -171,7 +171,7 @@ class PatchSchool(nn.Module):
         """Learn the units of what the teachers say."""
         for target, teacher in zip(self.targets, self.teachers, strict=True):
             # One teacher at a time, and nothing kept: densely described, an image takes tens of megabytes.
-            cast(Standardised, target).learn(self._taught(teacher, batch) for batch in batches(pixels, device))
+            cast(Standardization, target).fit(self._taught(teacher, batch) for batch in batches(pixels, device))
 
     def answers(self, images: Float[Tensor, "batch 3 height width"]) -> Iterator[Answers]:
         """Yield what is said of the patches of each side."""
@@ -200,8 +200,8 @@ class StudentTeacher(GradientDetector):
 
     def __init__(self, config: StudentTeacherConfig) -> None:
         super().__init__(config)
-        self.school = PatchSchool(config) if config.teacher == "distilled" else BackboneSchool(config)
-        self.register_buffer("units", torch.ones(self.school.scales, 2))
+        self.ensemble = PatchSchool(config) if config.teacher == "distilled" else BackboneSchool(config)
+        self.register_buffer("units", torch.ones(self.ensemble.scales, 2))
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return the paper's: 50,000 steps of 64 patches, then 100 epochs of single images; or a small part of it.
@@ -220,31 +220,31 @@ class StudentTeacher(GradientDetector):
 
     def learner(self, stage: str) -> Learner:
         """Return the teachers with what they learn from, or the students."""
-        school = self.school
-        if stage == "teacher" and isinstance(school, PatchSchool):
-            teachers = nn.ModuleList([school.teachers, school.decoders])
-            return Part(teachers, partial(school.teachers_loss, school.source(self.device)))
-        return Part(school.students, self.loss)
+        ensemble = self.ensemble
+        if stage == "teacher" and isinstance(ensemble, PatchSchool):
+            teachers = nn.ModuleList([ensemble.teachers, ensemble.decoders])
+            return Part(teachers, partial(ensemble.teachers_loss, ensemble.source(self.device)))
+        return Part(ensemble.students, self.loss)
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Learn the units of what the teachers learn, or of what they teach, from the training images."""
         torch.manual_seed(seed)
         with torch.no_grad():
-            if stage == "teacher" and isinstance(self.school, PatchSchool):
-                self.school.prepare_teachers(pixels, self.device)
+            if stage == "teacher" and isinstance(self.ensemble, PatchSchool):
+                self.ensemble.prepare_teachers(pixels, self.device)
             else:
-                self.school.prepare(pixels, self.device)
+                self.ensemble.prepare(pixels, self.device)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return each student's squared distance from the teacher (eq. 6), its mean over places, students, scales."""
-        losses = [(said - wanted).square().sum(2).mean() for wanted, said, _ in self.school.answers(images)]
+        losses = [(said - wanted).square().sum(2).mean() for wanted, said, _ in self.ensemble.answers(images)]
         return torch.stack(losses).mean()
 
     def errors(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch scales 2 height width"]:
         """Return the squared error of the students' mean (eq. 8) and the spread of the students (eq. 9)."""
         height, width = images.shape[-2:]
         scales = []
-        for wanted, said, stride in self.school.answers(images):
+        for wanted, said, stride in self.ensemble.answers(images):
             mean = said.mean(0)
             error = (mean - wanted).square().sum(1)
             spread = (said - mean).square().sum(2).mean(0)  # the mean square less the mean's square, exactly
@@ -258,13 +258,13 @@ class StudentTeacher(GradientDetector):
             maps = torch.cat([self.errors(batch).cpu() for batch in batches(held_out, self.device)])
         self.units.copy_(maps.double().std((0, 3, 4)).clamp_min(1e-12))
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the root of the map: error and spread, each in its units, their sum's mean over scales (eq. 10, 11).
 
         The paper first takes the means of both away, the same number everywhere; without that no value is negative.
         """
         maps = self.errors(images) / self.units[..., None, None]
-        return Evidence(maps.sum(2).mean(1, keepdim=True).sqrt())
+        return Residuals(maps.sum(2).mean(1, keepdim=True).sqrt())
 
 
 def compactness(descriptors: Float[Tensor, "patches descriptor"]) -> Float[Tensor, ""]:

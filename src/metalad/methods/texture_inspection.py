@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.clustering import Mixture, fit_mixture, log_likelihood
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.photometric import grey
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
@@ -74,8 +74,8 @@ class TextureInspection(FittedDetector):
     log_weight: Tensor
     mean: Tensor
     whitening: Tensor
-    usual: Tensor
-    deviation: Tensor
+    level_mean: Tensor
+    level_deviation: Tensor
 
     def __init__(self, config: TextureInspectionConfig) -> None:
         super().__init__(config)
@@ -84,8 +84,8 @@ class TextureInspection(FittedDetector):
         self.register_buffer("log_weight", torch.zeros(levels, count))
         self.register_buffer("mean", torch.zeros(levels, count, channels))
         self.register_buffer("whitening", torch.zeros(levels, count, channels, channels))
-        self.register_buffer("usual", torch.zeros(levels))
-        self.register_buffer("deviation", torch.ones(levels))
+        self.register_buffer("level_mean", torch.zeros(levels))
+        self.register_buffer("level_deviation", torch.ones(levels))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Learn the mixtures, and from other images what is usual at each level.
@@ -105,10 +105,12 @@ class TextureInspection(FittedDetector):
             for level, points in enumerate(self._sampled(pixels[chosen], generator)):
                 mixture = fit_mixture(points, self.config.components, seed)
                 self.log_weight[level], self.mean[level], self.whitening[level] = mixture
-            surprise = [self._surprise(to_batch(pixels[index : index + 1], self.device)) for index in held_out]
+            negative_log_likelihood = [
+                self._negative_log_likelihood(to_batch(pixels[index : index + 1], self.device)) for index in held_out
+            ]
             for level in range(self.config.levels):
-                values = torch.cat([each[level].flatten() for each in surprise]).double()
-                self.usual[level], self.deviation[level] = values.mean(), values.std().clamp_min(1e-6)
+                values = torch.cat([each[level].flatten() for each in negative_log_likelihood]).double()
+                self.level_mean[level], self.level_deviation[level] = values.mean(), values.std().clamp_min(1e-6)
 
     def patches(self, images: Float[Tensor, "1 3 height width"]) -> Iterator[Float[Tensor, "places channels"]]:
         """Yield the compressed patch around each pixel, level by level; beyond the border lies its mirror image."""
@@ -124,27 +126,27 @@ class TextureInspection(FittedDetector):
                 places = places * ((length / WEBER).log1p() / length)
             yield places @ self.projection
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the unlikelihood of each pixel's patches, the mean over levels in units of good images', above 0.
 
         Image by image: the patches of several together would take gigabytes.
         """
-        maps = torch.stack([self._unusual(images[index : index + 1]) for index in range(len(images))])
+        maps = torch.stack([self._anomaly(images[index : index + 1]) for index in range(len(images))])
         # Below what is usual nothing is abnormal; softplus keeps the order there, and the values from 1 on.
-        return Evidence(F.softplus(maps)[:, None])
+        return Residuals(F.softplus(maps)[:, None])
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the unlikelihood itself."""
-        return evidence.residual[:, 0]
+        return residuals.values[:, 0]
 
-    def _unusual(self, image: Tensor) -> Tensor:
+    def _anomaly(self, image: Tensor) -> Tensor:
         total = image.new_zeros(image.shape[-2:])
-        for level, surprise in enumerate(self._surprise(image)):
-            standard = (surprise - self.usual[level]) / self.deviation[level]
+        for level, negative_log_likelihood in enumerate(self._negative_log_likelihood(image)):
+            standard = (negative_log_likelihood - self.level_mean[level]) / self.level_deviation[level]
             total += F.interpolate(standard[None, None], total.shape, mode="bilinear")[0, 0]
         return total / self.config.levels
 
-    def _surprise(self, image: Tensor) -> list[Tensor]:
+    def _negative_log_likelihood(self, image: Tensor) -> list[Tensor]:
         """Return the negative log-likelihood of each patch, in nats, level by level."""
         mixtures = (Mixture(*parts) for parts in zip(self.log_weight, self.mean, self.whitening, strict=True))
         return [

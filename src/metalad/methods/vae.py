@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalad.detectors.autoencoder import halvings
 from metalad.detectors.base import DetectorConfig, Protocol
 from metalad.detectors.reconstruction import Reconstructor
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Training
@@ -106,16 +106,16 @@ class Vae(Reconstructor):
         """Decode the mean of images' codes; values are near [0, 1] but not clipped to it."""
         return self.decode(self.encode(images)[0])
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return reconstruction minus image, and the negative evidence lower bound as the image score."""
         mean, log_deviation = self.encode(images)
         rebuilt = self.decode(mean)
         score = _negative_bound(rebuilt, images, mean, log_deviation)
-        return Evidence(rebuilt - images, rebuilt.clamp(0, 1), score)
+        return Residuals(rebuilt - images, rebuilt.clamp(0, 1), score)
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the absolute error, summed over the colours."""
-        return evidence.residual.abs().sum(1)
+        return residuals.values.abs().sum(1)
 
 
 def divergence(

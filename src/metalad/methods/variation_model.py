@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import setting
@@ -33,13 +33,13 @@ class VariationModelConfig(DetectorConfig):
     statistics: Literal["standard", "robust"] = setting(
         "standard", "standard: mean and deviation; robust: median and median absolute deviation"
     )
-    floor: float = setting(2 / 255, "least variation of a pixel, of grey levels in [0, 1]")
+    min_variation: float = setting(2 / 255, "least variation of a pixel, of grey levels in [0, 1]")
 
     def __post_init__(self) -> None:
         """Check what cannot be."""
         super().__post_init__()
-        if not 0 < self.floor < 1:
-            raise ConfigError(f"floor is {self.floor}; it must lie between 0 and 1")
+        if not 0 < self.min_variation < 1:
+            raise ConfigError(f"floor is {self.min_variation}; it must lie between 0 and 1")
 
 
 class VariationModel(FittedDetector):
@@ -74,15 +74,15 @@ class VariationModel(FittedDetector):
         ]
         normal, variation = (np.concatenate(planes).transpose(2, 0, 1) / 255 for planes in zip(*parts, strict=True))
         self.normal = torch.from_numpy(normal).float().to(self.device)
-        self.variation = torch.from_numpy(variation).float().to(self.device).clamp_min(self.config.floor)
+        self.variation = torch.from_numpy(variation).float().to(self.device).clamp_min(self.config.min_variation)
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return each colour's difference from the normal value, in units of its variation."""
-        return Evidence((images - self.normal) / self.variation)
+        return Residuals((images - self.normal) / self.variation)
 
-    def raw_map(self, evidence: Evidence) -> Float[Tensor, "batch height width"]:
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the largest difference among the colours."""
-        return evidence.residual.abs().amax(1)
+        return residuals.values.abs().amax(1)
 
 
 def _standard(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.residuals import Evidence
+from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import perceptron
 from metalad.nn.capsules import Capsules, squash
 from metalad.nn.losses import mean_ssim, ssim_map
@@ -209,13 +209,13 @@ class VtAdl(GradientDetector):
         faults = 5 * F.mse_loss(rebuilt, images) - 0.5 * mean_ssim(rebuilt, images)
         return faults + self.cost(embeddings).sum(1).mean()
 
-    def evidence(self, images: Float[Tensor, "batch 3 height width"]) -> Evidence:
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the root of each patch's cost, bilinearly; and MSE + (1 − SSIM) + the greatest cost as own score."""
         embeddings = self.embed(images)
         rebuilt, costs = self.reconstruct(embeddings), self.cost(embeddings)
         maps = F.interpolate(costs.reshape(-1, 1, *self.config.grid), images.shape[-2:], mode="bilinear")
         faults = (rebuilt - images).square().mean((1, 2, 3)) + 1 - ssim_map(rebuilt, images).mean((1, 2, 3))
-        return Evidence(maps.sqrt(), rebuilt.clamp(0, 1), faults + costs.amax(1))
+        return Residuals(maps.sqrt(), rebuilt.clamp(0, 1), faults + costs.amax(1))
 
 
 def _decoder(image_size: tuple[int, int], channels: int) -> Iterator[nn.Module]:

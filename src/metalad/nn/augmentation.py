@@ -10,7 +10,7 @@ from torch import Tensor
 from metalad.runtime.errors import ConfigError
 
 
-def check_augmentation(degrees: float, shift: float, light: float = 0.0) -> None:
+def check_augmentation(degrees: float, shift: float, brightness: float = 0.0) -> None:
     """Check how far training images are turned, moved and lit otherwise.
 
     Raises:
@@ -18,7 +18,7 @@ def check_augmentation(degrees: float, shift: float, light: float = 0.0) -> None
     """
     if not (0 <= degrees <= 180 and 0 <= shift < 0.5):
         raise ConfigError("degrees must lie between 0 and 180, shift between 0 and 0.5")
-    if not 0 <= light < 1:
+    if not 0 <= brightness < 1:
         raise ConfigError("light must lie between 0 and 1")
 
 
@@ -28,7 +28,7 @@ def augment(
     degrees: float = 0.0,
     shift: float = 0.0,
     flip: bool = False,
-    light: float = 0.0,
+    brightness: float = 0.0,
 ) -> Float[Tensor, "batch channels height width"]:
     """Return each image turned, shifted and mirrored by chance, as Bergmann et al. (CVPR 2019) augment objects.
 
@@ -43,14 +43,14 @@ def augment(
     """
     count, _, height, width = images.shape
 
-    def chance() -> Tensor:  # always the CPU's, so that a GPU trains on the same images
+    def rng() -> Tensor:  # always the CPU's, so that a GPU trains on the same images
         return torch.rand(count).to(images.device)
 
     def drawn(limit: float) -> Tensor:
-        return (2 * chance() - 1) * limit
+        return (2 * rng() - 1) * limit
 
     angle, across, down = drawn(math.radians(degrees)), drawn(2 * shift), drawn(2 * shift)
-    mirrored = torch.where(chance() < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
+    mirrored = torch.where(rng() < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
     cosine, sine, aspect = angle.cos(), angle.sin(), height / width
     matrix = torch.stack(
         [
@@ -61,4 +61,4 @@ def augment(
     )
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return (images * (1 + drawn(light))[:, None, None, None]).clamp_max(1) if light else images
+    return (images * (1 + drawn(brightness))[:, None, None, None]).clamp_max(1) if brightness else images

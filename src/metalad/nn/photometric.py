@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MOST = 2.0
+MAX_GAIN = 2.0
 """An image is made brighter or darker, flatter or starker, by so many times at most."""
 CONTRAST_OF_CONTENT = 0.15
 """By about so much (standard deviation of the logarithm) what is in the picture changes its contrast, a defect too."""
@@ -26,7 +26,7 @@ def grey(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 
     return (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
 
 
-class Light(nn.Module):
+class PhotometricNormalization(nn.Module):
     """The usual brightness and contrast of good images, and how to bring any image to them.
 
     brightness: mean luminance. contrast: standard deviation of the luminance, as a part of the brightness. Of good
@@ -38,31 +38,31 @@ class Light(nn.Module):
 
     brightness: Tensor
     contrast: Tensor
-    say: Tensor
+    exponents: Tensor
 
-    def __init__(self, *, stretches: bool = True) -> None:
+    def __init__(self, *, adjust_contrast: bool = True) -> None:
         super().__init__()
-        self.stretches = stretches
+        self.adjust_contrast = adjust_contrast
         self.register_buffer("brightness", torch.ones(()))
         self.register_buffer("contrast", torch.ones(()))
-        self.register_buffer("say", torch.zeros(2))
+        self.register_buffer("exponents", torch.zeros(2))
 
-    def learn(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> None:
+    def fit(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> None:
         """Learn the usual light from good images."""
         logs = torch.cat([torch.stack(self._measured(batch)).log() for batch in batches], 1)
         variance, mean = torch.var_mean(logs, 1, correction=0)
         self.brightness.copy_(mean[0].exp())
         self.contrast.copy_(mean[1].exp())
-        self.say[0] = 1.0
-        self.say[1] = variance[1] / (variance[1] + CONTRAST_OF_CONTENT**2) if self.stretches else 0.0
+        self.exponents[0] = 1.0
+        self.exponents[1] = variance[1] / (variance[1] + CONTRAST_OF_CONTENT**2) if self.adjust_contrast else 0.0
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Return RGB images in the usual light; of images in [0, 1] some values may come to lie outside."""
         brightness, contrast = self._measured(images)
-        gain = (self.brightness / brightness).clamp(1 / MOST, MOST) ** self.say[0]
-        stretch = (self.contrast / contrast).clamp(1 / MOST, MOST) ** self.say[1]
+        gain = (self.brightness / brightness).clamp(1 / MAX_GAIN, MAX_GAIN) ** self.exponents[0]
+        contrast_gain = (self.contrast / contrast).clamp(1 / MAX_GAIN, MAX_GAIN) ** self.exponents[1]
         centre = gain * brightness
-        scale, offset = gain * stretch, centre * (1 - stretch)
+        scale, offset = gain * contrast_gain, centre * (1 - contrast_gain)
         return images * scale[:, None, None, None] + offset[:, None, None, None]
 
     def _measured(self, images: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:

@@ -68,9 +68,9 @@ class GuidedSmoothing(nn.Module):
         guide = guide / guide.mean((1, 2), keepdim=True).clamp_min(torch.finfo(guide.dtype).tiny)
         planes = F.avg_pool2d(torch.stack([guide, maps], 1), COARSER, ceil_mode=True)
         brightness, level = planes.unbind(1)
-        usual, mean = self.window(planes).unbind(1)
-        variance = self.window(brightness.square()) - usual.square()
-        slope = (self.window(brightness * level) - usual * mean) / (variance + EDGE**2)
-        lines = self.window(torch.stack([slope, mean - slope * usual], 1))
+        mean_brightness, mean = self.window(planes).unbind(1)
+        variance = self.window(brightness.square()) - mean_brightness.square()
+        slope = (self.window(brightness * level) - mean_brightness * mean) / (variance + EDGE**2)
+        lines = self.window(torch.stack([slope, mean - slope * mean_brightness], 1))
         slope, offset = F.interpolate(lines, guide.shape[-2:], mode="bilinear").unbind(1)
         return slope * guide + offset

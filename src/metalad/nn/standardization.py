@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Standardised(nn.Module):
+class Standardization(nn.Module):
     """Channels less their mean, in units of their standard deviation, both learnt once."""
 
     mean: Tensor
@@ -18,7 +18,7 @@ class Standardised(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
 
-    def learn(self, batches: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
+    def fit(self, batches: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
         """Take mean and deviation of all values of a channel; one that does not vary keeps its unit."""
         count = 0
         total = torch.zeros_like(self.mean, dtype=torch.double)

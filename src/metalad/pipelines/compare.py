@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from metalad.data import Sample, load_images, read_category
 from metalad.pipelines.evaluate import evaluate
-from metalad.pipelines.rendering import paint
+from metalad.pipelines.rendering import render
 from metalad.results.comparison import Comparison, compared
 from metalad.results.report import Report
 from metalad.runtime.errors import ConfigError, DataError, RunError
@@ -112,12 +112,12 @@ def _look(comparison: Comparison, runs: Sequence[Path], data: Path, device: str,
         # Of the scores, not of the threshold: few good images put that anywhere.
         slack = SAME_SCORE * max(abs(verdict.score) for verdict in comparison.verdicts[number])
         for index, sample, pixels in zip(samples, images.samples, images.pixels, strict=True):
-            painting = paint(model.detector, sample, pixels, scoring.name)
+            rendering = render(model.detector, sample, pixels, scoring.name)
             score = comparison.verdicts[number][index].score
-            if not math.isclose(painting.score, score, rel_tol=SAME_SCORE, abs_tol=slack):
+            if not math.isclose(rendering.score, score, rel_tol=SAME_SCORE, abs_tol=slack):
                 raise DataError(f"{sample.path} is not the image that {run} was evaluated on; evaluate it again")
-            first = seen.get(index) or Seen(embed(painting.image), embed(painting.white_truth), ())
-            overlay = embed(painting.overlay(scoring.threshold))
+            first = seen.get(index) or Seen(embed(rendering.image), embed(rendering.white_truth), ())
+            overlay = embed(rendering.overlay(scoring.threshold))
             seen[index] = replace(first, overlays=(*first.overlays, overlay))
     return seen
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from metalad.data import Category, Images, Sample, load_images, read_category
 from metalad.detectors.base import SCORINGS, Scoring
 from metalad.methods import method_named
-from metalad.pipelines.measurement import Tally, judge_images, scoring_report
-from metalad.pipelines.rendering import paint
+from metalad.pipelines.measurement import Tally, score_images, scoring_report
+from metalad.pipelines.rendering import render
 from metalad.results.report import Report, Verdict
 from metalad.runtime.errors import DataError
 from metalad.runtime.files import write_json
@@ -25,7 +25,7 @@ def evaluate(
     out: Path | None = None,
     scoring: Scoring | None = None,
     false_alarms: float | None = None,
-    nuisance: bool = False,
+    corruption: bool = False,
     strict: bool = False,
     device: str = "auto",
     progress: bool = False,
@@ -38,7 +38,7 @@ def evaluate(
         out: where the reports go, `RUN/evaluation` by default.
         scoring: `calibrated` or `raw` to judge by, the model's own by default; the report shows both.
         false_alarms: wanted fraction of good images above the threshold, the model's own by default.
-        nuisance: judge the good images once more under each of `metalad.data.corruptions.NUISANCES`, too.
+        nuisance: judge the good images once more under each of `metalad.data.corruptions.CORRUPTIONS`, too.
         strict: let the first unreadable image be an error instead of skipping it.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show a progress bar on the terminal.
@@ -53,7 +53,7 @@ def evaluate(
     if not category.test:
         raise DataError(f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders")
     images = load_images(category.test, model.detector.config.image_size, strict=strict, progress=progress)
-    tally = judge_images(model.detector, images, nuisance=nuisance, progress=progress)
+    tally = score_images(model.detector, images, corruption=corruption, progress=progress)
     chosen = model.scoring(scoring)
     report = Report(
         category=category.name,
@@ -68,7 +68,7 @@ def evaluate(
         verdicts=_verdicts(category, images, tally, chosen, rates[chosen]),
         skipped=tuple((str(skipped.path), skipped.reason) for skipped in images.skipped),
         settings=dataclasses.asdict(model.header),
-        notes=_notes(model, category.name, images.samples, nuisance, model.caution(false_alarms, chosen)),
+        notes=_notes(model, category.name, images.samples, corruption, model.caution(false_alarms, chosen)),
         data=str(category.root.resolve()),
     )
     folder = out or model.path.parent / "evaluation"
@@ -95,13 +95,13 @@ def _verdicts(
 
 
 def _notes(
-    model: Model, category: str, samples: Sequence[Sample], nuisance: bool, caution: str | None
+    model: Model, category: str, samples: Sequence[Sample], corruption: bool, caution: str | None
 ) -> tuple[str, ...]:
     notes = []
     unmasked = sum(sample.abnormal and sample.mask is None for sample in samples)
     if unmasked:
         notes.append(f"{unmasked} abnormal images have no ground-truth mask and take no part in pixel metrics.")
-    if nuisance and all(sample.abnormal for sample in samples):
+    if corruption and all(sample.abnormal for sample in samples):
         notes.append("There are no good test images, so no nuisance was tried.")
     if method_named(model.header.method).image_level:
         notes.append("The method's paper judges whole images; the anomaly map is metalad's own.")
@@ -114,12 +114,12 @@ def _notes(
 
 def _painter(model: Model, images: Images, scoring: Scoring, threshold: float) -> Callable[[int], Pictures]:
     def draw(index: int) -> Pictures:
-        painting = paint(model.detector, images.samples[index], images.pixels[index], scoring)
+        rendering = render(model.detector, images.samples[index], images.pixels[index], scoring)
         return Pictures(
-            image=painting.image,
-            reconstruction=painting.reconstruction,
-            anomaly_map=painting.overlay(threshold),
-            ground_truth=painting.white_truth,
+            image=rendering.image,
+            reconstruction=rendering.reconstruction,
+            anomaly_map=rendering.overlay(threshold),
+            ground_truth=rendering.white_truth,
         )
 
     return draw

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float32, UInt8
 from tqdm import tqdm
 
 from metalad.data import Images, Sample, read_truth
-from metalad.data.corruptions import NUISANCES
+from metalad.data.corruptions import CORRUPTIONS
 from metalad.data.images import resize_map, resize_mask
 from metalad.data.sample import GOOD
 from metalad.detectors.base import SCORINGS, Detector, Prediction, Scoring
 from metalad.nn.pixels import to_batch
 from metalad.results.metrics import PixelMetrics, UndefinedMetric, auroc, average_precision, f1_max, roc_curve
-from metalad.results.report import Confusion, Curve, DefectRow, Metrics, NuisanceRow, SizeRow
+from metalad.results.report import Confusion, CorruptionRow, Curve, DefectRow, Metrics, SizeRow
 from metalad.results.report import Scoring as ScoringReport
 
 BATCH_SIZE = 16
@@ -66,11 +66,11 @@ class Tally:
     pixels: Mapping[Scoring, Mapping[str, Resolution]]
     sizes: np.ndarray
     pixels_by_size: Mapping[Scoring, Sequence[PixelMetrics]]
-    disturbed: Mapping[str, Mapping[Scoring, Float32[np.ndarray, " images"]]] = field(default_factory=dict)
+    corrupted: Mapping[str, Mapping[Scoring, Float32[np.ndarray, " images"]]] = field(default_factory=dict)
 
 
-def judge_images(detector: Detector, images: Images, *, nuisance: bool = False, progress: bool = False) -> Tally:
-    """Judge every image; with `nuisance`, the good ones once more under each change.
+def score_images(detector: Detector, images: Images, *, corruption: bool = False, progress: bool = False) -> Tally:
+    """Judge every image; with `corruption`, the good ones once more under each change.
 
     Raises:
         ImageError: a mask cannot be read. DataError: a mask's size is not its image's.
@@ -84,7 +84,7 @@ def judge_images(detector: Detector, images: Images, *, nuisance: bool = False, 
     )
     with tqdm(total=len(images), desc="evaluate", unit="image", disable=not progress) as bar:
         for start in range(0, len(images), BATCH_SIZE):
-            judged = _judged(detector, images.pixels[start : start + BATCH_SIZE])
+            judged = _scored(detector, images.pixels[start : start + BATCH_SIZE])
             for scoring, prediction in judged.items():
                 tally.scores[scoring][start : start + BATCH_SIZE] = prediction.score.numpy(force=True)
             for index in range(start, min(start + BATCH_SIZE, len(images))):
@@ -93,16 +93,16 @@ def judge_images(detector: Detector, images: Images, *, nuisance: bool = False, 
                     maps = {name: each.anomaly_map[index - start].numpy(force=True) for name, each in judged.items()}
                     _add(tally, index, images.samples[index].defect, maps, mask)
                 bar.update()
-    if not nuisance:
+    if not corruption:
         return tally
-    return dataclasses.replace(tally, disturbed=_judge_disturbed(detector, images, tally, progress))
+    return dataclasses.replace(tally, corrupted=_infer_corrupted(detector, images, tally, progress))
 
 
-def _judged(detector: Detector, pixels: UInt8[np.ndarray, "batch height width 3"]) -> Mapping[Scoring, Prediction]:
+def _scored(detector: Detector, pixels: UInt8[np.ndarray, "batch height width 3"]) -> Mapping[Scoring, Prediction]:
     with torch.inference_mode():
         images = to_batch(pixels, detector.device)
-        evidence = detector.evidence(images)
-        return {scoring: detector.judge(images, evidence, scoring) for scoring in SCORINGS}
+        residuals = detector.residuals(images)
+        return {scoring: detector.judge(images, residuals, scoring) for scoring in SCORINGS}
 
 
 def _add(
@@ -127,23 +127,23 @@ def size_of(mask: Bool[np.ndarray, "height width"]) -> int:
     return int(np.searchsorted(SIZE_BOUNDS[1:-1], mask.mean(), side="right")) if mask.any() else -1
 
 
-def _judge_disturbed(
+def _infer_corrupted(
     detector: Detector, images: Images, tally: Tally, progress: bool
 ) -> Mapping[str, Mapping[Scoring, Float32[np.ndarray, " images"]]]:
     good = [index for index, sample in enumerate(images.samples) if not sample.abnormal]
     if not good:
         return {}
-    disturbed = {name: {scoring: scores.copy() for scoring, scores in tally.scores.items()} for name in NUISANCES}
-    with tqdm(total=len(good) * len(NUISANCES), desc="nuisances", unit="image", disable=not progress) as bar:
-        for name, change in NUISANCES.items():
+    corrupted = {name: {scoring: scores.copy() for scoring, scores in tally.scores.items()} for name in CORRUPTIONS}
+    with tqdm(total=len(good) * len(CORRUPTIONS), desc="corruptions", unit="image", disable=not progress) as bar:
+        for name, change in CORRUPTIONS.items():
             for start in range(0, len(good), BATCH_SIZE):
                 batch = good[start : start + BATCH_SIZE]
                 # Each image has its own noise, whatever the batch.
                 changed = [change(images.pixels[index], np.random.default_rng(index)) for index in batch]
-                for scoring, prediction in _judged(detector, np.stack(changed)).items():
-                    disturbed[name][scoring][batch] = prediction.score.numpy(force=True)
+                for scoring, prediction in _scored(detector, np.stack(changed)).items():
+                    corrupted[name][scoring][batch] = prediction.score.numpy(force=True)
                 bar.update(len(batch))
-    return disturbed
+    return corrupted
 
 
 def scoring_report(
@@ -169,7 +169,7 @@ def scoring_report(
         ),
         per_defect=tuple(_defect_rows(name, tally, samples, threshold)),
         per_size=tuple(_size_rows(name, tally, truth, threshold)),
-        per_nuisance=tuple(_nuisance_rows(name, tally, truth, threshold)),
+        per_corruption=tuple(_corruption_rows(name, tally, truth, threshold)),
         curves=tuple(_curves(scores, truth, everything.model)),
         false_alarm_rate=rate,
     )
@@ -207,21 +207,21 @@ def _size_rows(name: Scoring, tally: Tally, truth: Bool[np.ndarray, " images"], 
             )
 
 
-def _nuisance_rows(
+def _corruption_rows(
     name: Scoring, tally: Tally, truth: Bool[np.ndarray, " images"], threshold: float
-) -> Iterator[NuisanceRow]:
-    undisturbed = tally.scores[name]
-    before = _defined(lambda: auroc(undisturbed, truth))
+) -> Iterator[CorruptionRow]:
+    uncorrupted = tally.scores[name]
+    before = _defined(lambda: auroc(uncorrupted, truth))
     good = int((~truth).sum())
-    for nuisance, by_scoring in tally.disturbed.items():
+    for corruption, by_scoring in tally.corrupted.items():
         after = _defined(functools.partial(auroc, by_scoring[name], truth))
-        yield NuisanceRow(
-            nuisance=nuisance,
+        yield CorruptionRow(
+            corruption=corruption,
             images=good,
             image_auroc=after,
             image_auroc_loss=None if before is None or after is None else before - after,
             false_alarm_rate=_found(by_scoring[name][~truth], threshold) / good,
-            false_alarm_rate_before=_found(undisturbed[~truth], threshold) / good,
+            false_alarm_rate_before=_found(uncorrupted[~truth], threshold) / good,
         )
 
 

@@ -14,7 +14,7 @@ from metalad.visualization.maps import verdict_overlay
 
 
 @dataclass(frozen=True, eq=False)
-class Painting:
+class Rendering:
     """An image, its ground truth, what was made of it, and its score; a higher map is more abnormal.
 
     `truth` is None for an abnormal image without a mask, `reconstruction` for a method that makes none.
@@ -36,9 +36,9 @@ class Painting:
         return verdict_overlay(self.image, self.anomaly_map, threshold)
 
 
-def paint(
+def render(
     detector: Detector, sample: Sample, pixels: UInt8[np.ndarray, "model_height model_width 3"], scoring: Scoring
-) -> Painting:
+) -> Rendering:
     """Judge one image.
 
     Args:
@@ -54,13 +54,13 @@ def paint(
     size = (image.shape[0], image.shape[1])
     with torch.inference_mode():
         images = to_batch(pixels[np.newaxis], detector.device)
-        evidence = detector.evidence(images)
-        prediction = detector.judge(images, evidence, scoring)
+        residuals = detector.residuals(images)
+        prediction = detector.judge(images, residuals, scoring)
     rebuilt = None
-    if evidence.expected is not None:
-        planes = (255 * evidence.expected[0]).round().byte().numpy(force=True)
+    if residuals.expected is not None:
+        planes = (255 * residuals.expected[0]).round().byte().numpy(force=True)
         rebuilt = resize_image(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), size)
-    return Painting(
+    return Rendering(
         image=image,
         truth=read_truth(sample, size),
         reconstruction=rebuilt,

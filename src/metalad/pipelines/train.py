@@ -22,7 +22,7 @@ from metalad.storage.run_folder import RunFolder, RunSettings
 from metalad.training.device import choose_device
 from metalad.training.loop import Training, descend, epoch_seconds
 from metalad.training.precision import Precision, WantedPrecision, fastest_precision
-from metalad.training.process_group import Team, joined
+from metalad.training.process_group import ProcessGroup, joined
 
 VALIDATION_FRACTION = 0.1
 
@@ -68,10 +68,10 @@ def train(
     _check(epochs, minutes, false_alarms, seed)
     chosen, config = _method_and_config(method)
     place = choose_device(device)
-    with joined(place) as team:
-        folder = RunFolder(out, verbose=progress and team.first, mute=not team.first)
+    with joined(place) as group:
+        folder = RunFolder(out, verbose=progress and group.is_main, mute=not group.is_main)
         category = read_category(data, seed=seed)
-        if team.told(resume and folder.model.exists()):
+        if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
@@ -80,16 +80,18 @@ def train(
         folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
         torch.manual_seed(seed)
         detector = chosen.load()(config).to(place)
-        stored = _stored(folder, team)
+        stored = _stored(folder, group)
         multiplied_in = _precision(detector, precision, stored)
-        plans = _plan(detector, protocol, epochs, minutes, multiplied_in, training, stored, team)
+        plans = _plan(detector, protocol, epochs, minutes, multiplied_in, training, stored, group)
         samples = (*training.samples, *validation.samples)
-        settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, multiplied_in, samples, team)
+        settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, multiplied_in, samples, group)
         folder.record(settings)
         with bars(drawn=folder.verbose):
-            _learn(detector, settings, training, validation, folder, team)
-            model = _conclude(detector, settings, category.name, training, validation, folder) if team.first else None
-        team.told(None)  # the others wait for the model
+            _fit(detector, settings, training, validation, folder, group)
+            model = (
+                _conclude(detector, settings, category.name, training, validation, folder) if group.is_main else None
+            )
+        group.broadcast(None)  # the others wait for the model
         return model or read_model(out)
 
 
@@ -132,9 +134,9 @@ def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, 
     return images
 
 
-def _stored(folder: RunFolder, team: Team) -> RunSettings | None:
+def _stored(folder: RunFolder, group: ProcessGroup) -> RunSettings | None:
     stored = folder.stored()
-    values = team.told(dataclasses.asdict(stored) if stored else None)
+    values = group.broadcast(dataclasses.asdict(stored) if stored else None)
     return RunSettings(**values) if values else None
 
 
@@ -156,7 +158,7 @@ def _plan(
     precision: Precision,
     training: Images,
     stored: RunSettings | None,
-    team: Team,
+    group: ProcessGroup,
 ) -> tuple[Training, ...]:
     if not isinstance(detector, GradientDetector):
         return ()
@@ -167,7 +169,7 @@ def _plan(
         return plans
     if stored is not None:  # the time was measured once; measured again it would differ
         return tuple(from_json(Training, plan) for plan in stored.plan.values())
-    each = [epoch_seconds(detector, plan, precision, training.pixels, team) for plan in plans]
+    each = [epoch_seconds(detector, plan, precision, training.pixels, group) for plan in plans]
     whole = sum(seconds * plan.max_epochs for seconds, plan in zip(each, plans, strict=True))
     part = min(1.0, 60 * minutes / whole)
     return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
@@ -182,7 +184,7 @@ def _settings(
     false_alarms: float,
     precision: Precision,
     samples: Sequence[Sample],
-    team: Team,
+    group: ProcessGroup,
 ) -> RunSettings:
     settings = RunSettings(
         method=method,
@@ -195,23 +197,28 @@ def _settings(
         device=detector.device.type,
         precision=precision,
         threads=torch.get_num_threads(),
-        processes=team.size,
+        processes=group.size,
     )
     # What was measured, time and precision, might differ from process to process.
-    return RunSettings(**team.told(dataclasses.asdict(settings)))
+    return RunSettings(**group.broadcast(dataclasses.asdict(settings)))
 
 
-def _learn(
-    detector: Detector, settings: RunSettings, training: Images, validation: Images, folder: RunFolder, team: Team
+def _fit(
+    detector: Detector,
+    settings: RunSettings,
+    training: Images,
+    validation: Images,
+    folder: RunFolder,
+    group: ProcessGroup,
 ) -> None:
     place = f"{settings.device}, {settings.threads} threads"
-    if isinstance(detector, FittedDetector) and team.first:
+    if isinstance(detector, FittedDetector) and group.is_main:
         folder.note(f"fitting on {place}")
         detector.fit(training.pixels, settings.seed)
     if isinstance(detector, GradientDetector):
         plans = [from_json(Training, plan) for plan in settings.plan.values()]
         epochs = " + ".join(str(plan.max_epochs) for plan in plans)
-        place += f", {team.size} processes" if team.size > 1 else ""
+        place += f", {group.size} processes" if group.size > 1 else ""
         folder.note(f"{epochs} epochs in {settings.precision} on {place}")
         kept = descend(
             detector,
@@ -222,12 +229,12 @@ def _learn(
             training=training.pixels,
             validation=validation.pixels,
             progress=folder.verbose,
-            team=team,
+            group=group,
         )
         for best in kept:
             folder.note(f"{best.stage}: kept epoch {best.epoch}: validation loss {best.validation_loss:.5f}")
         detector.eval()
-        if team.first:
+        if group.is_main:
             detector.conclude(training.pixels, validation.pixels)
 
 

@@ -104,14 +104,14 @@ class SizeRow:
 
 
 @dataclass(frozen=True)
-class NuisanceRow:
+class CorruptionRow:
     """The good test images, `images` in number, changed by something harmless, against the abnormal ones as they are.
 
     `image_auroc_loss` is by how much image AUROC fell, `false_alarm_rate` the fraction of changed good images above
     the threshold, `false_alarm_rate_before` that of the unchanged.
     """
 
-    nuisance: str
+    corruption: str
     images: int
     image_auroc: float | None
     image_auroc_loss: float | None
@@ -124,7 +124,7 @@ class Scoring:
     """The results of one way to score: metrics at the model's and at the images' own resolution.
 
     `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if one was wanted;
-    `per_nuisance` is empty unless nuisances were tried.
+    `per_corruption` is empty unless nuisances were tried.
     """
 
     name: Literal["calibrated", "raw"]
@@ -136,7 +136,7 @@ class Scoring:
     curves: tuple[Curve, ...] = ()
     false_alarm_rate: float | None = None
     per_size: tuple[SizeRow, ...] = ()
-    per_nuisance: tuple[NuisanceRow, ...] = ()
+    per_corruption: tuple[CorruptionRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Report:
             "per_defect": {row.defect: row.metrics for row in self.chosen.per_defect},
             "per_defect_original": {row.defect: row.metrics_original for row in self.chosen.per_defect},
             "per_size": self.chosen.per_size,
-            "per_nuisance": self.chosen.per_nuisance,
+            "per_corruption": self.chosen.per_corruption,
             "original": self.chosen.metrics_original,
             "raw": raw,
             "images": len(self.verdicts),
@@ -266,7 +266,7 @@ def _scoring_from(values: Mapping[str, Any]) -> Scoring:
         per_size=tuple(
             _made(SizeRow, row, metrics=_made(Metrics, row["metrics"])) for row in values.get("per_size", ())
         ),
-        per_nuisance=tuple(_made(NuisanceRow, row) for row in values.get("per_nuisance", ())),
+        per_corruption=tuple(_made(CorruptionRow, row) for row in values.get("per_corruption", ())),
         curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
     )
 
@@ -329,8 +329,8 @@ def report_table(report: Report) -> str:
         blocks.append(_groups_table("defect", {row.defect: row for row in report.chosen.per_defect}))
     if report.chosen.per_size:
         blocks.append(_groups_table("size of defect", {row.size: row for row in report.chosen.per_size}))
-    if report.chosen.per_nuisance:
-        blocks.append(_nuisances_table(report.chosen.per_nuisance))
+    if report.chosen.per_corruption:
+        blocks.append(_corruptions_table(report.chosen.per_corruption))
     blocks.extend(f"note: {printable(note)}" for note in report.notes)
     return "\n\n".join(blocks) + "\n"
 
@@ -363,16 +363,16 @@ def _groups_table(kind: str, groups: Mapping[str, DefectRow] | Mapping[str, Size
     return aligned([[kind, "found", *shown], *rows])
 
 
-def _nuisances_table(nuisances: Sequence[NuisanceRow]) -> str:
+def _corruptions_table(corruptions: Sequence[CorruptionRow]) -> str:
     rows = [
         [
-            row.nuisance,
+            row.corruption,
             percent(row.image_auroc, "-"),
             percent(row.image_auroc_loss, "-"),
             percent(row.false_alarm_rate),
             percent(row.false_alarm_rate_before),
         ]
-        for row in nuisances
+        for row in corruptions
     ]
     return aligned([["good images with", "image_auroc", "loss", "false alarms", "before"], *rows])
 

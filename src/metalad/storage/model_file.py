@@ -19,14 +19,15 @@ from torch import Tensor
 
 from metalad.detectors.base import Detector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, Content
-from metalad.detectors.density.log_distance import Surprise
-from metalad.detectors.threshold import rate_shown
+from metalad.detectors.density.log_distance import NormalizedLogDistance
+from metalad.detectors.threshold import smallest_supported_rate
 from metalad.methods import method_named
 from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.runtime.files import write_bytes
 from metalad.runtime.settings import from_json
+from metalad.storage.migration import OLDEST_FORMAT, migrate_header, migrate_tensors
 
-FORMAT = 4
+FORMAT = 5
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
@@ -79,7 +80,7 @@ class Model:
         images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
         if images * rate >= 1:
             return None
-        shown = rate_shown(images)
+        shown = smallest_supported_rate(images)
         return (
             f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold is an "
             f"extrapolation and may let defects pass. --false-alarms {shown:g} would set it at "
@@ -132,7 +133,7 @@ def read_model(path: Path, device: str = "cpu") -> Model:
     header, tensors = _read(file)
     known = method_named(header.method)
     detector = known.load()(from_json(known.load_config(), header.config))
-    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.evidence_size)
+    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.residual_size)
     for name in [name for name, _ in detector.named_buffers() if name in tensors]:
         # Learnt buffers have the size that the data gave them, not the one a new detector starts with.
         owner, _, leaf = name.rpartition(".")
@@ -169,22 +170,31 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
         raise ModelFileError(f"{file}: damaged or not a model file ({error}); copy it again or train anew") from error
     if "metalad" not in metadata:
         raise ModelFileError(f"{file}: safetensors, but not written by metalad; train the model with metalad")
-    _check_format(file, metadata["metalad"])
+    number = _format_of(file, metadata["metalad"])
     if metadata.get("sha256") != _digest(metadata["metalad"], tensors):
         raise ModelFileError(
             f"{file}: altered since it was written (its checksum differs); copy it again or train anew"
         )
-    return Header(**json.loads(metadata["metalad"])), tensors
+    values = json.loads(metadata["metalad"])
+    if number < FORMAT:
+        values, tensors = migrate_header(values), migrate_tensors(values["method"], tensors)
+    return Header(**values), tensors
 
 
-def _check_format(file: Path, text: str) -> None:
+def _format_of(file: Path, text: str) -> int:
+    """Return the format of a model file, which can be read.
+
+    Raises:
+        ModelFileError: the header is damaged, or of a format that cannot be read.
+    """
     try:
-        number = json.loads(text)["format"]
+        number = int(json.loads(text)["format"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelFileError(f"{file}: its header is damaged; copy it again or train anew") from None
-    if number != FORMAT:
+    if not OLDEST_FORMAT <= number <= FORMAT:
         remedy = "install a newer metalad" if number > FORMAT else "train the model again"
-        raise ModelFileError(f"{file}: has format {number}, this metalad reads {FORMAT}; {remedy}")
+        raise ModelFileError(f"{file}: has format {number}, this metalad reads {OLDEST_FORMAT} to {FORMAT}; {remedy}")
+    return number
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -198,6 +208,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _empty_calibration(kind: Any, tensors: Mapping[str, Tensor], size: tuple[int, int]) -> Calibration:
     content = Content(torch.zeros(0), torch.zeros(0), *size) if kind == "content" else None
-    usual = tensors.get("calibration.surprise.usual")
-    surprise = None if usual is None else Surprise(len(usual))
-    return Calibration(kind, tensors["calibration.whitening"], content, surprise)
+    usual = tensors.get("calibration.log_distance.mean")
+    log_distance = None if usual is None else NormalizedLogDistance(len(usual))
+    return Calibration(kind, tensors["calibration.whitening"], content, log_distance)

@@ -34,7 +34,7 @@ from metalad.runtime.files import explained, write_bytes
 from metalad.runtime.settings import setting
 from metalad.training.checkpoint import damaged, stored_stage, under
 from metalad.training.precision import Precision
-from metalad.training.process_group import ALONE, Team
+from metalad.training.process_group import ALONE, ProcessGroup
 
 WARM_UP = 0.05
 """The part of a cosine schedule in which the learning rate rises from 0."""
@@ -157,9 +157,15 @@ class Descent:
         precision: Precision,
         folder: Path,
         earlier: Sequence[Epoch] = (),
-        team: Team = ALONE,
+        group: ProcessGroup = ALONE,
     ) -> None:
-        self.module, self.plan, self.seed, self.precision, self.team = module, plan, seed, precision, team
+        self.module, self.plan, self.seed, self.precision, self.group = (
+            module,
+            plan,
+            seed,
+            precision,
+            group,
+        )
         self.learner = module.learner(plan.stage)
         self.device = next(module.parameters()).device
         self.checkpoint, self.history = folder / "checkpoint.safetensors", folder / "history.jsonl"
@@ -179,10 +185,10 @@ class Descent:
             self._resume()
         else:
             self.module.prepare(self.plan.stage, training, self.seed)
-            self.team.spread(self.module)
+            self.group.broadcast_module(self.module)
             self.best = self._weights()
         saved = time.monotonic()
-        history = self.history if self.team.first else Path(os.devnull)
+        history = self.history if self.group.is_main else Path(os.devnull)
         with explained(history), history.open("w", encoding="utf-8") as lines:
             lines.writelines(_line(row) for row in (*self.earlier, *self.rows))
             with _bar(self.plan, len(training), self.state.epoch, progress) as bar:
@@ -190,7 +196,7 @@ class Descent:
                     self.rows.append(self._epoch(training, validation, bar))
                     lines.write(_line(self.rows[-1]))
                     lines.flush()
-                    if self.team.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    if self.group.is_main and time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
                         saved = time.monotonic()
         if not self.state.best_epoch or not math.isfinite(self.state.best_loss):
@@ -209,7 +215,7 @@ class Descent:
 
     def _epoch(self, training: Pixels, validation: Pixels, bar: Any) -> Epoch:
         start, plan, number = time.perf_counter(), self.plan, self.state.epoch + 1
-        torch.manual_seed(_stream(self.seed, number, self.team.rank))
+        torch.manual_seed(_stream(self.seed, number, self.group.rank))
         order = np.random.default_rng([self.seed, number]).permutation(len(training))
         per_epoch = plan.steps_per_epoch(len(training))
         total, rate, losses = plan.max_epochs * per_epoch, 0.0, 0.0
@@ -220,11 +226,11 @@ class Descent:
             step = self.state.epoch * per_epoch + index
             rate = plan.rate(step, total)
             chosen = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
-            loss = self.step(training[self.team.share(chosen)], rate, step, len(chosen))
+            loss = self.step(training[self.group.shard(chosen)], rate, step, len(chosen))
             losses, seen = losses + loss * len(chosen), seen + len(chosen)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
-        self.team.spread(self.module)  # running statistics of batch norm differ
+        self.group.broadcast_module(self.module)  # running statistics of batch norm differ
         validation_loss = self._validate(validation)
         self.state.epoch = number
         if plan.keep == "last" or validation_loss < self.state.best_loss:
@@ -248,7 +254,7 @@ class Descent:
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
                 loss = objective.loss(images) if len(images) else None
-            losses.append(self.team.descend(loss, objective.parameters, part))
+            losses.append(self.group.backward(loss, objective.parameters, part))
             optimizer.step()
         return float(losses[0])
 
@@ -257,11 +263,11 @@ class Descent:
         self.learner.eval()
         size, total = self.plan.batch_size, 0.0
         with torch.no_grad():
-            for start in range(self.team.rank * size, len(pixels), self.team.size * size):
+            for start in range(self.group.rank * size, len(pixels), self.group.size * size):
                 batch = pixels[start : start + size]
                 with self._autocast():
                     total += float(self.learner.loss(to_batch(batch, self.device))) * len(batch)
-        return self.team.total(total) / len(pixels)
+        return self.group.total(total) / len(pixels)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -312,7 +318,7 @@ def descend(
     training: Pixels,
     validation: Pixels,
     progress: bool,
-    team: Team = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> list[Epoch]:
     """Go through all stages, or on from the one in which a run was stopped; return the epoch kept of each of those.
 
@@ -325,7 +331,7 @@ def descend(
     kept: list[Epoch] = []
     rows: list[Epoch] = []
     for plan in plans[stages.index(reached) if reached in stages else 0 :]:
-        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, team=team)
+        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, group=group)
         kept.append(descent.run(training, validation, progress=progress))
         rows = [*descent.earlier, *descent.rows]
     return kept
@@ -339,11 +345,13 @@ def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
     )
 
 
-def epoch_seconds(module: Learner, plan: Training, precision: Precision, training: Pixels, team: Team = ALONE) -> float:
+def epoch_seconds(
+    module: Learner, plan: Training, precision: Precision, training: Pixels, group: ProcessGroup = ALONE
+) -> float:
     """Return the time that an epoch will take, measured by a few steps of a copy of the module."""
-    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), team=team)
+    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), group=group)
     whole = min(plan.batch_size, len(training))
-    batch = training[team.share(np.arange(whole))] if team.size > 1 else training[: plan.batch_size]
+    batch = training[group.shard(np.arange(whole))] if group.size > 1 else training[: plan.batch_size]
     turn = max(2, *(objective.every for objective in descent.objectives))
     descent.learner.train()
     descent.step(batch, plan.learning_rate, turn - 1, whole)

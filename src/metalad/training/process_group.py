@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from metalad.runtime.tasks import by_torchrun, rank
 
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 """How long a process waits for another at work: rank 0 calibrates alone, and `torchrun` ends all when one dies."""
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes that train together, as one of them sees it."""
 
     rank: int = 0
@@ -33,15 +33,15 @@ class Team:
     group: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes and tells."""
         return self.rank == 0
 
-    def share(self, chosen: np.ndarray) -> np.ndarray:
+    def shard(self, chosen: np.ndarray) -> np.ndarray:
         """Return this process's part of a batch; some may be empty, together they are the whole."""
         return np.array_split(chosen, self.size)[self.rank]
 
-    def descend(self, loss: Tensor | None, parameters: Sequence[nn.Parameter], part: float) -> Tensor:
+    def backward(self, loss: Tensor | None, parameters: Sequence[nn.Parameter], part: float) -> Tensor:
         """Leave the whole batch's gradient in the parameters, and return the whole batch's loss.
 
         Args:
@@ -80,7 +80,7 @@ class Team:
         dist.all_reduce(summed, group=self.group)
         return float(summed)
 
-    def spread(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Give all processes the parameters and buffers of rank 0."""
         for tensor in module.state_dict().values() if self.size > 1 else ():
             if tensor.numel():
@@ -88,7 +88,7 @@ class Team:
                 dist.broadcast(sent.view(torch.uint8), 0, group=self.group)  # bytes: not every backend sends every type
                 tensor.copy_(sent.view_as(tensor))
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return, in every process, a value that JSON can hold as rank 0 has it; wait for rank 0 to say it."""
         if self.size == 1:
             return value
@@ -96,17 +96,17 @@ class Team:
         length = torch.tensor([len(text)], device=self.device)
         dist.broadcast(length, 0, group=self.group)
         sent = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.first:
+        if self.is_main:
             sent.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(sent, 0, group=self.group)
         return json.loads(bytes(sent.tolist()))
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Team]:
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """Yield the team that `torchrun` started this process in; alone without it."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun() else 1
     if size == 1:
@@ -116,6 +116,6 @@ def joined(device: torch.device) -> Iterator[Team]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")  # all must come within some minutes
     try:
-        yield Team(rank(), size, device, dist.new_group(timeout=PATIENCE))
+        yield ProcessGroup(rank(), size, device, dist.new_group(timeout=TIMEOUT))
     finally:
         dist.destroy_process_group()

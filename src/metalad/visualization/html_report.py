@@ -42,7 +42,7 @@ def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pict
         "metric_labels": METRIC_LABELS,
         "rows": _rows(report, pictures),
         "plots": _plots(report),
-        "nuisance_plots": list(_nuisance_plots(report)),
+        "nuisance_plots": list(_corruption_plots(report)),
         "settings": json.dumps(report.to_json()["settings"], indent=2, ensure_ascii=False),
     }
     write_html_page(path, "report.html", values)
@@ -84,14 +84,14 @@ def _plots(report: Report) -> list[Plot]:
     return [Plot(f"Image scores, {report.chosen.name}", Markup(histogram)), *curve_plots(curves)]
 
 
-def _nuisance_plots(report: Report) -> Iterator[Plot]:
-    names = [row.nuisance for row in report.chosen.per_nuisance]
+def _corruption_plots(report: Report) -> Iterator[Plot]:
+    names = [row.corruption for row in report.chosen.per_corruption]
     for title, field, xlabel in (
         ("Image AUROC lost", "image_auroc_loss", "percentage points"),
         ("False alarms", "false_alarm_rate", "percent of good images"),
     ):
         bars: dict[str, list[float | None]] = {
-            each.name: [getattr(row, field) for row in each.per_nuisance] for each in report.scorings
+            each.name: [getattr(row, field) for row in each.per_corruption] for each in report.scorings
         }
         if names and any(value is not None for values in bars.values() for value in values):
             yield Plot(title, Markup(bar_plot(names, bars, title, xlabel)))

@@ -30,8 +30,8 @@ def scikit_learns(mixture: Mixture) -> GaussianMixture:
 def test_the_words_are_as_good_as_scikit_learns() -> None:
     rng = np.random.default_rng(1)
     points = (rng.standard_normal((500, 3)) + 4 * rng.integers(0, 3, (500, 3))).astype(np.float32)
-    words = k_means(torch.from_numpy(points), 10, 0)
-    cost = float(torch.cdist(torch.from_numpy(points), words).amin(1).square().sum())
+    clusters = k_means(torch.from_numpy(points), 10, 0)
+    cost = float(torch.cdist(torch.from_numpy(points), clusters).amin(1).square().sum())
     assert cost < 1.02 * KMeans(10, n_init=10, random_state=0).fit(points).inertia_
 
 
@@ -44,14 +44,21 @@ def test_separate_clusters_are_found() -> None:
 def test_each_point_goes_to_its_nearest_centre() -> None:
     points = torch.from_numpy(cloud(4, clustering.POINTS_AT_ONCE + 1000))
     centres = points[::50]
-    assert torch.equal(clustering._assigned(points, centres), torch.cdist(points.double(), centres.double()).argmin(1))
+    assert torch.equal(
+        clustering._nearest_centres(points, centres), torch.cdist(points.double(), centres.double()).argmin(1)
+    )
 
 
 def test_a_sample_is_as_good_a_start_for_many_words() -> None:
     points = torch.from_numpy(cloud(3))
     costs = [
-        float(torch.cdist(points, k_means(points, 200, 0, starts=1, rounds=10, spread=spread)).amin(1).square().sum())
-        for spread in (True, False)
+        float(
+            torch.cdist(points, k_means(points, 200, 0, starts=1, rounds=10, plus_plus=plus_plus))
+            .amin(1)
+            .square()
+            .sum()
+        )
+        for plus_plus in (True, False)
     ]
     assert costs[1] < 1.1 * costs[0]
 

@@ -7,7 +7,7 @@ import pytest
 from metalad.pipelines.benchmark.declaration import Configuration, Grid, Suite
 from metalad.pipelines.benchmark.rows import append_row
 from metalad.pipelines.benchmark.suites import suite_named
-from metalad.pipelines.benchmark.tables import drifted, fill, render, render_defects, write_tables
+from metalad.pipelines.benchmark.tables import fill, perturbed, render, render_defects, write_tables
 from metalad.runtime.errors import ConfigError, RunError
 from tests.pipelines.benchmark.material import SUITE, row_of
 
@@ -32,7 +32,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_no_table_has_drifted_from_the_rows() -> None:
-    assert [str(page) for page in drifted(ROOT, ROOT / "benchmarks" / "results")] == [], (
+    assert [str(page) for page in perturbed(ROOT, ROOT / "benchmarks" / "results")] == [], (
         "renew them: python -m metalad.pipelines.benchmark.tables --write"
     )
 
@@ -176,6 +176,6 @@ def test_pages_of_a_checkout_are_renewed(tmp_path: Path) -> None:
     page.parent.mkdir(parents=True)
     page.write_text("<!-- table: smoke -->\nold\n<!-- end table -->\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("no table\n", encoding="utf-8")
-    assert list(drifted(tmp_path, tmp_path)) == [page]
+    assert list(perturbed(tmp_path, tmp_path)) == [page]
     assert write_tables(tmp_path, tmp_path) == [page]
-    assert drifted(tmp_path, tmp_path) == {}
+    assert perturbed(tmp_path, tmp_path) == {}

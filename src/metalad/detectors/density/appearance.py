@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalad.data.corruptions import drifted
-from metalad.detectors.density.codebook import Codebook, drawn_places
-from metalad.detectors.density.gaussian import PlaceNormal
+from metalad.data.corruptions import perturbed
+from metalad.detectors.density.codebook import Codebook, sampled_positions
+from metalad.detectors.density.gaussian import PositionalGaussian
 from metalad.detectors.density.pca import PrincipalComponents
 from metalad.nn.photometric import LUMINANCE
 from metalad.nn.pixels import Pixels, batches, thinned
-from metalad.nn.standardization import Standardised
+from metalad.nn.standardization import Standardization
 
 STRIDE = 8
 """Pixels of the image from one place to the next, down and across."""
@@ -32,17 +32,17 @@ PATCH = 9
 """Side of a patch, in pixels of the image reduced by the stride."""
 PROJECTION = 96
 """Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
-WORDS = 1024
+CODEBOOK_SIZE = 1024
 MAX_IMAGES = 512
 """Images that are learnt from; the descriptions of all, and of the copies of some, are held at once."""
-DRIFTED_EVERY = 2
+PERTURBED_EVERY = 2
 """Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
 is harmless, and too few to blur what a place usually shows."""
 YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
 
 
-class Appearance(nn.Module):
+class AppearanceDensity(nn.Module):
     """Two densities of what good images show, and what the whole should be.
 
     place: edges and colours, a normal law at each place. patch: patches of the reduced image with their coordinates,
@@ -52,40 +52,44 @@ class Appearance(nn.Module):
 
     yuv: Tensor
     projection: Tensor
-    spread: Tensor
+    scale: Tensor
 
     def __init__(self, reduction: int) -> None:
         super().__init__()
         self.reduction = reduction
-        self.units, self.place, self.patch = Standardised(CHANNELS), PlaceNormal(), Codebook(WORDS)
+        self.standardization, self.position, self.patch = (
+            Standardization(CHANNELS),
+            PositionalGaussian(),
+            Codebook(CODEBOOK_SIZE),
+        )
         self.components = PrincipalComponents()
         drawn = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
         self.register_buffer("projection", drawn / math.sqrt(PROJECTION))
-        self.register_buffer("spread", torch.zeros(()))
+        self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
     @property
-    def learnt(self) -> bool:
+    def fitted(self) -> bool:
         """Whether there is anything to compare with."""
-        return self.place.whitening.numel() > 0
+        return self.position.whitening.numel() > 0
 
-    def learn(self, pixels: Pixels, device: torch.device, light: nn.Module | None = None) -> None:
-        """Learn all from good images, and from changed copies of some (see `DRIFTED_EVERY`).
+    def fit(self, pixels: Pixels, device: torch.device, photometric: nn.Module | None = None) -> None:
+        """Learn all from good images, and from changed copies of some (see `PERTURBED_EVERY`).
 
         Of very many, from some spread evenly over them. light: what images go through before they come here.
         """
-        pixels, chance = thinned(pixels, MAX_IMAGES), np.random.default_rng(0)
+        pixels, rng = thinned(pixels, MAX_IMAGES), np.random.default_rng(0)
         with torch.no_grad():
             images = list(batches(pixels, device))
-            images += list(batches(np.stack([drifted(image, chance) for image in pixels[::DRIFTED_EVERY]]), device))
-            images = images if light is None else [light(batch) for batch in images]
+            images += list(batches(np.stack([perturbed(image, rng) for image in pixels[::PERTURBED_EVERY]]), device))
+            images = images if photometric is None else [photometric(batch) for batch in images]
             edges = torch.cat([self.edges(batch) for batch in images])
-            self.units.learn([edges])
-            self.place.learn(self.units(edges))
+            self.standardization.fit([edges])
+            self.position.fit(self.standardization(edges))
             patches = torch.cat([self.patches(batch) for batch in images])
-            self.spread.copy_(patches.var((0, 2, 3)).sum().sqrt())
-            self.patch.learn(drawn_places(self._placed(patches), seed=0), seed=0)
-            self.components.learn(torch.cat([reduced(batch, self.reduction) for batch in images]))
+            self.scale.copy_(patches.var((0, 2, 3)).sum().sqrt())
+            self.patch.fit(sampled_positions(self._with_coordinates(patches), seed=0), seed=0)
+            self.components.fit(torch.cat([reduced(batch, self.reduction) for batch in images]))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 down across"]:
         """Return how far place and patch lie from those of good images, each in a unit of its own.
@@ -93,7 +97,10 @@ class Appearance(nn.Module):
         For each pixel of the image `reduction` times smaller.
         """
         size = (images.shape[-2] // self.reduction, images.shape[-1] // self.reduction)
-        distances = (self.place(self.units(self.edges(images))), self.patch(self._placed(self.patches(images))))
+        distances = (
+            self.position(self.standardization(self.edges(images))),
+            self.patch(self._with_coordinates(self.patches(images))),
+        )
         return F.interpolate(torch.stack(distances, 1), size, mode="bilinear")
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
@@ -113,12 +120,12 @@ class Appearance(nn.Module):
         """Return the patch around each place of the reduced image, projected; what lies outside counts as 0."""
         return F.conv2d(reduced(images, STRIDE), self.projection, padding=PATCH // 2)
 
-    def _placed(self, patches: Float[Tensor, "batch channels down across"]) -> Tensor:
+    def _with_coordinates(self, patches: Float[Tensor, "batch channels down across"]) -> Tensor:
         """Append each patch's coordinates, from -1 to 1 times the spread."""
         batch, _, height, width = patches.shape
         down = torch.linspace(-1, 1, height, device=patches.device)[:, None].expand(height, width)
         across = torch.linspace(-1, 1, width, device=patches.device).expand(height, width)
-        where = self.spread * torch.stack([down, across])
+        where = self.scale * torch.stack([down, across])
         return torch.cat([patches, where.expand(batch, -1, -1, -1)], 1)
 
 

@@ -31,12 +31,12 @@ class Mixture(NamedTuple):
 
 def k_means(
     points: Float[Tensor, "points channels"],
-    words: int,
+    clusters: int,
     seed: int,
     *,
     starts: int = STARTS,
     rounds: int = MAX_ROUNDS,
-    spread: bool = True,
+    plus_plus: bool = True,
 ) -> Float[Tensor, "words channels"]:
     """Return the centres of the best of some starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007).
 
@@ -44,41 +44,43 @@ def k_means(
         thousand words, a plain sample is as good.
     """
     generator = torch.Generator().manual_seed(seed)
-    best, least = points[:words], float("inf")
+    best, least = points[:clusters], float("inf")
     for _ in range(starts):
-        centres = _spread(points, words, generator) if spread else _sample(points, words, generator)
+        centres = (
+            _plus_plus_start(points, clusters, generator) if plus_plus else _random_start(points, clusters, generator)
+        )
         for _ in counted(range(rounds), "k-means", "round"):
-            owner = _assigned(points, centres)
+            owner = _nearest_centres(points, centres)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
-            count = torch.bincount(owner, minlength=words)[:, None]
+            count = torch.bincount(owner, minlength=clusters)[:, None]
             moved = torch.where(count > 0, sums / count.clamp_min(1), centres)
             if torch.equal(moved, centres):
                 break
             centres = moved
         if starts == 1:
             return centres
-        cost = float((points - centres[_assigned(points, centres)]).double().square().sum())
+        cost = float((points - centres[_nearest_centres(points, centres)]).double().square().sum())
         if cost < least:
             best, least = centres, cost
     return best
 
 
-def _assigned(points: Tensor, centres: Tensor) -> Tensor:
+def _nearest_centres(points: Tensor, centres: Tensor) -> Tensor:
     """Return the index of each point's nearest centre, by |y|² − 2 x·y: |x|² is the same for all y."""
     lengths = centres.square().sum(1)
     parts = torch.split(points, POINTS_AT_ONCE)
     return torch.cat([torch.addmm(lengths, part, centres.T, alpha=-2).argmin(1) for part in parts])
 
 
-def _sample(points: Tensor, words: int, generator: torch.Generator) -> Tensor:
-    return points[torch.randperm(len(points), generator=generator)[:words].to(points.device)]
+def _random_start(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    return points[torch.randperm(len(points), generator=generator)[:clusters].to(points.device)]
 
 
-def _spread(points: Tensor, words: int, generator: torch.Generator) -> Tensor:
+def _plus_plus_start(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """Draw each centre with a probability that grows with the square of its distance from those before."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     far = (points - points[chosen[0]]).square().sum(1)
-    while len(chosen) < words:
+    while len(chosen) < clusters:
         reached = far.double().cumsum(0).cpu()
         aim = torch.rand(1, generator=generator, dtype=torch.double) * reached[-1]
         chosen.append(min(int(torch.searchsorted(reached, aim)), len(points) - 1))
@@ -101,9 +103,9 @@ def fit_mixture(
     has grown by less than so many nats.
     """
     centres = k_means(points, components, seed, starts=1)
-    owner = _assigned(points, centres)
-    share = torch.nn.functional.one_hot(owner, components).to(points.dtype)
-    mixture, before = _maximised(points, share, ridge), -math.inf
+    owner = _nearest_centres(points, centres)
+    responsibility = torch.nn.functional.one_hot(owner, components).to(points.dtype)
+    mixture, before = _maximised(points, responsibility, ridge), -math.inf
     for _ in counted(range(rounds), "mixture", "round"):
         each = joint_log_density(points, mixture)
         total = each.logsumexp(1, keepdim=True)
@@ -133,16 +135,16 @@ def log_likelihood(points: Float[Tensor, "points channels"], mixture: Mixture) -
     return joint_log_density(points, mixture).logsumexp(1)
 
 
-def _maximised(points: Tensor, share: Tensor, ridge: float) -> Mixture:
+def _maximised(points: Tensor, responsibility: Tensor, ridge: float) -> Mixture:
     """Return the likeliest mixture for given shares of each point in each component; moments in double precision."""
-    points, share = points.double(), share.double()
-    count = share.sum(0).clamp_min(10 * torch.finfo(share.dtype).eps)
-    mean = share.T @ points / count[:, None]
+    points, responsibility = points.double(), responsibility.double()
+    count = responsibility.sum(0).clamp_min(10 * torch.finfo(responsibility.dtype).eps)
+    mean = responsibility.T @ points / count[:, None]
     identity = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
     whitening = []
     for number, centre in enumerate(mean):
         apart = points - centre
-        covariance = (share[:, number, None] * apart).T @ apart / count[number] + ridge * identity
+        covariance = (responsibility[:, number, None] * apart).T @ apart / count[number] + ridge * identity
         factor = torch.linalg.cholesky(covariance)
         whitening.append(torch.linalg.solve_triangular(factor, identity, upper=False))
     return Mixture((count / count.sum()).log().float(), mean.float(), torch.stack(whitening).float())

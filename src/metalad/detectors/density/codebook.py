@@ -25,28 +25,30 @@ class Codebook(nn.Module):
     words: [words, channels].
     """
 
-    words: Tensor
+    entries: Tensor
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, entries: int) -> None:
         super().__init__()
-        self.count = words
-        self.register_buffer("words", torch.zeros(0, 0))
+        self.count = entries
+        self.register_buffer("entries", torch.zeros(0, 0))
 
-    def learn(self, points: Float[Tensor, "points channels"], seed: int) -> None:
+    def fit(self, points: Float[Tensor, "points channels"], seed: int) -> None:
         """Find the words; of fewer points than words, each is one."""
         few = len(points) <= self.count
-        self.words = points if few else k_means(points, self.count, seed, starts=1, rounds=ROUNDS, spread=False)
+        self.entries = points if few else k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance from the nearest word."""
         batch, channels, down, across = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         # The differences, not the expanded squares, give the distance: those lose all digits near 0.
-        lengths: Tensor = torch.linalg.vector_norm(flat - self.words[nearest(flat, self.words)], dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(flat - self.entries[nearest(flat, self.entries)], dim=1)
         return lengths.reshape(batch, down, across)
 
 
-def drawn_places(maps: Float[Tensor, "images channels down across"], seed: int) -> Float[Tensor, "points channels"]:
+def sampled_positions(
+    maps: Float[Tensor, "images channels down across"], seed: int
+) -> Float[Tensor, "points channels"]:
     """Return the features of at most `POINTS` places of all images, drawn by chance."""
     images, _, down, across = maps.shape
     drawn = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:POINTS]

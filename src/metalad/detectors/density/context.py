@@ -24,13 +24,13 @@ MOST_PLACES = 32
 REACH = 1
 """Places around the one foretold that are hidden with it, in every direction."""
 WIDTH, HIDDEN, HEADS, RATIO = 128, 256, 4, 2
-MOST = 3.0
+MAX_DEVIATION = 3.0
 """A deviation counts for so many units at most where others are foretold from it: an anomaly must not spoil them."""
 BATCH_SIZE = 4
 LEARNING_RATE = 1e-3
 
 
-class Surroundings(nn.Module):
+class ContextPrediction(nn.Module):
     """The distance of a place's features from what those around it let expect.
 
     Features are pooled, and counted as deviations from their mean at each place, so that what is usual at a place need
@@ -64,13 +64,13 @@ class Surroundings(nn.Module):
         self.register_buffer("directions", torch.zeros(0, 0))
 
     @classmethod
-    def learnt(
+    def fitted(
         cls,
         maps: Float[Tensor, "images channels down across"],
-        share: Float[Tensor, " channels"],
+        channel_weights: Float[Tensor, " channels"],
         steps: int,
         seed: int,
-    ) -> "Surroundings":
+    ) -> "ContextPrediction":
         """Return what good images' features teach in so many steps of gradient descent on the mean absolute error.
 
         share: what a deviation of each channel counts for.
@@ -78,7 +78,7 @@ class Surroundings(nn.Module):
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             made = cls(maps.shape[1], (maps.shape[-2], maps.shape[-1])).to(maps.device)
-            made._count_from(maps, share)
+            made._fit_components(maps, channel_weights)
             made._descend(made.components(maps), steps)
         return made.requires_grad_(requires_grad=False).eval()
 
@@ -92,8 +92,8 @@ class Surroundings(nn.Module):
         self, components: Float[Tensor, "batch places components"]
     ) -> Float[Tensor, "batch places components"]:
         """Foretell each place's components from those farther off than `REACH`; its own and the nearest have no say."""
-        told: Tensor = self.decoder(self.encoder(components.clamp(-MOST, MOST)))
-        return told
+        predicted: Tensor = self.decoder(self.encoder(components.clamp(-MAX_DEVIATION, MAX_DEVIATION)))
+        return predicted
 
     def components(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch places components"]:
         """Return what is foretold of each pooled place."""
@@ -103,22 +103,22 @@ class Surroundings(nn.Module):
     def _pooled(self, maps: Tensor) -> Tensor:
         return F.avg_pool2d(maps, self.pooled, ceil_mode=True)
 
-    def _count_from(self, maps: Tensor, share: Tensor) -> None:
+    def _fit_components(self, maps: Tensor, channel_weights: Tensor) -> None:
         """Learn mean and directions."""
         pooled = self._pooled(maps)
         self.mean = pooled.mean(0)
-        deviations = (pooled - self.mean).transpose(0, 1).flatten(1) * share[:, None]
+        deviations = (pooled - self.mean).transpose(0, 1).flatten(1) * channel_weights[:, None]
         values, vectors = torch.linalg.eigh((deviations @ deviations.T).double() / deviations.shape[1])
         square = values[-self.kept :].clamp_min(0).mean()
         unit = torch.where(square > 0, square, 1.0).sqrt()  # of images that are all the same, any
-        self.directions = (vectors[:, -self.kept :].T * share / unit).float()
+        self.directions = (vectors[:, -self.kept :].T * channel_weights / unit).float()
 
     def _descend(self, components: Float[Tensor, "images places components"], steps: int) -> None:
         for parameter in self.decoder[-1].parameters():  # at first, what is usual at the place is expected
             nn.init.zeros_(parameter)
         plan = Training(learning_rate=LEARNING_RATE, schedule="cosine")
         optimizer = torch.optim.Adam(self.parameters(), fused=True)
-        for step in counted(range(steps), "surroundings", "step"):
+        for step in counted(range(steps), "context", "step"):
             optimizer.param_groups[0]["lr"] = plan.rate(step, steps)
             batch = components[torch.randint(len(components), (BATCH_SIZE,)).to(components.device)]
             optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ RIDGE = 0.05
 """Added to every variance, as a part of the mean variance."""
 
 
-class PlaceNormal(nn.Module):
+class PositionalGaussian(nn.Module):
     """The Mahalanobis distance of a feature from the normal law of its place (after Defard 2021).
 
     Unlike PaDiM's, moments are shared with neighbouring places and drawn to the mean place's: few images suffice.
@@ -32,7 +32,7 @@ class PlaceNormal(nn.Module):
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("whitening", torch.zeros(0, 0, 0))
 
-    def learn(self, maps: Float[Tensor, "images channels down across"]) -> None:
+    def fit(self, maps: Float[Tensor, "images channels down across"]) -> None:
         """Learn mean and covariance of each place."""
         images, channels, down, across = maps.shape
         pool = Smoothing(down, across, POOLING_SIGMA).to(maps.device)
@@ -52,7 +52,7 @@ class PlaceNormal(nn.Module):
         return lengths.T.reshape(len(maps), *maps.shape[-2:])
 
 
-def explained_by_place(maps: Float[Tensor, "images channels down across"]) -> Float[Tensor, ""]:
+def variance_explained_by_position(maps: Float[Tensor, "images channels down across"]) -> Float[Tensor, ""]:
     """Return the part of the features' variance that places explain: 1 if images do not differ, 0 of textures."""
     within, total = maps.var(0, correction=0).mean(), maps.var((0, 2, 3), correction=0).mean()
     return 1 - within / total.clamp_min(torch.finfo(total.dtype).tiny)

@@ -25,7 +25,7 @@ class PrincipalComponents(nn.Module):
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("directions", torch.zeros(0, 0))
 
-    def learn(self, images: Float[Tensor, "images channels height width"]) -> None:
+    def fit(self, images: Float[Tensor, "images channels height width"]) -> None:
         """Learn mean and components: one for every `IMAGES_PER_COMPONENT` images, at most `COMPONENTS`."""
         self.mean = images.mean(0)
         centred = (images - self.mean).flatten(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from metalad.data import load_images, read_category
 from metalad.data.images import write_image
 from metalad.pipelines.benchmark.figure import HEADINGS, WIDTHS
-from metalad.pipelines.rendering import paint
+from metalad.pipelines.rendering import render
 from metalad.results.report import Report, Verdict
 from metalad.runtime.errors import printable
 from metalad.storage.model_file import Model
@@ -52,7 +52,7 @@ def draw_examples(path: Path, model: Model, data: Path, report: Report) -> None:
         verdict = report.verdicts[index]
         sample = samples[verdict.path]
         pixels = load_images([sample], model.detector.config.image_size, strict=True).pixels[0]
-        raw, calibrated = (paint(model.detector, sample, pixels, scoring) for scoring in ("raw", "calibrated"))
+        raw, calibrated = (render(model.detector, sample, pixels, scoring) for scoring in ("raw", "calibrated"))
         chosen = raw if report.chosen.name == "raw" else calibrated
         rows.append([
             _label(report, verdict),

@@ -101,7 +101,9 @@ def benchmark(
         places = locate(declared, pending, data)
         here = [cell for cell in pending if cell.category is None or places[cell.category].path]
         jobs = _jobs(declared, here, places, runs, threads, device)
-        _say(progress, f"{declared.name}: {len(jobs)} cells to do, {len(cells) - len(pending)} were done before")
+        _log_progress(
+            progress, f"{declared.name}: {len(jobs)} cells to do, {len(cells) - len(pending)} were done before"
+        )
         with _results(jobs, workers, ray, memory, progress) as finished:
             done, failed = _collected(finished, len(jobs), results, keep, progress)
         picture = _picture(declared, out)
@@ -151,7 +153,7 @@ def _collected(
     done: list[Row] = []
     failed: list[tuple[Cell, str]] = []
     for job, result in finished:
-        _say(progress, f"[{len(done) + len(failed) + 1}/{count}] {_told(job.cell, result)}")
+        _log_progress(progress, f"[{len(done) + len(failed) + 1}/{count}] {_told(job.cell, result)}")
         if isinstance(result, Failure):
             failed.append((job.cell, result.reason))
             continue
@@ -226,6 +228,6 @@ def _told(cell: Cell, result: Row | Failure) -> str:
     return f"{cell.key} {cell.name}: done in {result.cost['train_seconds'] + result.cost['evaluate_seconds']:.0f} s"
 
 
-def _say(progress: bool, text: str) -> None:
+def _log_progress(progress: bool, text: str) -> None:
     if progress:
         print(text, file=sys.stderr, flush=True)

@@ -161,7 +161,7 @@ def _render_study(results: Path, name: str, where: str) -> str:
     return f"{_markdown(header, lines)}\n{origin}\n"
 
 
-def drifted(root: Path, results: Path) -> dict[Path, str]:
+def perturbed(root: Path, results: Path) -> dict[Path, str]:
     """Return the pages of a checkout whose tables differ from the rows, each with its text made anew.
 
     Raises:
@@ -179,7 +179,7 @@ def write_tables(root: Path, results: Path) -> list[Path]:
     Raises:
         ConfigError: a malformed block. RunError: rows that cannot be read or averaged, or a page not written.
     """
-    changed = drifted(root, results)
+    changed = perturbed(root, results)
     for page, text in changed.items():
         write_text(page, text)
     return list(changed)
@@ -362,7 +362,7 @@ def main() -> int:
     options = parser.parse_args()
     results = options.results or options.root / RESULTS
     try:
-        pages = write_tables(options.root, results) if options.write else drifted(options.root, results)
+        pages = write_tables(options.root, results) if options.write else perturbed(options.root, results)
     except MetaladError as error:
         print(f"metalad: error: {error}", file=sys.stderr)
         return error.exit_code

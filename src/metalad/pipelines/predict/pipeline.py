@@ -145,7 +145,7 @@ class Judge:
         padded[: len(pixels)] = pixels
         with torch.inference_mode():
             images = to_batch(padded, self.detector.device)
-            prediction = self.detector.judge(images, self.detector.evidence(images), self.scoring)
+            prediction = self.detector.judge(images, self.detector.residuals(images), self.scoring)
         scores, maps = prediction.score.tolist(), prediction.anomaly_map.numpy(force=True)
         return list(zip(scores[: len(pixels)], maps, strict=False))
 

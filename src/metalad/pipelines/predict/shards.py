@@ -47,14 +47,14 @@ def answer(task: Task) -> dict[str, Any]:
     An error of the user's is part of the answer, and so is a mistake of ours, with its traceback.
     """
     try:
-        return _judged(task)
+        return _scored(task)
     except MetaladError as error:
         return {"error": type(error).__name__, "text": str(error)}
     except Exception:
         return {"bug": traceback.format_exc()}
 
 
-def _judged(task: Task) -> dict[str, Any]:
+def _scored(task: Task) -> dict[str, Any]:
     plan, sources = Plan(**task["plan"]), [Source(Path(path), name) for path, name in task["sources"]]
     judge = _judge(Path(task["model"]), task["device"], plan)
     writer = Writer(Path(task["out"]), plan.threshold, plan.strict, plan.maps, plan.overlays)
