@@ -20,7 +20,7 @@ from metalad.nn.pixels import to_batch
 from metalad.pipelines.rendering import render
 from metalad.runtime.files import replacing
 from metalad.storage.model_file import Model, read_model
-from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
+from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Caption, SheetCell, sheet
 
 HEADINGS = ("input", "rebuilt from\nits context", "anomaly map", "ground truth", "verdict")
 SIDE, GAP, PICTURE_WIDTH = 108, 10, 174
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = read_model(arguments.run)
     images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
-    columns: list[list[Cell]] = [[heading(text) for text in HEADINGS]]
+    columns: list[list[SheetCell]] = [[heading(text) for text in HEADINGS]]
     for index in chosen(score(model, images.pixels), images.samples):
         columns.append(column(model, images.samples[index], images.pixels[index]))
     rows = [row for row in zip(*columns, strict=True) if any(cell is not None for cell in row[1:])]
@@ -65,19 +65,19 @@ def chosen(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
     return [*(defective[rank] for rank in ranks), good[0], good[len(good) // 2]]
 
 
-def heading(text: str) -> Words:
+def heading(text: str) -> Caption:
     """Return what stands before a row."""
-    return Words(tuple((line, 16, QUIET) for line in text.splitlines()))
+    return Caption(tuple((line, 16, QUIET) for line in text.splitlines()))
 
 
-def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Cell]:
+def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[SheetCell]:
     """Judge one image: its pictures, and whether it is OK, its score, and whether that is right."""
     rendering = render(model.detector, sample, pixels, model.scoring(None))
     threshold = model.threshold()
     times = rendering.score / threshold
     abnormal = times > 1
     wrong = "false alarm" if abnormal else "missed defect"
-    verdict = Words((
+    verdict = Caption((
         ("NG" if abnormal else "OK", 32, RED if abnormal else GREEN),
         (f"{times:.2f} x threshold", 16, INK),
         ("right" if abnormal == sample.abnormal else wrong, 16, QUIET),

@@ -24,11 +24,11 @@ from metalad.visualization.html_report import default_order, write_html_report
 from metalad.visualization.pictures import Pictures
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
-HOSTILE = "test/good/<script>alert(1)</script>\"' onload=x.png"
+MARKUP_NAME = "test/good/<script>alert(1)</script>\"' onload=x.png"
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed in turn, and remembers elements and the text in them."""
+    """Parses a page, checks that elements are properly nested and closed, and stores the elements and their texts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -66,7 +66,7 @@ VERDICTS = (
     Verdict("test/good/000.png", "good", False, 1.0, 0.1, False),
     Verdict("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
     Verdict("test/scratch/001.png", "scratch", True, 2.0, 0.2, False),
-    Verdict(HOSTILE, "good", False, 4.0, 0.4, True),
+    Verdict(MARKUP_NAME, "good", False, 4.0, 0.4, True),
     Verdict("test/scratch/002.png", "scratch", True, 12.0, 1.2, True),
 )
 
@@ -108,14 +108,14 @@ def page(path: Path) -> Page:
     return Page(path)
 
 
-def test_the_verdict_comes_first_then_the_images_then_the_curves(path: Path, page: Page) -> None:
+def test_the_page_shows_the_result_then_images_then_curves(path: Path, page: Page) -> None:
     assert ("h1", "2 of 3 defective found, 1 of 2 good rejected") in page.texts
     html = path.read_text(encoding="utf-8")
-    places = [html.index(text) for text in ("<h1", "set to reject 5 % of good", 'id="images"', 'id="curves"')]
-    assert places == sorted(places)
+    positions = [html.index(text) for text in ("<h1", "set to reject 5 % of good", 'id="images"', 'id="curves"')]
+    assert positions == sorted(positions)
 
 
-def test_the_page_reaches_for_nothing_outside_itself(path: Path, page: Page) -> None:
+def test_the_page_loads_no_external_resources(path: Path, page: Page) -> None:
     for _, attrs in page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             assert (attrs.get(name) or "#").startswith(("#", "data:"))
@@ -127,23 +127,23 @@ def test_the_page_reaches_for_nothing_outside_itself(path: Path, page: Page) -> 
     assert policy.startswith("default-src 'none'")
 
 
-def test_every_id_is_unique_and_every_anchor_leads_somewhere(page: Page) -> None:
+def test_ids_are_unique_and_links_have_targets(page: Page) -> None:
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     targets = {str(attrs["href"])[1:] for attrs in page.all("a")}
     assert targets <= {str(identity) for identity in ids}
 
 
-def test_a_hostile_file_name_is_shown_and_never_run(page: Page) -> None:
+def test_markup_in_a_file_name_is_escaped(page: Page) -> None:
     assert len(page.all("script")) == 1
     assert not any("onload" in attrs for _, attrs in page.elements)
-    assert HOSTILE in page.rows()
+    assert MARKUP_NAME in page.rows()
     assert ("span", "truncated <JPEG>") in page.texts
 
 
-def test_the_pictures_decode_to_what_was_given(page: Page) -> None:
+def test_embedded_pictures_decode_to_the_given_pictures(page: Page) -> None:
     images = {str(attrs["alt"]): attrs for attrs in page.all("img")}
-    assert len(page.all("img")) == 3 * len(VERDICTS) + 3  # three defective ones have a ground truth
+    assert len(page.all("img")) == 3 * len(VERDICTS) + 3  # the three defective images have a ground truth
     attrs = images["Input of 002.png"]
     picture = Image.open(io.BytesIO(base64.b64decode(str(attrs["src"]).split(",", 1)[1])))
     assert (str(picture.width), str(picture.height)) == (attrs["width"], attrs["height"]) == ("60", "80")
@@ -152,14 +152,14 @@ def test_the_pictures_decode_to_what_was_given(page: Page) -> None:
     assert (truth["width"], truth["height"]) == ("171", "256")
 
 
-def test_wrong_verdicts_come_first_then_the_score_falls(page: Page) -> None:
-    wrong = [HOSTILE, "test/scratch/001.png"]
+def test_rows_are_ordered_by_wrong_verdicts_first_then_decreasing_score(page: Page) -> None:
+    wrong = [MARKUP_NAME, "test/scratch/001.png"]
     right = ["test/scratch/002.png", "test/scratch/000.png", "test/good/000.png"]
     assert page.rows() == wrong + right
     assert [VERDICTS[index].path for index in default_order(VERDICTS)] == wrong + right
 
 
-def test_the_rows_carry_what_the_sorting_and_the_filter_read(page: Page) -> None:
+def test_rows_contain_the_attributes_for_sorting_and_filtering(page: Page) -> None:
     rows = [attrs for attrs in page.all("tr") if "data-path" in attrs]
     assert [float(str(attrs["data-score"])) for attrs in rows] == [4, 2, 12, 9, 1]
     assert [attrs.get("class") for attrs in rows] == ["wrong", "wrong", None, None, None]
@@ -167,16 +167,16 @@ def test_the_rows_carry_what_the_sorting_and_the_filter_read(page: Page) -> None
     assert all(f"data-{key}" in attrs for key in keys for attrs in rows)
 
 
-def test_a_verdict_is_told_by_words_and_not_by_colour_alone(page: Page) -> None:
-    shown = [text for tag, text in page.texts if tag == "span" and text in ("NG", "OK")]
-    assert shown == ["NG", "OK", "NG", "NG", "OK"]
+def test_a_verdict_is_shown_as_text_and_not_only_as_a_color(page: Page) -> None:
+    verdicts = [text for tag, text in page.texts if tag == "span" and text in ("NG", "OK")]
+    assert verdicts == ["NG", "OK", "NG", "NG", "OK"]
     outcomes = [
         text for tag, text in page.texts if tag == "small" and text in ("correct", "missed defect", "false alarm")
     ]
     assert outcomes == ["false alarm", "missed defect", "correct", "correct", "correct"]
 
 
-def test_an_undefined_metric_is_a_dash(page: Page) -> None:
+def test_an_undefined_metric_is_shown_as_a_dash(page: Page) -> None:
     cells = [text for tag, text in page.texts if tag == "td"]
     start = next(index for index, (tag, text) in enumerate(page.texts) if (tag, text) == ("th", "Pixel AUROC"))
     assert [text for _, text in page.texts[start + 1 : start + 5]] == ["–"] * 4
@@ -184,15 +184,15 @@ def test_an_undefined_metric_is_a_dash(page: Page) -> None:
     assert not any(text.lower() in ("nan", "none") for text in cells)
 
 
-def test_the_curves_of_both_scorings_share_a_plot_and_the_settings_are_there(page: Page) -> None:
+def test_curves_of_both_scorings_share_a_plot_and_settings_are_shown(page: Page) -> None:
     captions = [text for tag, text in page.texts if tag == "figcaption"]
     assert captions == ["Image scores, calibrated", "Pixel ROC", "mine"]
     assert sum(attrs.get("class") == "plot" for attrs in page.all("svg")) == 3
     assert any(tag == "pre" and '"seed": 7' in text for tag, text in page.texts)
 
 
-def test_sizes_and_nuisances_have_tables_and_bars_only_where_there_are_any(page: Page, tmp_path: Path) -> None:
-    assert not [text for _, text in page.texts if "uisance" in text or "Size of" in text]
+def test_defect_sizes_and_corruptions_are_shown_only_if_they_were_evaluated(page: Page, tmp_path: Path) -> None:
+    assert not [text for _, text in page.texts if "orruption" in text or "defect size" in text.lower()]
     sizes = (SizeRow(0.0, 0.001, 3, 1, Metrics(0.71)), SizeRow(0.08, 1.0, 7, 7, Metrics(0.98)))
     corruptions = (
         CorruptionRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05),
@@ -202,35 +202,35 @@ def test_sizes_and_nuisances_have_tables_and_bars_only_where_there_are_any(page:
         dataclasses.replace(each, per_size=sizes, per_corruption=corruptions) for each in report().scorings
     )
     write_html_report(tmp_path / "report.html", dataclasses.replace(report(), scorings=scorings), pictures)
-    whole = Page(tmp_path / "report.html")
-    cells = [text for tag, text in whole.texts if tag in ("th", "td")]
+    complete = Page(tmp_path / "report.html")
+    cells = [text for tag, text in complete.texts if tag in ("th", "td")]
     for row in (
         ["below 0.1 %", "1 of 3", "2", "71.00"],
         ["8 % and more", "7 of 7", "0", "98.00"],
         ["brightness -10 %", "90.00", "5.00", "45.00", "5.00"],
         ["blur of 0.5 px", "96.00", "-1.00", "0.00", "5.00"],
     ):
-        places = [place for place, text in enumerate(cells) if text == row[0]]
-        assert [cells[place : place + len(row)] for place in places] == [row, row]  # a table each scoring
-    captions = [text for tag, text in whole.texts if tag == "figcaption"]
+        starts = [index for index, text in enumerate(cells) if text == row[0]]
+        assert [cells[start : start + len(row)] for start in starts] == [row, row]  # one table per scoring
+    captions = [text for tag, text in complete.texts if tag == "figcaption"]
     assert captions[:2] == ["Image AUROC lost", "False alarms"]
-    assert "corruption" in {attrs.get("id") for attrs in whole.all("section")}
+    assert "corruption" in {attrs.get("id") for attrs in complete.all("section")}
 
 
-def test_pictures_are_asked_for_one_at_a_time_while_the_page_is_written(tmp_path: Path) -> None:
+def test_pictures_are_requested_one_at_a_time_while_the_page_is_written(tmp_path: Path) -> None:
     sizes = []
 
-    def spy(index: int) -> Pictures:
+    def record_size(index: int) -> Pictures:
         sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
         noise = np.random.default_rng(index).integers(0, 255, (256, 256, 3), dtype=np.uint8)
         return Pictures(noise, noise)
 
-    write_html_report(tmp_path / "report.html", report(), spy)
+    write_html_report(tmp_path / "report.html", report(), record_size)
     assert len(sizes) == len(VERDICTS)
-    assert sizes[-1] > 3 * 2 * 50_000  # earlier pictures are on the disk before the last is drawn
+    assert sizes[-1] > 3 * 2 * 50_000  # earlier pictures are on disk before the last is requested
 
 
-def test_a_failure_leaves_the_old_page_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_page_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old", encoding="utf-8")
 
@@ -245,26 +245,26 @@ def test_a_failure_leaves_the_old_page_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"report\.html"):
         write_html_report(tmp_path / "file" / "report.html", report(), pictures)
 
 
-def test_a_name_that_is_not_utf8_and_a_report_without_images_still_make_a_page(tmp_path: Path) -> None:
-    odd = dataclasses.replace(VERDICTS[0], path="test/good/caf\udce9.png")
-    for verdicts in ((odd,), ()):
+def test_a_page_is_written_for_a_non_utf8_name_and_for_no_images(tmp_path: Path) -> None:
+    not_utf8 = dataclasses.replace(VERDICTS[0], path="test/good/caf\udce9.png")
+    for verdicts in ((not_utf8,), ()):
         path = tmp_path / f"{len(verdicts)}.html"
-        bare = Scoring("raw", float("inf"), Metrics(), Metrics(), Confusion(0, 0, 0, 0))
-        write_html_report(path, Report("c", "m", "r", (8, 8), 0.0, (bare,), verdicts), pictures)
+        scoring = Scoring("raw", float("inf"), Metrics(), Metrics(), Confusion(0, 0, 0, 0))
+        write_html_report(path, Report("c", "m", "r", (8, 8), 0.0, (scoring,), verdicts), pictures)
         assert len(Page(path).rows()) == len(verdicts)
 
 
-def test_eighty_three_images_stay_below_fifteen_megabytes(tmp_path: Path) -> None:
-    # Noise is what JPEG is worst at: no real picture is heavier.
+def test_a_page_of_83_images_is_smaller_than_15_megabytes(tmp_path: Path) -> None:
+    # Noise is the worst case for JPEG: a real picture needs fewer bytes.
     noise = np.random.default_rng(0).normal(128, 12, (256, 256, 3)).clip(0, 255).astype(np.uint8)
     verdicts = VERDICTS[:4]
     path = tmp_path / "report.html"
-    whole = dataclasses.replace(report(), verdicts=verdicts)
-    write_html_report(path, whole, lambda _: Pictures(noise, noise, noise, noise))
+    large = dataclasses.replace(report(), verdicts=verdicts)
+    write_html_report(path, large, lambda _: Pictures(noise, noise, noise, noise))
     assert path.stat().st_size / len(verdicts) * 83 < 15e6

@@ -17,12 +17,12 @@ def decoded(uri: str) -> Image.Image:
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    # Smooth colour plus noise, as a camera gives: PNG does badly on it.
+    # A smooth color gradient plus noise, as in a camera image; PNG compresses it poorly.
     ramp = np.linspace(40, 200, width)[np.newaxis, :, np.newaxis] * np.ones((height, 1, 3))
     return (ramp + np.random.default_rng(0).normal(0, 6, ramp.shape)).clip(0, 255).astype(np.uint8)
 
 
-def test_a_mask_survives_exactly() -> None:
+def test_a_mask_is_encoded_losslessly() -> None:
     mask = np.zeros((120, 90), np.uint8)
     mask[30:60, 20:50] = 255
     picture = decoded(data_uri(thumbnail(mask)))
@@ -30,7 +30,7 @@ def test_a_mask_survives_exactly() -> None:
     np.testing.assert_array_equal(np.asarray(picture), mask)
 
 
-def test_a_photo_becomes_a_light_jpeg_that_looks_the_same() -> None:
+def test_a_photograph_is_encoded_as_a_small_jpeg_with_a_small_error() -> None:
     image = photo(200, 256)
     uri = data_uri(thumbnail(image))
     picture = decoded(uri)
@@ -40,10 +40,10 @@ def test_a_photo_becomes_a_light_jpeg_that_looks_the_same() -> None:
 
 
 @pytest.mark.parametrize(("shape", "size"), [((900, 450), (128, 256)), ((60, 100), (100, 60)), ((8, 5000), (256, 1))])
-def test_a_thumbnail_fits_and_keeps_its_proportions(shape: tuple[int, int], size: tuple[int, int]) -> None:
+def test_a_thumbnail_fits_the_limit_and_keeps_its_aspect_ratio(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert thumbnail(photo(*shape)).size == size
 
 
-def test_an_array_that_is_a_view_is_drawn_like_its_copy() -> None:
+def test_a_non_contiguous_array_gives_the_same_thumbnail_as_its_copy() -> None:
     image = photo(40, 60)[:, ::-1]
     np.testing.assert_array_equal(np.asarray(thumbnail(image)), image)

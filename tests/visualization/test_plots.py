@@ -21,30 +21,30 @@ def threshold_x(svg: str) -> float:
     return float(path.attrib["d"].split()[1])
 
 
-def test_a_curve_plot_is_svg_with_its_labels_and_areas() -> None:
+def test_a_curve_plot_is_valid_svg_with_labels_and_areas() -> None:
     svg = curve_plot([STEPS, Curve("raw", (0.0, 1.0), (0.0, 1.0))], "Pixel ROC", "false alarms", "found", 0.3)
-    shown = texts(svg)
-    assert "false alarms" in shown
-    assert "found" in shown
-    assert any("calibrated" in text and "93.21" in text for text in shown)
-    assert "raw" in shown
+    labels = texts(svg)
+    assert "false alarms" in labels
+    assert "found" in labels
+    assert any("calibrated" in text and "93.21" in text for text in labels)
+    assert "raw" in labels
     assert ElementTree.fromstring(svg).get("aria-label") == "Pixel ROC"
 
 
-def test_the_limit_is_drawn_when_there_is_one() -> None:
+def test_the_limit_is_drawn_if_given() -> None:
     assert curve_plot([STEPS], "t", "x", "y", 0.3).count("<path") > curve_plot([STEPS], "t", "x", "y").count("<path")
 
 
-def test_the_histogram_draws_the_threshold_where_it_lies() -> None:
-    good, abnormal = [1.0, 2.0, 3.0], [3.0, 4.0, 5.0]
-    low, middle, high = (threshold_x(score_histogram(good, abnormal, value)) for value in (2.0, 3.0, 4.0))
+def test_the_threshold_is_drawn_at_its_position() -> None:
+    good, anomalous = [1.0, 2.0, 3.0], [3.0, 4.0, 5.0]
+    low, middle, high = (threshold_x(score_histogram(good, anomalous, value)) for value in (2.0, 3.0, 4.0))
     assert low < middle < high
     assert middle == pytest.approx((low + high) / 2, abs=0.5)
-    assert "threshold 3.25" in texts(score_histogram(good, abnormal, 3.25))
+    assert "threshold 3.25" in texts(score_histogram(good, anomalous, 3.25))
 
 
 @pytest.mark.parametrize(
-    ("good", "abnormal", "threshold"),
+    ("good", "anomalous", "threshold"),
     [
         ([], [], 1.0),
         ([2.0, 2.0], [], 2.0),
@@ -54,16 +54,16 @@ def test_the_histogram_draws_the_threshold_where_it_lies() -> None:
         ([0.001, 0.002], [5000.0], 1.0),
     ],
 )
-def test_odd_scores_still_give_a_plot(good: list[float], abnormal: list[float], threshold: float) -> None:
-    ElementTree.fromstring(score_histogram(good, abnormal, threshold))
+def test_special_scores_give_a_valid_plot(good: list[float], anomalous: list[float], threshold: float) -> None:
+    ElementTree.fromstring(score_histogram(good, anomalous, threshold))
 
 
-def test_scores_over_several_decades_are_binned_logarithmically() -> None:
+def test_scores_over_several_decades_get_a_logarithmic_axis() -> None:
     assert "score (logarithmic)" in texts(score_histogram([0.01, 0.02], [900.0], 1.0))
     assert "score" in texts(score_histogram([1.0, 2.0], [4.0], 3.0))
 
 
-def test_plots_are_reproducible_and_share_no_id() -> None:
+def test_plots_are_reproducible_and_have_different_ids() -> None:
     first, second = curve_plot([STEPS], "A", "x", "y"), curve_plot([STEPS], "B", "x", "y")
     assert first == curve_plot([STEPS], "A", "x", "y")
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
@@ -73,32 +73,32 @@ def test_plots_are_reproducible_and_share_no_id() -> None:
         assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= own
 
 
-def test_a_plot_styles_nothing_but_itself_and_follows_the_colours_of_its_page() -> None:
+def test_a_plot_has_no_style_sheet_and_uses_the_colors_of_the_page() -> None:
     svg = curve_plot([STEPS], "A", "x", "y")
     assert "<style" not in svg
     assert "var(--plot-1, #" in svg
     assert "#0102" not in svg
 
 
-def test_names_are_text_never_markup_nor_formulas() -> None:
-    hostile = Curve("</svg><script>$x^2$", (0.0, 1.0), (0.0, 1.0))
-    svg = curve_plot([hostile], '"><script>', "$a$", "y")
+def test_names_are_not_interpreted_as_markup_or_formulas() -> None:
+    curve = Curve("</svg><script>$x^2$", (0.0, 1.0), (0.0, 1.0))
+    svg = curve_plot([curve], '"><script>', "$a$", "y")
     assert "<script" not in svg
     assert "$a$" in texts(svg)
     assert "</svg><script>$x^2$" in texts(svg)
 
 
-def test_sixteen_curves_are_told_apart() -> None:
+def test_sixteen_curves_have_different_line_styles() -> None:
     many = [Curve(str(index), (0.0, 1.0), (0.0, 1.0)) for index in range(16)]
     lines = [group for group in curve_plot(many, "t", "x", "y").split("<g ") if "line2d" in group]
     styles = re.findall(
         r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"|style="(fill: none; stroke[^"]*)"', "".join(lines)
     )
-    drawn = {style for pair in styles for style in pair if "stroke-width: 1.8" in style}
-    assert len(drawn) == 16
+    line_styles = {style for pair in styles for style in pair if "stroke-width: 1.8" in style}
+    assert len(line_styles) == 16
 
 
-def test_curves_of_one_kind_share_a_plot_and_groups_differ_in_title_and_ids() -> None:
+def test_curves_of_one_kind_share_a_plot_and_groups_have_different_titles_and_ids() -> None:
     curves = [("a", Curve("pixel_roc", (0.0, 1.0), (0.0, 1.0), 0.5)), ("b", Curve("mine", (0.0, 1.0), (1.0, 1.0)))]
     curves.append(("c", curves[0][1]))
     assert [plot.title for plot in curve_plots(curves)] == ["Pixel ROC", "mine"]
@@ -109,17 +109,17 @@ def test_curves_of_one_kind_share_a_plot_and_groups_differ_in_title_and_ids() ->
     assert not ids[0] & ids[1]
 
 
-def test_bars_are_as_long_as_their_values_and_an_undefined_one_is_missing() -> None:
+def test_bar_lengths_are_proportional_to_values_and_none_has_no_bar() -> None:
     svg = bar_plot(
-        ["dark", "blurred", "turned"], {"calibrated": [0.1, -0.05, None], "raw": [0.2, 0.0, 0.1]}, "t", "lost"
+        ["dark", "blurred", "rotated"], {"calibrated": [0.1, -0.05, None], "raw": [0.2, 0.0, 0.1]}, "t", "lost"
     )
-    assert {"dark", "blurred", "turned", "calibrated", "raw", "lost"} <= set(texts(svg))
+    assert {"dark", "blurred", "rotated", "calibrated", "raw", "lost"} <= set(texts(svg))
     one, two = (
         [signed_width(path) for path in re.findall(rf'<path d="(M[^"]+?L[^"]+)"[^>]*fill: var\(--plot-{number}', svg)]
         for number in (1, 2)
     )
     dark, blurred, *swatch = one
-    assert len(swatch) == 1  # the legend's; "turned" has no bar
+    assert len(swatch) == 1  # the one in the legend; "rotated" has no bar
     assert blurred == pytest.approx(-dark / 2, rel=1e-3)
     assert two[:3] == pytest.approx([2 * dark, 0, dark], rel=1e-3)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metalad.visualization.sheet import GREEN, INK, TALLEST, Cell, Words, beside, sheet, stacked
+from metalad.visualization.sheet import GREEN, INK, MAX_ASPECT, Caption, SheetCell, beside, sheet, stacked
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 
@@ -10,23 +10,23 @@ def plain(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     return np.full((height, width, 3), colour, np.uint8)
 
 
-def test_pictures_lie_where_their_rows_and_columns_are() -> None:
-    rows: list[list[Cell]] = [[plain(80, 40, RED), None], [plain(10, 20, BLUE), np.full((30, 30), 255, np.uint8)]]
-    drawn = sheet(rows, (40, 20), 5).copy()
-    # The first picture is 80 high, more than one and a half times its width: it is shrunk to 60 and 30.
-    assert TALLEST == 1.5
-    assert drawn.shape == (5 + 60 + 5 + 20 + 5, 5 + 40 + 5 + 20 + 5, 3)
-    assert (drawn[5:65, 5:35] == RED).all()
-    assert (drawn[70:80, 5:25] == BLUE).all()  # smaller than its column, and left so
-    drawn[5:65, 5:35] = drawn[70:80, 5:25] = 255
-    assert (drawn == 255).all()  # None, gaps, and a white picture on white
+def test_pictures_are_placed_in_their_rows_and_columns() -> None:
+    rows: list[list[SheetCell]] = [[plain(80, 40, RED), None], [plain(10, 20, BLUE), np.full((30, 30), 255, np.uint8)]]
+    picture = sheet(rows, (40, 20), 5).copy()
+    # The first picture is 80 px high, more than 1.5 times the column width of 40 px: it is shrunk to 60 × 30 px.
+    assert MAX_ASPECT == 1.5
+    assert picture.shape == (5 + 60 + 5 + 20 + 5, 5 + 40 + 5 + 20 + 5, 3)
+    assert (picture[5:65, 5:35] == RED).all()
+    assert (picture[70:80, 5:25] == BLUE).all()  # smaller than its column: not enlarged
+    picture[5:65, 5:35] = picture[70:80, 5:25] = 255
+    assert (picture == 255).all()  # None, gaps, and a white picture on white
 
 
-def test_words_are_written_in_their_colour_and_cut_where_they_are_too_long() -> None:
-    short, long = (sheet([[Words(((text, 14, GREEN), (text, 20, INK)))]], (60,), 3) for text in ("I", "I" * 500))
+def test_captions_have_their_color_and_long_lines_are_truncated() -> None:
+    short, long = (sheet([[Caption(((text, 14, GREEN), (text, 20, INK)))]], (60,), 3) for text in ("I", "I" * 500))
     assert short.shape == long.shape == (3 + 19 + 27 + 3, 66, 3)
-    for drawn in (short, long):
-        edge = drawn.copy()
+    for captions in (short, long):
+        edge = captions.copy()
         edge[3:-3, 3:-3] = 255
         assert (edge == 255).all()
     ink = (short[3:22] < 128).any(-1)
@@ -37,12 +37,12 @@ def test_words_are_written_in_their_colour_and_cut_where_they_are_too_long() -> 
 
 
 @pytest.mark.parametrize("join", [stacked, beside])
-def test_sheets_of_any_size_are_joined_on_white(join: object) -> None:
-    turned = join is beside
-    one, other = plain(10, 20, RED), plain(30, 5, BLUE)
-    joined = beside([one, other]) if turned else stacked([one, other])
-    assert joined.shape == ((30, 25, 3) if turned else (40, 20, 3))
+def test_sheets_of_different_sizes_are_concatenated_on_white(join: object) -> None:
+    horizontal = join is beside
+    first, second = plain(10, 20, RED), plain(30, 5, BLUE)
+    joined = beside([first, second]) if horizontal else stacked([first, second])
+    assert joined.shape == ((30, 25, 3) if horizontal else (40, 20, 3))
     assert (joined[:10, :20] == RED).all()
-    assert (joined[:, 20:] == BLUE).all() if turned else (joined[10:, :5] == BLUE).all()
-    rest = joined[10:, :20] if turned else joined[10:, 5:]
-    assert (rest == 255).all()
+    assert (joined[:, 20:] == BLUE).all() if horizontal else (joined[10:, :5] == BLUE).all()
+    empty = joined[10:, :20] if horizontal else joined[10:, 5:]
+    assert (empty == 255).all()

@@ -16,7 +16,7 @@ from metalad.results.report import Report
 from metalad.runtime.errors import ConfigError, DataError, RunError
 from metalad.storage.model_file import Model, find_model, read_model
 from metalad.training.device import choose_device
-from metalad.visualization.html_comparison import Seen, write_html_comparison
+from metalad.visualization.html_comparison import ComparedPictures, write_html_comparison
 from metalad.visualization.pictures import embed
 
 SAME_SCORE = 0.1
@@ -54,7 +54,7 @@ def compare(
     reports = [_report(run, data, device, progress) for run in runs]
     comparison = compared(names, reports, images)
     folder = data or _known_folder(comparison)
-    seen: Mapping[int, Seen] = {}
+    seen: Mapping[int, ComparedPictures] = {}
     if folder and comparison.choices:
         seen = _look(comparison, runs, folder, str(choose_device(device)), progress)
     write_html_comparison(out, comparison, seen)
@@ -101,9 +101,11 @@ def _known_folder(comparison: Comparison) -> Path | None:
     return folder if there else None
 
 
-def _look(comparison: Comparison, runs: Sequence[Path], data: Path, device: str, progress: bool) -> Mapping[int, Seen]:
+def _look(
+    comparison: Comparison, runs: Sequence[Path], data: Path, device: str, progress: bool
+) -> Mapping[int, ComparedPictures]:
     """Let each run judge the chosen images: one model in memory at a time, and of its pictures only small ones."""
-    seen: dict[int, Seen] = {}
+    seen: dict[int, ComparedPictures] = {}
     for number, run in enumerate(tqdm(runs, "compare", unit="run", disable=not progress, leave=False)):
         model, scoring = read_model(run, device), comparison.reports[number].chosen
         _require_unchanged(run, model, comparison.reports[number])
@@ -116,7 +118,7 @@ def _look(comparison: Comparison, runs: Sequence[Path], data: Path, device: str,
             score = comparison.verdicts[number][index].score
             if not math.isclose(rendering.score, score, rel_tol=SAME_SCORE, abs_tol=slack):
                 raise DataError(f"{sample.path} is not the image that {run} was evaluated on; evaluate it again")
-            first = seen.get(index) or Seen(embed(rendering.image), embed(rendering.white_truth), ())
+            first = seen.get(index) or ComparedPictures(embed(rendering.image), embed(rendering.white_truth), ())
             overlay = embed(rendering.overlay(scoring.threshold))
             seen[index] = replace(first, overlays=(*first.overlays, overlay))
     return seen

@@ -1,4 +1,4 @@
-"""The page an inspection engineer opens: the verdict, every image, then the numbers behind them."""
+"""The HTML report of one evaluation: the overall result, all images with their verdicts, metrics, plots, settings."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,26 +9,27 @@ from markupsafe import Markup
 
 from metalad.results.report import Report, Verdict, threshold_line, verdict_line
 from metalad.visualization.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
-from metalad.visualization.pictures import Pictures, Shown, embed
+from metalad.visualization.pictures import EmbeddedPicture, Pictures, embed
 from metalad.visualization.plots import Plot, bar_plot, curve_plots, score_histogram
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image's line in the page."""
+class ImageRow:
+    """One row of the image table."""
 
     verdict: Verdict
     name: str
     folder: str
     outcome: str
     times_threshold: str
-    pictures: Mapping[str, Shown | None]
+    pictures: Mapping[str, EmbeddedPicture | None]
 
 
 def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pictures]) -> None:
-    """Write the report as one file that needs no other; `pictures(i)` draws what `report.verdicts[i]` judged.
+    """Write the report as one self-contained file.
 
-    It is asked for one image at a time, in the page's order: wrong verdicts first, then by falling score.
+    `pictures(i)` returns the pictures of the image of `report.verdicts[i]`. It is called for one image at a time, in
+    the order of the page: wrong verdicts first, then by decreasing score.
 
     Raises:
         RunError: the file cannot be written.
@@ -42,32 +43,32 @@ def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pict
         "metric_labels": METRIC_LABELS,
         "rows": _rows(report, pictures),
         "plots": _plots(report),
-        "nuisance_plots": list(_corruption_plots(report)),
+        "corruption_plots": list(_corruption_plots(report)),
         "settings": json.dumps(report.to_json()["settings"], indent=2, ensure_ascii=False),
     }
     write_html_page(path, "report.html", values)
 
 
 def default_order(verdicts: tuple[Verdict, ...]) -> list[int]:
-    """The positions of the verdicts, wrong ones first, then by falling score; ties keep their order."""
+    """Return the indices of the verdicts: wrong verdicts first, then by decreasing score. Ties keep their order."""
     return sorted(range(len(verdicts)), key=lambda index: (verdicts[index].correct, -verdicts[index].score))
 
 
-def _rows(report: Report, pictures: Callable[[int], Pictures]) -> Iterator[Row]:
+def _rows(report: Report, pictures: Callable[[int], Pictures]) -> Iterator[ImageRow]:
     for index in default_order(report.verdicts):
         verdict = report.verdicts[index]
         name, folder = name_and_folder(verdict.path)
-        yield Row(
+        yield ImageRow(
             verdict=verdict,
             name=name,
             folder=folder,
             outcome=outcome(verdict),
             times_threshold=times_threshold(verdict.score, report.chosen.threshold),
-            pictures=_shown(pictures(index)),
+            pictures=_embedded(pictures(index)),
         )
 
 
-def _shown(pictures: Pictures) -> dict[str, Shown | None]:
+def _embedded(pictures: Pictures) -> dict[str, EmbeddedPicture | None]:
     return {
         "Input": embed(pictures.image),
         "Reconstruction": embed(pictures.reconstruction),
@@ -78,9 +79,9 @@ def _shown(pictures: Pictures) -> dict[str, Shown | None]:
 
 def _plots(report: Report) -> list[Plot]:
     good = [verdict.score for verdict in report.verdicts if not verdict.abnormal_truth]
-    abnormal = [verdict.score for verdict in report.verdicts if verdict.abnormal_truth]
+    anomalous = [verdict.score for verdict in report.verdicts if verdict.abnormal_truth]
     curves = ((scoring.name, curve) for scoring in report.scorings for curve in scoring.curves)
-    histogram = score_histogram(good, abnormal, report.chosen.threshold)
+    histogram = score_histogram(good, anomalous, report.chosen.threshold)
     return [Plot(f"Image scores, {report.chosen.name}", Markup(histogram)), *curve_plots(curves)]
 
 

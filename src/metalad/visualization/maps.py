@@ -1,4 +1,4 @@
-"""Colour an anomaly map, lay it over its picture, outline a region."""
+"""Colored anomaly maps, overlays of a map on its image, and outlines of regions."""
 
 import functools
 import math
@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-Number = int | float | np.floating[Any]  # a range may come from Python or from a NumPy quantile
+Number = int | float | np.floating[Any]  # the limits of a range: Python numbers or NumPy quantiles
 
-# At full strength the picture still shows through, so that one sees what was found and not only where.
+# Opacity of the map at its maximum; below 1, so that the image stays visible under it.
 OVERLAY_STRENGTH = 0.72
-OUTLINE_COLOUR = (0, 229, 204)  # turquoise: absent from the heat map's colours, so never mistaken for heat
-
+OUTLINE_COLOUR = (0, 229, 204)  # turquoise, which is not among the colors of the heat map
 
 RATIO_OCTAVES = math.log2(3)
-"""Colours span so many octaves below the threshold, and above it."""
+"""Octaves (factors of 2) that the colors span below the threshold, and also above it."""
 
 
 @functools.cache
-def _colours() -> UInt8[np.ndarray, "256 3"]:
-    # Lazily: matplotlib costs a third of a second, which most commands need not pay.
+def _color_table() -> UInt8[np.ndarray, "256 3"]:
+    # Imported here: importing matplotlib takes a third of a second, and most commands do not use it.
     from matplotlib import colormaps
 
     table: UInt8[np.ndarray, "256 3"] = np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
@@ -41,13 +40,14 @@ def _strength(
 def heat_map(
     anomaly_map: Float32[np.ndarray, "height width"], low: Number, high: Number
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Colour a map: `low` and below black, then purple, red and orange, to pale yellow at `high` and above.
+    """Color a map: black at `low` and below, then purple, red and orange, to pale yellow at `high` and above.
 
-    The colours are matplotlib's inferno: perceptually uniform, and lightness grows with the value, so a grey
-    print or a colour-blind eye reads the same map. Where `high` is not above `low`, the map splits at `low`.
+    The colors are those of matplotlib's inferno: perceptually uniform, with lightness increasing with the value. The
+    map is therefore also readable in grayscale and with color vision deficiency. If `high` is not above `low`, values
+    above `low` get the last color and all others the first.
     """
     index = np.rint(255 * _strength(anomaly_map, low, high)).astype(np.uint8)
-    return np.asarray(_colours()[index])
+    return np.asarray(_color_table()[index])
 
 
 def overlay(
@@ -57,19 +57,20 @@ def overlay(
     high: Number,
     mask_outline: Bool[np.ndarray, "height width"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Blend the coloured map into the picture, more where it is higher; at `low` and below nothing changes.
+    """Blend the colored map into the image; the opacity increases with the map value and is 0 at `low` and below.
 
-    The blend sets in softly: a map that is never far below its threshold would veil the whole picture otherwise.
+    The opacity is a smoothstep function of the value (slope 0 at `low`). With a linear function, a map whose values
+    are all near the threshold would cover the whole image.
 
-    `mask_outline` is a region (ground truth, or where the map exceeds a threshold): its inner edge is drawn.
+    `mask_outline` is a region (the ground truth, or where the map exceeds a threshold). Its inner edge is drawn.
     """
     strength = _strength(anomaly_map, low, high)
     alpha = (OVERLAY_STRENGTH * strength**2 * (3 - 2 * strength))[..., np.newaxis]
-    blended = image * (1 - alpha) + heat_map(anomaly_map, low, high) * alpha
-    drawn: UInt8[np.ndarray, "height width 3"] = np.rint(blended).astype(np.uint8)
+    exact = image * (1 - alpha) + heat_map(anomaly_map, low, high) * alpha
+    blended: UInt8[np.ndarray, "height width 3"] = np.rint(exact).astype(np.uint8)
     if mask_outline is not None:
-        drawn[contour(mask_outline, width=outline_width(image.shape[0], image.shape[1]))] = OUTLINE_COLOUR
-    return drawn
+        blended[contour(mask_outline, width=outline_width(image.shape[0], image.shape[1]))] = OUTLINE_COLOUR
+    return blended
 
 
 def verdict_overlay(
@@ -77,10 +78,10 @@ def verdict_overlay(
     anomaly_map: Float32[np.ndarray, "height width"],
     threshold: Number,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lay a map over its picture as the threshold sees it, and outline where the map exceeds it.
+    """Overlay a map on its image with colors relative to the threshold, and outline where the map exceeds it.
 
-    Colours span a third of the threshold to three times it, in equal ratios: what nearly was an alarm shows, and an
-    enormous one does not drown the rest. The threshold itself is the middle of the colours.
+    The colors span one third of the threshold to three times the threshold on a logarithmic scale; the threshold is
+    the middle of the scale. Values just below the threshold stay visible, and very high values do not hide the others.
     """
     ratio = _octaves(anomaly_map, threshold)
     return overlay(image, ratio, -RATIO_OCTAVES, RATIO_OCTAVES, anomaly_map > threshold)
@@ -89,7 +90,7 @@ def verdict_overlay(
 def verdict_heat(
     anomaly_map: Float32[np.ndarray, "height width"], threshold: Number
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Colour a map as the threshold sees it, with the colours of `verdict_overlay` but on black."""
+    """Color a map relative to the threshold, with the colors of `verdict_overlay` but without the image."""
     return heat_map(_octaves(anomaly_map, threshold), -RATIO_OCTAVES, RATIO_OCTAVES)
 
 
@@ -101,12 +102,12 @@ def _octaves(
 
 
 def outline_width(height: int, width: int) -> int:
-    """A line width in pixels that survives shrinking a picture of this size to a thumbnail of 256 px."""
+    """Return a line width, in pixels, that stays visible when an image of this size is shrunk to 256 px."""
     return max(1, round(max(height, width) / 170))
 
 
 def contour(mask: Bool[np.ndarray, "height width"], width: int = 1) -> Bool[np.ndarray, "height width"]:
-    """The inner edge of a region, `width` pixels thick; a region cut by the border is closed along it."""
+    """Return the inner edge of a region, `width` pixels thick. The image border counts as outside of the region."""
     inside = mask
     for _ in range(width):
         padded = np.pad(inside, 1)

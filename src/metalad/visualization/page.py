@@ -1,6 +1,6 @@
-"""Write one self-contained HTML page from a template of this package, piece by piece.
+"""Render a self-contained HTML page from a template of this package, as a stream.
 
-A page reaches for nothing outside itself, and its content security policy makes the browser hold it to that.
+A page loads no external resources. Its content security policy makes the browser enforce this.
 """
 
 import functools
@@ -17,23 +17,23 @@ METRIC_LABELS = {
     "pixel_auroc": "Pixel AUROC",
     "pixel_aupro": "Pixel AUPRO, false alarms ≤ 30 %",
     "pixel_ap": "Pixel average precision",
-    "pixel_f1max": "Pixel F1, best",
+    "pixel_f1max": "Pixel F1, maximum",
     "image_auroc": "Image AUROC",
     "image_ap": "Image average precision",
-    "image_f1max": "Image F1, best",
+    "image_f1max": "Image F1, maximum",
 }
 
 
 def write_html_page(path: Path, template: str, values: Mapping[str, object]) -> None:
-    """Render `template` (a file in templates/) to `path`, atomically; all values are escaped unless `Markup`.
+    """Render `template` (a file in templates/) to `path`, atomically; all values except `Markup` are escaped.
 
-    The page is written while it is rendered, so values given as generators are never held in memory at once.
+    The page is written while it is rendered, so the items of a generator are not all held in memory at the same time.
 
     Raises:
         RunError: the file cannot be written.
     """
     stream = _environment().get_template(template).stream(values)
-    # A file name that is not UTF-8 holds lone surrogates: show them as \\udc.. rather than fail.
+    # A file name that is not valid UTF-8 contains lone surrogates: write them as \\udc.. instead of failing.
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as page,
@@ -56,23 +56,23 @@ def _environment() -> jinja2.Environment:
 
 
 def digits(value: float) -> str:
-    """A score with four significant digits, trailing zeros kept so that a column of them lines up."""
+    """Format a score with four significant digits. Trailing zeros are kept, so that a column of scores is aligned."""
     return f"{value:#.4g}".removesuffix(".")
 
 
 def outcome(verdict: Verdict) -> str:
-    """Whether a verdict is right, and if not, how it is wrong."""
+    """Return "correct", "false alarm" or "missed defect"."""
     if verdict.correct:
         return "correct"
     return "false alarm" if verdict.abnormal else "missed defect"
 
 
 def name_and_folder(path: str) -> tuple[str, str]:
-    """A path's last part, and what is before it with its slash, to be shown apart."""
-    place = PurePosixPath(path)
-    return place.name or path, "" if str(place.parent) == "." else f"{place.parent}/"
+    """Split a path into its last part and its folder; the folder ends with a slash, or is empty."""
+    posix_path = PurePosixPath(path)
+    return posix_path.name or path, "" if str(posix_path.parent) == "." else f"{posix_path.parent}/"
 
 
 def times_threshold(score: float, threshold: float) -> str:
-    """A score in units of its threshold; nothing where that is no unit."""
+    """Format a score as a multiple of its threshold; an empty string if the threshold is not above 0."""
     return f"{score / threshold:.2f} × threshold" if threshold > 0 else ""

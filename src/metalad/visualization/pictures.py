@@ -1,4 +1,4 @@
-"""The pictures of one image, and how they get into a page: small, and inside it."""
+"""The pictures of one image, and their conversion to thumbnails that are embedded in a page."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-# The pictures of one image may differ in size: the mask has the original's, the map the model's.
+# The pictures of one image may differ in size: the mask has the size of the original image, the map that of the model.
 Picture = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]
 
 THUMBNAIL_SIDE = 256
@@ -17,7 +17,7 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a report shows of one image: RGB or grey arrays, the map already coloured; None where absent."""
+    """The pictures of one image in a report: RGB or gray arrays; the map is already colored. None: not available."""
 
     image: Picture
     anomaly_map: Picture
@@ -26,8 +26,8 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One picture in the page: its address, and its size in pixels so that the layout never jumps."""
+class EmbeddedPicture:
+    """One picture in the page: its data URI, and its size in pixels, which keeps the page layout stable."""
 
     uri: str
     width: int
@@ -35,26 +35,29 @@ class Shown:
 
 
 def thumbnail(picture: Picture, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """Shrink a picture so that neither side exceeds `side` pixels; a smaller one is kept as it is."""
+    """Shrink a picture so that neither side exceeds `side` pixels. A smaller picture keeps its size."""
     small = Image.fromarray(np.ascontiguousarray(picture))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
 
 
-def embed(picture: Picture | None) -> Shown | None:
-    """Make a picture small and put it into an address; None stays None."""
+def embed(picture: Picture | None) -> EmbeddedPicture | None:
+    """Convert a picture to a thumbnail with a data URI; None for None."""
     if picture is None:
         return None
     small = thumbnail(picture)
-    return Shown(data_uri(small), small.width, small.height)
+    return EmbeddedPicture(data_uri(small), small.width, small.height)
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A `data:` address holding the picture as PNG or JPEG, the smaller: masks stay exact, photos light."""
-    files = {"png": _encode(picture, "PNG", optimize=False)}
-    files["jpeg"] = _encode(picture, "JPEG", quality=JPEG_QUALITY)
-    kind = min(files, key=lambda name: len(files[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode('ascii')}"
+    """Encode a picture as a `data:` URI, as PNG or JPEG, whichever is smaller.
+
+    Masks are smaller as PNG, which is lossless; photographs are smaller as JPEG.
+    """
+    encoded = {"png": _encode(picture, "PNG", optimize=False)}
+    encoded["jpeg"] = _encode(picture, "JPEG", quality=JPEG_QUALITY)
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode('ascii')}"
 
 
 def _encode(picture: Image.Image, kind: str, **options: int | bool) -> bytes:

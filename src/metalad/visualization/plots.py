@@ -1,7 +1,7 @@
-"""Curves and histograms as SVG text that fits into a page: its colours and fonts follow the page's.
+"""Curves and histograms as SVG text for a page; the SVG uses the colors and fonts of the page.
 
-Inside a page the CSS variables --plot-ink, --plot-faint and --plot-1 ... --plot-4 set the colours (so a dark
-page has light axes); outside one the SVG falls back to colours for a white ground.
+In a page, the CSS variables --plot-ink, --plot-faint and --plot-1 ... --plot-4 set the colors, so that a dark page
+has light axes. Outside a page, the SVG uses fallback colors for a white background.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins that matplotlib draws with; in the finished SVG each becomes a CSS variable with a fallback.
+# matplotlib draws with these placeholder colors. Each is replaced by a CSS variable with a fallback color in the SVG.
 _VARIABLES = {
     "#010203": ("--plot-ink", "#39424e"),
     "#010204": ("--plot-faint", "#d5dae1"),
@@ -33,8 +33,8 @@ _VARIABLES = {
     "#010208": ("--plot-4", "#8a5a9e"),
 }
 _INK, _FAINT, *_LINES = _VARIABLES
-_GOOD, _ABNORMAL = _LINES[0], _LINES[1]
-_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # also told apart without colour
+_GOOD, _ANOMALOUS = _LINES[0], _LINES[1]
+_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # so that curves differ without color, too
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -58,7 +58,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class CurveKind:
-    """How a curve of a known name is labelled; `limit` is the false-alarm rate up to which it counts."""
+    """Labels of a curve with a known name; `limit` is the false-alarm rate up to which its area is computed."""
 
     title: str
     xlabel: str
@@ -67,10 +67,10 @@ class CurveKind:
 
 
 CURVE_KINDS = {
-    "pixel_roc": CurveKind("Pixel ROC", "false-alarm rate of pixels", "defect pixels found", 0.3),
+    "pixel_roc": CurveKind("Pixel ROC", "false-alarm rate of pixels", "detected defect pixels", 0.3),
     "pixel_pro": CurveKind("Region overlap (PRO)", "false-alarm rate of pixels", "mean overlap of regions", 0.3),
     "pixel_pr": CurveKind("Pixel precision and recall", "recall", "precision"),
-    "image_roc": CurveKind("Image ROC", "false-alarm rate of images", "defective images found"),
+    "image_roc": CurveKind("Image ROC", "false-alarm rate of images", "detected defective images"),
     "image_pr": CurveKind("Image precision and recall", "recall", "precision"),
 }
 
@@ -83,26 +83,28 @@ class Plot:
     svg: Markup
 
 
-# Scores that span more than this factor are binned on a logarithmic axis.
+# Scores whose maximum exceeds the minimum by more than this factor are binned on a logarithmic axis.
 _LOG_SPAN = 30.0
 
 
 def curve_plots(curves: Iterable[tuple[str, Curve]], group: str = "") -> Iterator[Plot]:
-    """One plot for each kind of curve, in the order of their coming; a curve comes with its name in the legend.
+    """Yield one plot for each kind of curve, in order of first occurrence.
 
-    `group` tells these plots from others of the same kinds on the page.
+    Args:
+        curves: pairs of a legend entry and a curve.
+        group: added to the titles, to distinguish several plots of the same kind on one page.
     """
-    together: dict[str, list[Curve]] = {}
+    by_kind: dict[str, list[Curve]] = {}
     for legend, curve in curves:
-        together.setdefault(curve.name, []).append(Curve(legend, curve.x, curve.y, curve.area))
-    for name, same in together.items():
+        by_kind.setdefault(curve.name, []).append(Curve(legend, curve.x, curve.y, curve.area))
+    for name, group_curves in by_kind.items():
         kind = CURVE_KINDS.get(name, CurveKind(name, "x", "y"))
         title = f"{kind.title}, {group}" if group else kind.title
-        yield Plot(title, Markup(curve_plot(same, title, kind.xlabel, kind.ylabel, kind.limit)))
+        yield Plot(title, Markup(curve_plot(group_curves, title, kind.xlabel, kind.ylabel, kind.limit)))
 
 
 def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, limit: float | None = None) -> str:
-    """Curves over the unit square, with their areas in the legend; the part up to x = `limit` is shaded."""
+    """Plot curves over the unit square, with their areas in the legend. The region up to x = `limit` is shaded."""
 
     def draw(axes: "Axes") -> None:
         if limit is not None:
@@ -114,7 +116,7 @@ def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, li
                 curve.x,
                 curve.y,
                 color=_LINES[index % len(_LINES)],
-                # Colours repeat after four curves, colours with dashes after sixteen.
+                # Colors repeat after 4 curves, combinations of color and dash pattern after 16.
                 linestyle=_DASHES[(index + index // len(_LINES)) % len(_DASHES)],
                 linewidth=1.8,
                 label=f"{curve.name}{area}",
@@ -128,14 +130,14 @@ def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, li
     return _svg(draw, title)
 
 
-def score_histogram(good: Sequence[float], abnormal: Sequence[float], threshold: float) -> str:
-    """How many good and how many abnormal images got which score; the threshold is a labelled line."""
+def score_histogram(good: Sequence[float], anomalous: Sequence[float], threshold: float) -> str:
+    """Plot the histograms of the scores of good and of anomalous images. The threshold is a labeled line."""
     from matplotlib.ticker import MaxNLocator
 
-    edges, logarithmic = _bins(np.array([*good, *abnormal, threshold], dtype=np.float64))
+    edges, logarithmic = _bins(np.array([*good, *anomalous, threshold], dtype=np.float64))
 
     def draw(axes: "Axes") -> None:
-        for scores, name, colour in ((good, "good", _GOOD), (abnormal, "defective", _ABNORMAL)):
+        for scores, name, colour in ((good, "good", _GOOD), (anomalous, "defective", _ANOMALOUS)):
             finite = [score for score in scores if math.isfinite(score)]
             axes.hist(
                 finite,
@@ -167,14 +169,14 @@ def score_histogram(good: Sequence[float], abnormal: Sequence[float], threshold:
 
 
 def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], title: str, xlabel: str) -> str:
-    """Fractions as lying bars in percent, one a name in each group of `bars`; None has no bar."""
-    places = np.arange(len(names))
+    """Plot fractions as horizontal bars in percent, one per name in each group of `bars`; None has no bar."""
+    positions = np.arange(len(names))
     height = 0.8 / max(len(bars), 1)
 
     def draw(axes: "Axes") -> None:
         for index, (group, values) in enumerate(bars.items()):
             axes.barh(
-                places + (index - (len(bars) - 1) / 2) * height,
+                positions + (index - (len(bars) - 1) / 2) * height,
                 [math.nan if value is None else 100 * value for value in values],
                 height,
                 color=_LINES[index % len(_LINES)],
@@ -182,13 +184,13 @@ def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], t
                 linewidth=0,
             )
         axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_yticks(places, names)
+        axes.set_yticks(positions, names)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel=xlabel)
         axes.grid(True, axis="x")
         axes.set_axisbelow(True)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars))  # no bar runs under it
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars))  # above the axes
 
     return _svg(draw, title)
 
@@ -200,13 +202,13 @@ def _bins(values: Float64[np.ndarray, " n"], count: int = 36) -> tuple[Float64[n
     low, high = float(finite.min()), float(finite.max())
     if low > 0 and high / low > _LOG_SPAN:
         return np.geomspace(low, high, count + 1), True
-    # Equal scores still need a bin with a width.
+    # If all scores are equal, the bins still need a width above 0.
     margin = 0.0 if high > low else max(abs(high), 1.0) * 0.05
     return np.linspace(low - margin, high + margin, count + 1), False
 
 
 def _svg(draw: Callable[["Axes"], None], title: str) -> str:
-    # Without pyplot: no global figure list, no window system, safe from any thread but for the style.
+    # pyplot is not used: it keeps a global list of figures and may need a window system. Only the style is global.
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -226,11 +228,11 @@ def _render(figure: "Figure") -> str:
 def _for_page(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib styles `*`, which inside a page would be every element of it.
+    # The style sheet of matplotlib applies to `*`, which would be every element of the page.
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
     for colour, (variable, fallback) in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable}, {fallback})")
-    # Several plots share a page, so their ids must differ.
+    # A page contains several plots, so their ids must differ.
     prefix = f"p{hashlib.sha256(f'{title}{svg}'.encode()).hexdigest()[:8]}-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}", svg)

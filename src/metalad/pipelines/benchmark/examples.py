@@ -11,7 +11,7 @@ from metalad.results.report import Report, Verdict
 from metalad.runtime.errors import printable
 from metalad.storage.model_file import Model
 from metalad.visualization.maps import verdict_heat
-from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Cell, Words, sheet
+from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Caption, SheetCell, sheet
 
 GAP = 8
 
@@ -47,7 +47,7 @@ def draw_examples(path: Path, model: Model, data: Path, report: Report) -> None:
     category = read_category(data, seed=model.header.seed)
     samples = {category.relative(sample): sample for sample in category.test}
     thresholds = {scoring.name: scoring.threshold for scoring in report.scorings}
-    rows: list[list[Cell]] = []
+    rows: list[list[SheetCell]] = []
     for index in typical(report.verdicts):
         verdict = report.verdicts[index]
         sample = samples[verdict.path]
@@ -67,10 +67,10 @@ def draw_examples(path: Path, model: Model, data: Path, report: Report) -> None:
     write_image(path, sheet(rows, WIDTHS, GAP))
 
 
-def _label(report: Report, verdict: Verdict) -> Words:
+def _label(report: Report, verdict: Verdict) -> Caption:
     place = Path(verdict.path)
     found = ("found", GREEN) if verdict.abnormal else ("missed", RED)
-    return Words((
+    return Caption((
         (printable(report.category), 16, INK),
         (printable(verdict.defect), 13, INK),
         (printable(place.name), 13, QUIET),

@@ -9,7 +9,7 @@ import numpy as np
 
 from metalad.data.images import read_image, write_image
 from metalad.pipelines.benchmark.declaration import Suite
-from metalad.visualization.sheet import QUIET, Sheet, Words, beside, sheet, stacked
+from metalad.visualization.sheet import QUIET, Caption, Sheet, beside, sheet, stacked
 
 HEADINGS = ("", "image", "ground truth", "reconstruction", "raw map", "calibrated map", "overlay")
 WIDTHS = (132, 128, 128, 128, 128, 128, 128)
@@ -41,8 +41,8 @@ def compose(path: Path, suite: Suite, strips: Mapping[str, Path], absent: Sequen
     body = beside(columns)
     lines = [LEGEND, *([f"Without images or a finished run: {', '.join(absent)}."] if absent else [])]
     width = body.shape[1] - 2 * GAP
-    title = sheet([[Words(((f"{suite.name}: {suite.summary}", 20, QUIET),))]], [width], GAP)
-    foot = sheet([[Words(tuple((line, 13, QUIET) for line in _wrapped(lines, width)))]], [width], GAP)
+    title = sheet([[Caption(((f"{suite.name}: {suite.summary}", 20, QUIET),))]], [width], GAP)
+    foot = sheet([[Caption(tuple((line, 13, QUIET) for line in _wrapped(lines, width)))]], [width], GAP)
     write_image(path, stacked([title, body, foot]))
     return path
 
@@ -67,7 +67,7 @@ def in_columns(blocks: Sequence[Sheet]) -> list[list[Sheet]]:
 
 
 def _headings() -> Sheet:
-    return sheet([[Words(((heading, 14, QUIET),)) for heading in HEADINGS]], WIDTHS, GAP)
+    return sheet([[Caption(((heading, 14, QUIET),)) for heading in HEADINGS]], WIDTHS, GAP)
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:

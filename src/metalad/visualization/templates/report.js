@@ -1,24 +1,24 @@
 (() => {
-  const FOLDED = 12; // rows shown before "Show all"
+  const VISIBLE_ROWS = 12; // rows shown before a click on "Show all"
   const body = document.querySelector("#image-table tbody");
   const rows = [...body.rows];
   const wrongOnly = document.getElementById("wrong-only");
   const showAll = document.getElementById("show-all");
   const text = new Intl.Collator("en", { numeric: true });
-  let unfolded = rows.length <= FOLDED + 3;
+  let expanded = rows.length <= VISIBLE_ROWS + 3;
 
   const compare = (key) => (a, b) =>
-    key === "score" || key === "place" ? a.dataset[key] - b.dataset[key] : text.compare(a.dataset[key], b.dataset[key]);
+    key === "score" || key === "position" ? a.dataset[key] - b.dataset[key] : text.compare(a.dataset[key], b.dataset[key]);
 
-  function fold() {
-    let shown = 0;
+  function updateVisibility() {
+    let matching = 0;
     for (const row of body.rows) {
       row.hidden = wrongOnly.checked && !row.classList.contains("wrong");
-      row.classList.toggle("later", !row.hidden && ++shown > FOLDED && !unfolded);
+      row.classList.toggle("folded", !row.hidden && ++matching > VISIBLE_ROWS && !expanded);
     }
-    showAll.hidden = unfolded || shown <= FOLDED;
-    showAll.textContent = `Show all ${shown} images`;
-    document.getElementById("none-wrong").hidden = shown > 0 || !wrongOnly.checked;
+    showAll.hidden = expanded || matching <= VISIBLE_ROWS;
+    showAll.textContent = `Show all ${matching} images`;
+    document.getElementById("none-wrong").hidden = matching > 0 || !wrongOnly.checked;
   }
 
   function sortBy(button) {
@@ -31,13 +31,13 @@
     rows.sort(compare(button.dataset.key));
     if (direction === "descending") rows.reverse();
     body.append(...rows);
-    fold();
+    updateVisibility();
   }
 
   for (const button of document.querySelectorAll("#image-table thead button"))
     button.addEventListener("click", () => sortBy(button));
-  wrongOnly.addEventListener("change", fold);
-  showAll.addEventListener("click", () => { unfolded = true; fold(); });
+  wrongOnly.addEventListener("change", updateVisibility);
+  showAll.addEventListener("click", () => { expanded = true; updateVisibility(); });
   zoomable(body);
-  fold();
+  updateVisibility();
 })();

@@ -1,5 +1,6 @@
 "use strict";
-// A click on a picture in one of these rows shows all the row's pictures large; arrow keys go from row to row.
+// A click on a picture in a row of `body` opens a dialog with all pictures of that row, enlarged.
+// The arrow keys change to the previous or the next visible row.
 function zoomable(body) {
   const dialog = document.getElementById("zoom");
   let zoomed = null;
@@ -18,9 +19,9 @@ function zoomable(body) {
     if (!dialog.open) dialog.showModal();
   }
 
-  function step(by) {
-    const seen = [...body.rows].filter((row) => !row.hidden && !row.classList.contains("later"));
-    const next = seen[seen.indexOf(zoomed) + by];
+  function step(offset) {
+    const visible = [...body.rows].filter((row) => !row.hidden && !row.classList.contains("folded"));
+    const next = visible[visible.indexOf(zoomed) + offset];
     if (next) zoom(next);
   }
 
