@@ -39,7 +39,7 @@ def main() -> None:
     points, centres = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centres).argmin(1))
     print(
-        f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._nearest_centres(points, centres)) / whole:.2f}"
+        f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._nearest_centers(points, centres)) / whole:.2f}"
     )
 
 

@@ -162,9 +162,7 @@ def _plots(comparison: Comparison) -> Iterator[Plot]:
 def _notes(comparison: Comparison, has_pictures: bool) -> list[str]:
     notes = []
     if comparison.choices and not has_pictures:
-        notes.append(
-            "No pictures: the test images are no longer in the evaluated folder; give their folder as --data."
-        )
+        notes.append("No pictures: the test images are no longer in the evaluated folder; give their folder as --data.")
     if len({str(report.settings.get("training_hash")) for report in comparison.reports}) > 1:
         notes.append("The runs were trained on different images.")
     for name, report in zip(comparison.names, comparison.reports, strict=True):

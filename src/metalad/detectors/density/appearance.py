@@ -1,9 +1,13 @@
-"""How unusual an image looks at each place, without a network: what is there, not what was expected there.
+"""Density models of image appearance, without a network.
 
-A reconstruction foretells a large anomaly from the anomaly's own surroundings, and lets it pass. Two densities look at
-the content itself. One asks what edges and colours a place usually has, for things that always lie the same way; the
-other, whether such a patch occurs anywhere, the nearer the better. And a few principal components say what the whole
-image should look like. All are learnt from good images in seconds.
+A reconstruction method can reconstruct a large anomaly from its own surroundings and then misses it. These models score
+the image content itself:
+
+- a positional Gaussian of edges and colors, for objects with a fixed pose;
+- a codebook of image patches with their coordinates, so that patches at nearby positions have a smaller distance;
+- principal components of the whole image, which give an expected image.
+
+All are fitted on good images in seconds.
 """
 
 import math
@@ -19,35 +23,36 @@ from metalad.detectors.density.codebook import Codebook, sampled_positions
 from metalad.detectors.density.gaussian import PositionalGaussian
 from metalad.detectors.density.pca import PrincipalComponents
 from metalad.nn.photometric import LUMINANCE
-from metalad.nn.pixels import Pixels, batches, thinned
+from metalad.nn.pixels import Pixels, batches, subsampled
 from metalad.nn.standardization import Standardization
 
 STRIDE = 8
-"""Pixels of the image from one place to the next, down and across."""
+"""Distance between neighboring positions, in image pixels, vertically and horizontally."""
 LEVELS = (1, 2)
-"""The image and its half size: edges are taken from each."""
-BRIGHTNESS_DIRECTIONS, COLOUR_DIRECTIONS = 8, 4
-CHANNELS = len(LEVELS) * (BRIGHTNESS_DIRECTIONS + 2 * COLOUR_DIRECTIONS) + 3
+"""Reduction factors of the images from which edges are computed."""
+BRIGHTNESS_DIRECTIONS, COLOR_DIRECTIONS = 8, 4
+CHANNELS = len(LEVELS) * (BRIGHTNESS_DIRECTIONS + 2 * COLOR_DIRECTIONS) + 3
 PATCH = 9
-"""Side of a patch, in pixels of the image reduced by the stride."""
+"""Side of a patch, in pixels of the image reduced by `STRIDE`."""
 PROJECTION = 96
-"""Numbers that a patch of 243 is projected to at random, which nearly keeps distances (Johnson, Lindenstrauss 1984)."""
+"""Channels after a random projection of the 243 values of a patch, which approximately preserves distances
+(Johnson & Lindenstrauss 1984)."""
 CODEBOOK_SIZE = 1024
 MAX_IMAGES = 512
-"""Images that are learnt from; the descriptions of all, and of the copies of some, are held at once."""
+"""Maximum number of images for fitting: the features of all of them and of the perturbed copies are in memory."""
 PERTURBED_EVERY = 2
-"""Of so many images one is shown once more with light, position and focus changed a little: enough to learn what
-is harmless, and too few to blur what a place usually shows."""
+"""One of this many images is also used as a perturbed copy (lighting, position, focus). The models then tolerate such
+changes, and the copies are too few to broaden the positional Gaussian much."""
 YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
-"""Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
+"""Weights of red, green and blue for luminance and two color differences (ITU-R BT.601)."""
 
 
 class AppearanceDensity(nn.Module):
-    """Two densities of what good images show, and what the whole should be.
+    """Two densities of the appearance of good images, and principal components of the whole image.
 
-    place: edges and colours, a normal law at each place. patch: patches of the reduced image with their coordinates,
-        by one codebook. spread: the root of the patches' summed variances; half the image weighs so much.
-    components: of images `reduction` times smaller.
+    position: positional Gaussian of edges and colors. patch: codebook of the patches of the reduced image, with their
+        coordinates. scale: square root of the sum of the variances of the patch channels; a distance of half the image
+        side counts as much as this patch distance. components: of images reduced by the factor `reduction`.
     """
 
     yuv: Tensor
@@ -63,22 +68,23 @@ class AppearanceDensity(nn.Module):
             Codebook(CODEBOOK_SIZE),
         )
         self.components = PrincipalComponents()
-        drawn = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("projection", drawn / math.sqrt(PROJECTION))
+        projection = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("projection", projection / math.sqrt(PROJECTION))
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
     @property
     def fitted(self) -> bool:
-        """Whether there is anything to compare with."""
+        """Whether the models are fitted."""
         return self.position.whitening.numel() > 0
 
     def fit(self, pixels: Pixels, device: torch.device, photometric: nn.Module | None = None) -> None:
-        """Learn all from good images, and from changed copies of some (see `PERTURBED_EVERY`).
+        """Fit all models on good images and on perturbed copies of some of them (see `PERTURBED_EVERY`).
 
-        Of very many, from some spread evenly over them. light: what images go through before they come here.
+        Of more than `MAX_IMAGES` images, an evenly spaced subset is used. photometric: photometric normalization that
+        is applied to the images first.
         """
-        pixels, rng = thinned(pixels, MAX_IMAGES), np.random.default_rng(0)
+        pixels, rng = subsampled(pixels, MAX_IMAGES), np.random.default_rng(0)
         with torch.no_grad():
             images = list(batches(pixels, device))
             images += list(batches(np.stack([perturbed(image, rng) for image in pixels[::PERTURBED_EVERY]]), device))
@@ -92,9 +98,9 @@ class AppearanceDensity(nn.Module):
             self.components.fit(torch.cat([reduced(batch, self.reduction) for batch in images]))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 down across"]:
-        """Return how far place and patch lie from those of good images, each in a unit of its own.
+        """Return the distances of the two densities, position and patch, for each pixel of the reduced image.
 
-        For each pixel of the image `reduction` times smaller.
+        The image is reduced by the factor `reduction`. The two distances have different scales.
         """
         size = (images.shape[-2] // self.reduction, images.shape[-1] // self.reduction)
         distances = (
@@ -104,42 +110,42 @@ class AppearanceDensity(nn.Module):
         return F.interpolate(torch.stack(distances, 1), size, mode="bilinear")
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
-        """Return the strength of edges by direction, at two sizes, and the colour, averaged around each place."""
+        """Return edge strengths by direction at two scales, and the mean color, averaged around each position."""
         height, width = images.shape[-2:]
         grid = (-(-height // STRIDE), -(-width // STRIDE))
         planes = F.conv2d(images, self.yuv)
         parts = [planes]
         for level in LEVELS:
-            small = reduced(planes, level)
-            parts += [_edges(small[:, :1], BRIGHTNESS_DIRECTIONS), _edges(small[:, 1:], COLOUR_DIRECTIONS)]
-        described = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
-        # What lies outside counts as 0, so that places at the border are like others at the border alone.
-        return F.avg_pool2d(described, 3, stride=1, padding=1)
+            smaller = reduced(planes, level)
+            parts += [_edges(smaller[:, :1], BRIGHTNESS_DIRECTIONS), _edges(smaller[:, 1:], COLOR_DIRECTIONS)]
+        features = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
+        # Zero padding makes features at the border similar only to other features at the border.
+        return F.avg_pool2d(features, 3, stride=1, padding=1)
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch projection down across"]:
-        """Return the patch around each place of the reduced image, projected; what lies outside counts as 0."""
+        """Return the projected patch around each position of the reduced image, with zero padding."""
         return F.conv2d(reduced(images, STRIDE), self.projection, padding=PATCH // 2)
 
     def _with_coordinates(self, patches: Float[Tensor, "batch channels down across"]) -> Tensor:
-        """Append each patch's coordinates, from -1 to 1 times the spread."""
+        """Append the coordinates of each patch, from -1 to 1, times `scale`."""
         batch, _, height, width = patches.shape
         down = torch.linspace(-1, 1, height, device=patches.device)[:, None].expand(height, width)
         across = torch.linspace(-1, 1, width, device=patches.device).expand(height, width)
-        where = self.scale * torch.stack([down, across])
-        return torch.cat([patches, where.expand(batch, -1, -1, -1)], 1)
+        coordinates = self.scale * torch.stack([down, across])
+        return torch.cat([patches, coordinates.expand(batch, -1, -1, -1)], 1)
 
 
 def reduced(
     images: Float[Tensor, "batch channels height width"], factor: int
 ) -> Float[Tensor, "batch channels down across"]:
-    """Return images so many times smaller: the means of squares of pixels."""
+    """Return images reduced by a factor: the means of square blocks of pixels."""
     return F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 else images
 
 
 def _edges(planes: Tensor, directions: int) -> Tensor:
-    """Return the slope of each plane in so many directions around the circle, where it rises; 0 where it falls."""
+    """Return the positive part of the derivatives of each plane, in equally spaced directions of the full circle."""
     padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    angles = [2 * math.pi * number / directions for number in range(directions)]
+    angles = [2 * math.pi * index / directions for index in range(directions)]
     return torch.cat([F.relu(across * math.cos(angle) + down * math.sin(angle)) for angle in angles], 1)

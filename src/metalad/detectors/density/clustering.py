@@ -1,4 +1,4 @@
-"""K-means and mixtures of normal laws, over points that fit memory."""
+"""K-means and Gaussian mixtures, for points that fit into memory."""
 
 import math
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from metalad.runtime.progress import counted
 STARTS = 10
 MAX_ROUNDS = 100
 CHUNK = 16_384
-"""Points that a mixture looks at at once: each takes components × channels numbers."""
-POINTS_AT_ONCE = 2048
-"""Points compared with all centres at once: their distances stay in the CPU's cache."""
+"""Points per evaluation of a mixture: each needs components × channels values."""
+DISTANCE_CHUNK = 2048
+"""Points per distance computation to all centers: the distances fit into the CPU cache."""
 
 
 class Mixture(NamedTuple):
-    """A mixture of normal laws.
+    """A Gaussian mixture.
 
     log_weight: [components]. mean: [components, channels]. whitening: [components, channels, channels], W with WᵀW the
         inverse covariance.
@@ -37,39 +37,45 @@ def k_means(
     starts: int = STARTS,
     rounds: int = MAX_ROUNDS,
     plus_plus: bool = True,
-) -> Float[Tensor, "words channels"]:
-    """Return the centres of the best of some starts (Lloyd 1982; started by k-means++, Arthur & Vassilvitskii 2007).
+) -> Float[Tensor, "clusters channels"]:
+    """Return the cluster centers of the best of several runs (Lloyd 1982).
 
-    rounds: of each start at most. spread: start from points far apart, which takes a pass over all for each; for a
-        thousand words, a plain sample is as good.
+    Args:
+        points: the data.
+        clusters: number of clusters.
+        seed: of the random initializations.
+        starts: number of runs; the one with the lowest sum of squared distances is returned.
+        rounds: maximum number of iterations per run.
+        plus_plus: initialize with k-means++ (Arthur & Vassilvitskii 2007), which needs a pass over all points for each
+            center, instead of a random sample. For a thousand clusters, a random sample is as good.
     """
     generator = torch.Generator().manual_seed(seed)
-    best, least = points[:clusters], float("inf")
+    best, lowest_cost = points[:clusters], float("inf")
     for _ in range(starts):
-        centres = (
+        centers = (
             _plus_plus_start(points, clusters, generator) if plus_plus else _random_start(points, clusters, generator)
         )
         for _ in counted(range(rounds), "k-means", "round"):
-            owner = _nearest_centres(points, centres)
-            sums = torch.zeros_like(centres).index_add_(0, owner, points)
-            count = torch.bincount(owner, minlength=clusters)[:, None]
-            moved = torch.where(count > 0, sums / count.clamp_min(1), centres)
-            if torch.equal(moved, centres):
+            assignment = _nearest_centers(points, centers)
+            sums = torch.zeros_like(centers).index_add_(0, assignment, points)
+            count = torch.bincount(assignment, minlength=clusters)[:, None]
+            updated = torch.where(count > 0, sums / count.clamp_min(1), centers)
+            if torch.equal(updated, centers):
                 break
-            centres = moved
+            centers = updated
         if starts == 1:
-            return centres
-        cost = float((points - centres[_nearest_centres(points, centres)]).double().square().sum())
-        if cost < least:
-            best, least = centres, cost
+            return centers
+        cost = float((points - centers[_nearest_centers(points, centers)]).double().square().sum())
+        if cost < lowest_cost:
+            best, lowest_cost = centers, cost
     return best
 
 
-def _nearest_centres(points: Tensor, centres: Tensor) -> Tensor:
-    """Return the index of each point's nearest centre, by |y|² − 2 x·y: |x|² is the same for all y."""
-    lengths = centres.square().sum(1)
-    parts = torch.split(points, POINTS_AT_ONCE)
-    return torch.cat([torch.addmm(lengths, part, centres.T, alpha=-2).argmin(1) for part in parts])
+def _nearest_centers(points: Tensor, centers: Tensor) -> Tensor:
+    """Return the index of each point's nearest center, by |y|² − 2 x·y; |x|² does not depend on the center y."""
+    squared_norms = centers.square().sum(1)
+    parts = torch.split(points, DISTANCE_CHUNK)
+    return torch.cat([torch.addmm(squared_norms, part, centers.T, alpha=-2).argmin(1) for part in parts])
 
 
 def _random_start(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
@@ -77,14 +83,14 @@ def _random_start(points: Tensor, clusters: int, generator: torch.Generator) -> 
 
 
 def _plus_plus_start(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Draw each centre with a probability that grows with the square of its distance from those before."""
+    """Sample each center with a probability proportional to its squared distance from the nearest previous center."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    far = (points - points[chosen[0]]).square().sum(1)
+    squared_distance = (points - points[chosen[0]]).square().sum(1)
     while len(chosen) < clusters:
-        reached = far.double().cumsum(0).cpu()
-        aim = torch.rand(1, generator=generator, dtype=torch.double) * reached[-1]
-        chosen.append(min(int(torch.searchsorted(reached, aim)), len(points) - 1))
-        far = torch.minimum(far, (points - points[chosen[-1]]).square().sum(1))
+        cumulative = squared_distance.double().cumsum(0).cpu()
+        target = torch.rand(1, generator=generator, dtype=torch.double) * cumulative[-1]
+        chosen.append(min(int(torch.searchsorted(cumulative, target)), len(points) - 1))
+        squared_distance = torch.minimum(squared_distance, (points - points[chosen[-1]]).square().sum(1))
     return points[chosen]
 
 
@@ -97,32 +103,37 @@ def fit_mixture(
     rounds: int = 100,
     tolerance: float = 1e-3,
 ) -> Mixture:
-    """Fit by expectation and maximisation (Dempster et al. 1977), started from k-means.
+    """Fit a Gaussian mixture by expectation maximization (Dempster et al. 1977), initialized by k-means.
 
-    ridge: added to every variance. rounds, tolerance: stop after so many, or when the mean log-likelihood of a point
-    has grown by less than so many nats.
+    Args:
+        points: the data.
+        components: number of components.
+        seed: of k-means.
+        ridge: added to every variance.
+        rounds: maximum number of iterations.
+        tolerance: stop when the mean log-likelihood per point increases by less than this, in nats.
     """
-    centres = k_means(points, components, seed, starts=1)
-    owner = _nearest_centres(points, centres)
-    responsibility = torch.nn.functional.one_hot(owner, components).to(points.dtype)
-    mixture, before = _maximised(points, responsibility, ridge), -math.inf
+    centers = k_means(points, components, seed, starts=1)
+    assignment = _nearest_centers(points, centers)
+    responsibility = torch.nn.functional.one_hot(assignment, components).to(points.dtype)
+    mixture, previous = _maximize(points, responsibility, ridge), -math.inf
     for _ in counted(range(rounds), "mixture", "round"):
-        each = joint_log_density(points, mixture)
-        total = each.logsumexp(1, keepdim=True)
-        now = float(total.double().mean())
-        if now - before < tolerance:
+        joint = joint_log_density(points, mixture)
+        total = joint.logsumexp(1, keepdim=True)
+        current = float(total.double().mean())
+        if current - previous < tolerance:
             break
-        mixture, before = _maximised(points, (each - total).exp(), ridge), now
+        mixture, previous = _maximize(points, (joint - total).exp(), ridge), current
     return mixture
 
 
 def joint_log_density(points: Float[Tensor, "points channels"], mixture: Mixture) -> Float[Tensor, "points components"]:
-    """Return ln of each component's weight times its density at each point, in nats."""
+    """Return the log of each component's weight times its density at each point, in nats."""
     count, channels = mixture.mean.shape
     matrix = mixture.whitening.flatten(0, 1)
     shift = (mixture.whitening @ mixture.mean[..., None]).flatten()
-    volume = mixture.whitening.diagonal(dim1=1, dim2=2).abs().log().sum(1)
-    constant = mixture.log_weight + volume - channels / 2 * math.log(2 * math.pi)
+    log_determinant = mixture.whitening.diagonal(dim1=1, dim2=2).abs().log().sum(1)
+    constant = mixture.log_weight + log_determinant - channels / 2 * math.log(2 * math.pi)
     parts = [
         torch.addmm(-shift, part, matrix.T).reshape(-1, count, channels).square().sum(2)
         for part in torch.split(points, CHUNK)
@@ -131,20 +142,20 @@ def joint_log_density(points: Float[Tensor, "points channels"], mixture: Mixture
 
 
 def log_likelihood(points: Float[Tensor, "points channels"], mixture: Mixture) -> Float[Tensor, " points"]:
-    """Return ln of the mixture's density at each point, in nats."""
+    """Return the log-density of the mixture at each point, in nats."""
     return joint_log_density(points, mixture).logsumexp(1)
 
 
-def _maximised(points: Tensor, responsibility: Tensor, ridge: float) -> Mixture:
-    """Return the likeliest mixture for given shares of each point in each component; moments in double precision."""
+def _maximize(points: Tensor, responsibility: Tensor, ridge: float) -> Mixture:
+    """Return the maximum-likelihood mixture for given responsibilities; moments are computed in double precision."""
     points, responsibility = points.double(), responsibility.double()
     count = responsibility.sum(0).clamp_min(10 * torch.finfo(responsibility.dtype).eps)
     mean = responsibility.T @ points / count[:, None]
     identity = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
     whitening = []
-    for number, centre in enumerate(mean):
-        apart = points - centre
-        covariance = (responsibility[:, number, None] * apart).T @ apart / count[number] + ridge * identity
+    for index, center in enumerate(mean):
+        deviations = points - center
+        covariance = (responsibility[:, index, None] * deviations).T @ deviations / count[index] + ridge * identity
         factor = torch.linalg.cholesky(covariance)
         whitening.append(torch.linalg.solve_triangular(factor, identity, upper=False))
     return Mixture((count / count.sum()).log().float(), mean.float(), torch.stack(whitening).float())

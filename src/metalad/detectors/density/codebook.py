@@ -1,4 +1,4 @@
-"""Codebook."""
+"""Codebook of feature vectors and nearest-neighbor distances."""
 
 import math
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from metalad.detectors.density.clustering import k_means
 
 BANK_CHUNK = 2048
-"""Vectors that a batch is compared with at once; bounds memory and still fills a matrix product."""
+"""Bank vectors per matrix product; limits memory use."""
 
 ROUNDS = 10
-"""Rounds of k-means: the last words move by little, and many are more of a sample than of a partition."""
+"""Iterations of k-means. Further iterations change the entries of a large codebook only slightly."""
 
-POINTS = 30_000
-"""Places that a codebook is found from."""
+MAX_POINTS = 30_000
+"""Maximum number of feature vectors that a codebook is fitted on."""
 
 
 class Codebook(nn.Module):
-    """The distance of a feature from the nearest of a few typical ones: words, found by k-means.
+    """The distance of a feature vector from the nearest codebook entry; the entries are fitted by k-means.
 
-    As good as the distance from the nearest of all normal features, and in constant time.
-    words: [words, channels].
+    The distance is as accurate as that from the nearest of all good feature vectors, but the time does not depend on
+    the number of images. entries: [entries, channels].
     """
 
     entries: Tensor
@@ -33,38 +33,40 @@ class Codebook(nn.Module):
         self.register_buffer("entries", torch.zeros(0, 0))
 
     def fit(self, points: Float[Tensor, "points channels"], seed: int) -> None:
-        """Find the words; of fewer points than words, each is one."""
-        few = len(points) <= self.count
-        self.entries = points if few else k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
+        """Fit the entries. If there are not more points than entries, the points are the entries."""
+        if len(points) <= self.count:
+            self.entries = points
+        else:
+            self.entries = k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
-        """Return the Euclidean distance from the nearest word."""
+        """Return the Euclidean distance from the nearest codebook entry at each position."""
         batch, channels, down, across = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-        # The differences, not the expanded squares, give the distance: those lose all digits near 0.
-        lengths: Tensor = torch.linalg.vector_norm(flat - self.entries[nearest(flat, self.entries)], dim=1)
-        return lengths.reshape(batch, down, across)
+        # The distance is computed from differences: expanded squares have no correct digits near 0.
+        distances: Tensor = torch.linalg.vector_norm(flat - self.entries[nearest(flat, self.entries)], dim=1)
+        return distances.reshape(batch, down, across)
 
 
 def sampled_positions(
     maps: Float[Tensor, "images channels down across"], seed: int
 ) -> Float[Tensor, "points channels"]:
-    """Return the features of at most `POINTS` places of all images, drawn by chance."""
+    """Return the feature vectors at random positions of all images, at most `MAX_POINTS`."""
     images, _, down, across = maps.shape
-    drawn = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:POINTS]
-    drawn = drawn.to(maps.device)
-    return maps.flatten(2)[drawn.div(down * across, rounding_mode="floor"), :, drawn % (down * across)]
+    index = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
+    index = index.to(maps.device)
+    return maps.flatten(2)[index.div(down * across, rounding_mode="floor"), :, index % (down * across)]
 
 
 def nearest(
     queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]
 ) -> Int[Tensor, " queries"]:
-    """Return the index of each query's nearest vector, by |x|² + |y|² − 2 x·y; |x|² is the same for all y."""
+    """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
     best = queries.new_full((len(queries),), math.inf)
-    found = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    result = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), BANK_CHUNK):
         part = bank[start : start + BANK_CHUNK]
         squares, index = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2).min(1)
-        found = torch.where(squares < best, index + start, found)
+        result = torch.where(squares < best, index + start, result)
         best = torch.minimum(best, squares)
-    return found
+    return result

@@ -1,7 +1,7 @@
-"""What the features around a place let expect there: MeTAL's question, asked of features.
+"""Prediction of the features at a position from the features around it: the principle of MeTAL, applied to features.
 
-A blind encoder foretells each place's features from those of places farther off. What a frozen network says of
-neighbouring places overlaps, so that the nearest are hidden together with the place itself.
+A masked encoder predicts the features at each position from those at more distant positions. In a frozen network, the
+receptive fields of neighboring positions overlap. Therefore the nearest neighbors are masked, too.
 """
 
 import math
@@ -11,44 +11,46 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalad.detectors.density.pca import leading_eigenvectors
 from metalad.nn.attention import MaskedEncoder, perceptron
 from metalad.runtime.progress import counted
 from metalad.training.loop import Training
 
 COMPONENTS = 16
-"""Numbers at most that are foretold of a place: the main components of its features' deviations from the usual."""
+"""Maximum number of predicted values per position: principal components of the deviations from the mean features."""
 POOLED = 2
-"""Places of the features that are one here, down and across; more where there would be too many."""
-MOST_PLACES = 32
-"""Down and across: attention compares each with each."""
+"""Pooling factor of the feature map; larger if the grid would exceed `MAX_POSITIONS`."""
+MAX_POSITIONS = 32
+"""Maximum number of positions along a side; the cost of attention is quadratic in the number of positions."""
 REACH = 1
-"""Places around the one foretold that are hidden with it, in every direction."""
+"""Neighboring positions that are masked together with the predicted position, in every direction."""
 WIDTH, HIDDEN, HEADS, RATIO = 128, 256, 4, 2
 MAX_DEVIATION = 3.0
-"""A deviation counts for so many units at most where others are foretold from it: an anomaly must not spoil them."""
+"""Components are clamped to this absolute value before they enter the encoder, so that an anomaly affects the
+predictions at other positions less."""
 BATCH_SIZE = 4
 LEARNING_RATE = 1e-3
 
 
 class ContextPrediction(nn.Module):
-    """The distance of a place's features from what those around it let expect.
+    """The distance of the features at a position from their prediction by the surrounding features.
 
-    Features are pooled, and counted as deviations from their mean at each place, so that what is usual at a place need
-    not be learnt. mean: [channels, down, across]. directions: [components, channels], by which deviations become what
-    is foretold: their main components, in units of the root mean square of good images'.
+    The features are pooled, and their mean at each position is subtracted, so that the network does not have to learn
+    the mean. mean: [channels, down, across]. directions: [components, channels], project deviations from the mean onto
+    their principal components, divided by the root mean square of the components on good images.
     """
 
     mean: Tensor
     directions: Tensor
 
     def __init__(self, channels: int, grid: tuple[int, int]) -> None:
-        """Lay out the parts for maps of so many channels and of `grid` places down and across."""
+        """Create the layers for feature maps with `channels` channels and `grid` positions down and across."""
         super().__init__()
-        self.kept = min(COMPONENTS, channels)
-        self.pooled = max(POOLED, math.ceil(max(grid) / MOST_PLACES))
-        self.grid = (math.ceil(grid[0] / self.pooled), math.ceil(grid[1] / self.pooled))
+        self.component_count = min(COMPONENTS, channels)
+        self.pooling = max(POOLED, math.ceil(max(grid) / MAX_POSITIONS))
+        self.grid = (math.ceil(grid[0] / self.pooling), math.ceil(grid[1] / self.pooling))
         self.encoder = MaskedEncoder(
-            values=self.kept,
+            values=self.component_count,
             places=torch.cartesian_prod(*(torch.arange(float(side)) for side in self.grid)),
             width=WIDTH,
             embedding_width=HIDDEN,
@@ -59,7 +61,7 @@ class ContextPrediction(nn.Module):
             neighbours=True,
             reach=REACH,
         )
-        self.decoder = perceptron(WIDTH, HIDDEN, self.kept)
+        self.decoder = perceptron(WIDTH, HIDDEN, self.component_count)
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("directions", torch.zeros(0, 0))
 
@@ -71,55 +73,62 @@ class ContextPrediction(nn.Module):
         steps: int,
         seed: int,
     ) -> "ContextPrediction":
-        """Return what good images' features teach in so many steps of gradient descent on the mean absolute error.
+        """Return a model that is trained on the features of good images, with the mean absolute error.
 
-        share: what a deviation of each channel counts for.
+        Args:
+            maps: features of good images.
+            channel_weights: multiplied with the deviations of each channel.
+            steps: of gradient descent.
+            seed: of the initial weights and the batches. The global random generator is not affected.
         """
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
-            made = cls(maps.shape[1], (maps.shape[-2], maps.shape[-1])).to(maps.device)
-            made._fit_components(maps, channel_weights)
-            made._descend(made.components(maps), steps)
-        return made.requires_grad_(requires_grad=False).eval()
+            model = cls(maps.shape[1], (maps.shape[-2], maps.shape[-1])).to(maps.device)
+            model._fit_components(maps, channel_weights)
+            model._train(model.components(maps), steps)
+        return model.requires_grad_(requires_grad=False).eval()
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
-        """Return the distance at each place, between the pooled ones bilinearly."""
+        """Return the distance at each position, interpolated bilinearly between the pooled positions."""
         components = self.components(maps)
         distances = torch.linalg.vector_norm(components - self.expected(components), dim=2)
         return F.interpolate(distances.reshape(-1, 1, *self.grid), maps.shape[-2:], mode="bilinear")[:, 0]
 
     def expected(
-        self, components: Float[Tensor, "batch places components"]
-    ) -> Float[Tensor, "batch places components"]:
-        """Foretell each place's components from those farther off than `REACH`; its own and the nearest have no say."""
+        self, components: Float[Tensor, "batch positions components"]
+    ) -> Float[Tensor, "batch positions components"]:
+        """Predict the components at each position from those at positions farther away than `REACH`."""
         predicted: Tensor = self.decoder(self.encoder(components.clamp(-MAX_DEVIATION, MAX_DEVIATION)))
         return predicted
 
-    def components(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch places components"]:
-        """Return what is foretold of each pooled place."""
+    def components(
+        self, maps: Float[Tensor, "batch channels down across"]
+    ) -> Float[Tensor, "batch positions components"]:
+        """Return the components at each pooled position."""
         deviations = self._pooled(maps) - self.mean
         return deviations.flatten(2).transpose(1, 2) @ self.directions.T
 
     def _pooled(self, maps: Tensor) -> Tensor:
-        return F.avg_pool2d(maps, self.pooled, ceil_mode=True)
+        return F.avg_pool2d(maps, self.pooling, ceil_mode=True)
 
     def _fit_components(self, maps: Tensor, channel_weights: Tensor) -> None:
-        """Learn mean and directions."""
+        """Fit mean and directions."""
         pooled = self._pooled(maps)
         self.mean = pooled.mean(0)
         deviations = (pooled - self.mean).transpose(0, 1).flatten(1) * channel_weights[:, None]
-        values, vectors = torch.linalg.eigh((deviations @ deviations.T).double() / deviations.shape[1])
-        square = values[-self.kept :].clamp_min(0).mean()
-        unit = torch.where(square > 0, square, 1.0).sqrt()  # of images that are all the same, any
-        self.directions = (vectors[:, -self.kept :].T * channel_weights / unit).float()
+        covariance = (deviations @ deviations.T).double() / deviations.shape[1]
+        variances, vectors = leading_eigenvectors(covariance, self.component_count)
+        variance = variances.clamp_min(0).mean()
+        scale = torch.where(variance > 0, variance, 1.0).sqrt()  # 1 if all images are identical
+        self.directions = (vectors.T * channel_weights / scale).float()
 
-    def _descend(self, components: Float[Tensor, "images places components"], steps: int) -> None:
-        for parameter in self.decoder[-1].parameters():  # at first, what is usual at the place is expected
+    def _train(self, components: Float[Tensor, "images positions components"], steps: int) -> None:
+        for parameter in self.decoder[-1].parameters():  # the initial prediction is the mean at the position
             nn.init.zeros_(parameter)
-        plan = Training(learning_rate=LEARNING_RATE, schedule="cosine")
+        schedule = Training(learning_rate=LEARNING_RATE, schedule="cosine")
         optimizer = torch.optim.Adam(self.parameters(), fused=True)
         for step in counted(range(steps), "context", "step"):
-            optimizer.param_groups[0]["lr"] = plan.rate(step, steps)
+            optimizer.param_groups[0]["lr"] = schedule.rate(step, steps)
             batch = components[torch.randint(len(components), (BATCH_SIZE,)).to(components.device)]
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(F.l1_loss(self.expected(batch), batch))

@@ -1,4 +1,4 @@
-"""Gaussian."""
+"""Gaussian distributions of feature vectors, one for each position of a feature map."""
 
 import torch
 from jaxtyping import Float
@@ -8,20 +8,21 @@ from metalad.nn.smoothing import Smoothing
 from metalad.nn.whitening import whitening
 
 POOLING_SIGMA = 1.0
-"""Neighbouring places share moments: a Gaussian of this many places."""
+"""Standard deviation, in positions, of the Gaussian filter that smooths the moments over neighboring positions."""
 
 PRIOR_IMAGES = 10.0
-"""A place's moments are drawn to the mean place's as if this many further images had shown those."""
+"""Shrinkage: a position's covariance is averaged with the mean covariance, which counts as this many images."""
 
 RIDGE = 0.05
-"""Added to every variance, as a part of the mean variance."""
+"""Fraction of the mean variance that is added to every variance."""
 
 
 class PositionalGaussian(nn.Module):
-    """The Mahalanobis distance of a feature from the normal law of its place (after Defard 2021).
+    """The Mahalanobis distance of a feature vector from the Gaussian of its position (after Defard 2021).
 
-    Unlike PaDiM's, moments are shared with neighbouring places and drawn to the mean place's: few images suffice.
-    mean: [channels, down, across]. whitening: [places, channels, channels], W with WᵀW the inverse covariance.
+    In contrast to PaDiM, the moments are smoothed over neighboring positions, and the covariances are shrunk towards
+    their mean over all positions, so that few images are sufficient.
+    mean: [channels, down, across]. whitening: [positions, channels, channels], W with WᵀW the inverse covariance.
     """
 
     mean: Tensor
@@ -33,26 +34,26 @@ class PositionalGaussian(nn.Module):
         self.register_buffer("whitening", torch.zeros(0, 0, 0))
 
     def fit(self, maps: Float[Tensor, "images channels down across"]) -> None:
-        """Learn mean and covariance of each place."""
+        """Fit the mean and the covariance of each position."""
         images, channels, down, across = maps.shape
         pool = Smoothing(down, across, POOLING_SIGMA).to(maps.device)
         self.mean = pool(maps.mean(0))
-        centred = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
-        products = torch.bmm(centred, centred.transpose(1, 2)) / images
+        centered = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
+        products = torch.bmm(centered, centered.transpose(1, 2)) / images
         products = pool(products.permute(1, 2, 0).reshape(channels, channels, down, across)).flatten(2).permute(2, 0, 1)
-        mean_place = products.mean(0)
-        moments = (images * products + PRIOR_IMAGES * mean_place) / (images + PRIOR_IMAGES)
-        floor = RIDGE * mean_place.diagonal().mean() + torch.finfo(torch.float32).tiny
-        self.whitening = whitening(moments, floor)
+        mean_product = products.mean(0)
+        moments = (images * products + PRIOR_IMAGES * mean_product) / (images + PRIOR_IMAGES)
+        min_variance = RIDGE * mean_product.diagonal().mean() + torch.finfo(torch.float32).tiny
+        self.whitening = whitening(moments, min_variance)
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
-        """Return the distance at each place."""
-        centred = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
-        lengths: Tensor = torch.linalg.vector_norm(torch.bmm(self.whitening, centred), dim=1)
-        return lengths.T.reshape(len(maps), *maps.shape[-2:])
+        """Return the distance at each position, in standard deviations."""
+        centered = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
+        distances: Tensor = torch.linalg.vector_norm(torch.bmm(self.whitening, centered), dim=1)
+        return distances.T.reshape(len(maps), *maps.shape[-2:])
 
 
 def variance_explained_by_position(maps: Float[Tensor, "images channels down across"]) -> Float[Tensor, ""]:
-    """Return the part of the features' variance that places explain: 1 if images do not differ, 0 of textures."""
+    """Return the fraction of the feature variance that position explains: 1 for identical images, 0 for textures."""
     within, total = maps.var(0, correction=0).mean(), maps.var((0, 2, 3), correction=0).mean()
     return 1 - within / total.clamp_min(torch.finfo(total.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Log."""
+"""Normalization and combination of distances on a logarithmic scale."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 TAIL = 0.99
-"""The quantile of good images' places that is 1 in tail units."""
+"""The quantile of the distances on good images that is mapped to 1."""
 
 SHARPNESS = 4.0
-"""How soon a map of surprise goes to 0 below the usual: softplus's beta."""
+"""`beta` of the softplus function that makes a map of normalized log-distances positive."""
 
 
 class NormalizedLogDistance(nn.Module):
-    """Several distances as one, in tail units of good images.
+    """Combination of several distances into one normalized log-distance.
 
-    The logarithm of each is counted from its mean on good images, in units of how far its 99 % quantile lies above
-    that: 0 is usual, 1 is what one good place in a hundred reaches. Their mean is what is said. A distance that
-    varies much on good images has a long unit, and so a small say.
+    From the logarithm of each distance its mean on good images is subtracted. The difference is divided by that of the
+    99 % quantile on good images: 0 is the mean, and 1 % of the positions of good images exceed 1. The result is the
+    (weighted) mean over the distances. A distance with a large variation on good images has a large scale and therefore
+    a small influence.
 
-    usual, reach: [distances].
+    mean, scale: [distances].
     """
 
     mean: Tensor
@@ -34,31 +35,31 @@ class NormalizedLogDistance(nn.Module):
         self.register_buffer("scale", torch.ones(distances))
 
     def fit(self, distances: Sequence[Float[Tensor, "images down across"]]) -> None:
-        """Learn the units from distances of good images that the densities did not learn from."""
-        for number, values in enumerate(distances):
+        """Fit mean and scale on distances of good images on which the densities were not fitted."""
+        for index, values in enumerate(distances):
             logs = _log(values).flatten()
-            self.mean[number] = logs.mean()
-            # The k-th of the sorted values: torch.quantile refuses more than 2**24.
-            tail = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
-            self.scale[number] = (tail - logs.mean()).clamp_min(1e-3)
+            self.mean[index] = logs.mean()
+            # Taken from the sorted values, because torch.quantile does not accept more than 2**24 values.
+            quantile = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
+            self.scale[index] = (quantile - logs.mean()).clamp_min(1e-3)
 
     def forward(
         self,
         distances: Sequence[Float[Tensor, "batch down across"]],
         weights: Float[Tensor, " distances"] | None = None,
     ) -> Float[Tensor, "batch down across"]:
-        """Return the mean of the distances in tail units; below 0 where less than usual.
+        """Return the mean of the normalized log-distances; negative where the distances are below their usual values.
 
-        say: each distance's weight; all alike by default.
+        weights: of the distances; equal by default.
         """
-        units = [(_log(values) - self.mean[number]) / self.scale[number] for number, values in enumerate(distances)]
+        normalized = [(_log(values) - self.mean[index]) / self.scale[index] for index, values in enumerate(distances)]
         if weights is None:
-            return torch.stack(units).mean(0)
-        return (torch.stack(units) * weights[:, None, None, None]).sum(0) / weights.sum()
+            return torch.stack(normalized).mean(0)
+        return (torch.stack(normalized) * weights[:, None, None, None]).sum(0) / weights.sum()
 
 
 def as_map(log_distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return tail units as an anomaly map, which is never negative: near 0 below the usual, unchanged far above."""
+    """Convert normalized log-distances to a positive map: near 0 for negative values, unchanged for large values."""
     return F.softplus(log_distance, beta=SHARPNESS)
 
 

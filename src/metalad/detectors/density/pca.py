@@ -1,18 +1,18 @@
-"""PCA."""
+"""Principal components of images, and leading eigenvectors of symmetric matrices."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 COMPONENTS = 48
-"""Principal components, at most."""
+"""Maximum number of principal components."""
 
 IMAGES_PER_COMPONENT = 4
-"""More components would learn the images by heart."""
+"""Minimum number of images per component; with fewer images, the components would be overfitted to them."""
 
 
 class PrincipalComponents(nn.Module):
-    """What an image would be if it were made of what good images differ by: their mean and their main components.
+    """The projection of an image onto the affine subspace that the mean and the principal components span.
 
     mean: [channels, height, width]. directions: [components, channels × height × width], orthonormal.
     """
@@ -26,18 +26,27 @@ class PrincipalComponents(nn.Module):
         self.register_buffer("directions", torch.zeros(0, 0))
 
     def fit(self, images: Float[Tensor, "images channels height width"]) -> None:
-        """Learn mean and components: one for every `IMAGES_PER_COMPONENT` images, at most `COMPONENTS`."""
+        """Fit the mean and one component per `IMAGES_PER_COMPONENT` images, at most `COMPONENTS`."""
         self.mean = images.mean(0)
-        centred = (images - self.mean).flatten(1)
+        centered = (images - self.mean).flatten(1)
         count = min(COMPONENTS, len(images) // IMAGES_PER_COMPONENT)
-        # The Gram matrix has as many rows as there are images; the covariance would have as many as pixels.
-        values, vectors = torch.linalg.eigh((centred @ centred.T).double())
-        kept = values[-count:].clamp_min(torch.finfo(torch.float32).tiny) if count else values[:0]
-        self.directions = (vectors[:, len(values) - count :] / kept.sqrt()).float().T @ centred
+        # The Gram matrix has one row per image; the covariance matrix would have one row per pixel and channel.
+        values, vectors = leading_eigenvectors(centered @ centered.T, count)
+        lengths = values.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+        self.directions = (vectors / lengths).float().T @ centered
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return the nearest image that mean and components can make."""
-        centred = (images - self.mean).flatten(1)
-        return self.mean + (centred @ self.directions.T @ self.directions).reshape(images.shape)
+        """Return the projections of the images, which are their nearest points in the subspace."""
+        centered = (images - self.mean).flatten(1)
+        return self.mean + (centered @ self.directions.T @ self.directions).reshape(images.shape)
+
+
+def leading_eigenvectors(
+    matrix: Float[Tensor, "size size"], count: int
+) -> tuple[Float[Tensor, " count"], Float[Tensor, "size count"]]:
+    """Return the largest eigenvalues of a symmetric matrix, ascending, and their eigenvectors, in double precision."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    first = len(values) - count
+    return values[first:], vectors[:, first:]

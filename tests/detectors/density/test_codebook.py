@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from metalad.detectors.density import codebook
+from metalad.detectors.density.codebook import Codebook, nearest
+from tests.detectors.density.random_maps import noise
+
+
+def test_with_fewer_points_than_entries_each_point_is_an_entry() -> None:
+    points = noise(50, 6)
+    book = Codebook(64)
+    book.fit(points, 0)
+    maps = noise(2, 6, 3, 4, seed=1)
+    expected = torch.cdist(maps.permute(0, 2, 3, 1).reshape(-1, 6), points).amin(1).reshape(2, 3, 4)
+    torch.testing.assert_close(book(maps), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entries_are_the_centers_of_tight_clusters() -> None:
+    """The distance of a point far from all clusters is its distance from the nearest center."""
+    centers = 10 * noise(8, 5)
+    points = (centers + 0.01 * noise(200, 8, 5, seed=1)).reshape(-1, 5)
+    book = Codebook(64)
+    book.fit(points, 0)
+    assert book.entries.shape == (64, 5)
+    near = book(points.T.reshape(1, 5, 40, 40))
+    assert near.max() < 0.1
+    far = 100 + torch.zeros(1, 5, 1, 1)
+    torch.testing.assert_close(
+        book(far).flatten(), torch.cdist(far.reshape(1, 5), centers).amin(1), rtol=1e-3, atol=0.05
+    )
+
+
+def test_the_distance_of_an_entry_from_itself_is_zero() -> None:
+    """Expanded squares would give the rounding errors of large numbers."""
+    book = Codebook(16)
+    book.fit(1000 + noise(16, 4), 0)
+    assert torch.count_nonzero(book(book.entries.T.reshape(1, 4, 4, 4))) == 0
+
+
+def test_nearest_is_correct_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook, "BANK_CHUNK", 7)
+    queries, bank = noise(40, 3), noise(30, 3, seed=1)
+    assert torch.equal(nearest(queries, bank), torch.cdist(queries, bank).argmin(1))

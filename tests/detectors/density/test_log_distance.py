@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from metalad.detectors.density.log_distance import NormalizedLogDistance
+from tests.detectors.density.random_maps import noise
+
+
+def test_the_mean_is_0_and_1_percent_of_good_positions_exceed_1() -> None:
+    distances = [noise(20, 30, 30).exp(), 5 * noise(20, 30, 30, seed=1).abs()]
+    for values in distances:
+        log_distance = NormalizedLogDistance(1)
+        log_distance.fit([values])
+        normalized = log_distance([values])
+        assert normalized.mean().abs() < 1e-4
+        assert float((normalized > 1).float().mean()) == pytest.approx(0.01, abs=2e-4)
+
+
+def test_the_scale_of_a_distance_has_no_effect_and_a_large_variation_reduces_its_influence() -> None:
+    steady, unsteady = (0.1 * noise(10, 20, 20)).exp(), (2 * noise(10, 20, 20, seed=1)).exp()
+    log_distance, scaled = NormalizedLogDistance(2), NormalizedLogDistance(2)
+    log_distance.fit([steady, unsteady])
+    scaled.fit([7 * steady, 0.01 * unsteady])
+    twice = torch.full((1, 1, 1), 2.0)
+    torch.testing.assert_close(scaled([7 * twice, 0.01 * twice]), log_distance([twice, twice]))
+    one = torch.ones(1, 1, 1)
+    effect_of_steady = log_distance([twice, one]) - log_distance([one, one])
+    effect_of_unsteady = log_distance([one, twice]) - log_distance([one, one])
+    assert effect_of_steady > 10 * effect_of_unsteady
+
+
+def test_the_result_is_the_weighted_mean() -> None:
+    distances = [(0.1 * noise(10, 20, 20)).exp(), noise(10, 20, 20, seed=1).exp()]
+    log_distance = NormalizedLogDistance(2)
+    log_distance.fit(distances)
+    first, second = (log_distance(distances, torch.eye(2)[index]) for index in range(2))
+    torch.testing.assert_close(log_distance(distances), (first + second) / 2)
+    torch.testing.assert_close(log_distance(distances, torch.tensor([3.0, 1.0])), (3 * first + second) / 4)
