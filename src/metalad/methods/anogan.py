@@ -1,7 +1,7 @@
 """AnoGAN (Schlegl et al. 2017, DOI 10.1007/978-3-319-59050-9_12), with the settings of Bergmann et al. (CVPR 2019).
 
-A GAN learns to draw good images from random codes. For each image to be judged, gradient descent searches the code
-whose drawing comes nearest. What no code draws is out of place.
+A GAN is trained to generate good images from random latent codes. For each test image, gradient descent searches for
+the code whose generated image is nearest. The remaining difference is the residual.
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ EPOCHS = 50
 class AnoGanConfig(GanConfig):
     """Settings of AnoGAN; width 64 and 300 search steps are the published ones."""
 
-    smoothing_sigma: float = setting(2.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    search_steps: int = setting(100, "steps of the search for the code of an image to be judged; as published: 300")
-    search_rate: float = setting(0.02, "learning rate of that search")
-    feature_weight: float = setting(0.1, "weight of the discriminator's features in the search's loss, in [0, 1]")
+    smoothing_sigma: float = setting(2.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
+    search_steps: int = setting(100, "gradient steps of the search for a test image's code; published: 300")
+    search_rate: float = setting(0.02, "learning rate of this search")
+    feature_weight: float = setting(0.1, "weight of the discriminator features in the search loss, in [0, 1]")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         grid_of(self.image_size, HALVINGS)
         if self.search_steps < 1 or not self.search_rate > 0 or not 0 <= self.feature_weight <= 1:
@@ -51,7 +51,7 @@ class AnoGanConfig(GanConfig):
 
 
 class AnoGan(GradientDetector):
-    """AnoGAN: a generator and its discriminator, and a search."""
+    """AnoGAN: a generator, a discriminator, and a search in latent space."""
 
     name = "anogan"
     has_own_score = True
@@ -77,7 +77,7 @@ class AnoGan(GradientDetector):
             start_small(network)
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return 50 epochs of 10,000 augmented images (Bergmann et al., CVPR 2019), or fewer and smaller steps."""
+        """Return 50 epochs of 10,000 augmented images (Bergmann et al., CVPR 2019), or fewer, smaller steps."""
         if protocol == "paper":
             steps = EPOCHS * EPOCH_IMAGES // 64
             return (Training(learning_rate=2e-4, betas=(0.5, 0.999), batch_size=64, steps=steps, keep="last"),)
@@ -89,7 +89,7 @@ class AnoGan(GradientDetector):
 
     def learner(self, stage: str) -> Learner:
         """Return the GAN."""
-        del stage  # there is one
+        del stage  # there is only one
         discriminator = Objective(
             lambda images: self.loss(self.config.augmented(images)), parameters_of(self.features, self.verdict)
         )
@@ -97,50 +97,50 @@ class AnoGan(GradientDetector):
         return Stage((self.generator, self.features, self.verdict), (discriminator, generator), self.loss)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return the discriminator's loss on images in [0, 1] and as many that are drawn."""
+        """Return the discriminator's loss on images in [0, 1] and as many generated ones."""
         real = adversarial_loss(self._logits(signed(images)), real=True)
-        return real + adversarial_loss(self._logits(self._fakes(len(images)).detach()), real=False)
+        return real + adversarial_loss(self._logits(self._fake_images(len(images)).detach()), real=False)
 
     def search(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, " batch"]]:
-        """Search the drawing nearest to each image in [0, 1]; return it, in [-1, 1], and its loss.
+        """Search for the generated image nearest to each image in [0, 1]; return it, in [-1, 1], and its loss.
 
-        Each image has a search of its own, so that no rounding that depends on its batch can grow in it.
+        Each image is searched separately: rounding that depends on the batch would grow over the steps.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            found = [self._nearest(signed(image)) for image in torch.split(images.clone(), 1)]
-        return torch.cat([drawing for drawing, _ in found]), torch.stack([loss for _, loss in found])
+            results = [self._nearest(signed(image)) for image in torch.split(images.clone(), 1)]
+        return torch.cat([generated for generated, _ in results]), torch.stack([loss for _, loss in results])
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the nearest drawing minus the image, and the search's final loss as the image score."""
-        drawings, losses = self.search(images)
-        return Residuals(unsigned(drawings) - images, unsigned(drawings), losses)
+        """Return the nearest generated image minus the image, and the least search loss as the image score."""
+        generated, losses = self.search(images)
+        return Residuals(unsigned(generated) - images, unsigned(generated), losses)
 
     def _nearest(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Descend from the code 0, the likeliest; keep the best drawing that was met, not the last."""
+        """Descend from code 0, the mode of the prior; return the image of least loss and that loss."""
         weight = self.config.feature_weight
-        wanted = self.features(image).detach()
+        target_features = self.features(image).detach()
         code = torch.zeros(1, self.config.latent, device=image.device, requires_grad=True)
-        descent = torch.optim.Adam([code], self.config.search_rate)
-        best, least = image, torch.full((), torch.inf, device=image.device)
+        optimizer = torch.optim.Adam([code], self.config.search_rate)
+        best, least_loss = image, torch.full((), torch.inf, device=image.device)
         for _ in range(self.config.search_steps + 1):
-            drawing = self.generator(code)
-            off = (image - drawing).abs().sum()
-            loss = (1 - weight) * off + weight * (wanted - self.features(drawing)).abs().sum()
-            if loss < least:
-                best, least = drawing.detach(), loss.detach()
+            generated = self.generator(code)
+            image_error = (image - generated).abs().sum()
+            loss = (1 - weight) * image_error + weight * (target_features - self.features(generated)).abs().sum()
+            if loss < least_loss:
+                best, least_loss = generated.detach(), loss.detach()
             (code.grad,) = torch.autograd.grad(loss, code)
-            descent.step()
-        return best, least
+            optimizer.step()
+        return best, least_loss
 
-    def _fakes(self, count: int) -> Tensor:
-        drawn: Tensor = self.generator(torch.randn(count, self.config.latent, device=self.device))
-        return drawn
+    def _fake_images(self, count: int) -> Tensor:
+        generated: Tensor = self.generator(torch.randn(count, self.config.latent, device=self.device))
+        return generated
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.verdict(self.features(images).flatten(1))
         return logits
 
     def _generator_loss(self, images: Tensor) -> Tensor:
-        return adversarial_loss(self._logits(self._fakes(len(images))), real=True)
+        return adversarial_loss(self._logits(self._fake_images(len(images))), real=True)

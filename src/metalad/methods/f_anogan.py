@@ -1,7 +1,7 @@
 """f-AnoGAN (Schlegl et al. 2019, DOI 10.1016/j.media.2019.01.010).
 
-A Wasserstein GAN learns to draw good images from random codes. Then, with the GAN frozen, an encoder learns which code
-gives back a good image. What the GAN cannot draw from the encoder's code is out of place.
+A Wasserstein GAN is trained to generate good images from random latent codes. Then the GAN is frozen and an encoder is
+trained to find the code that reproduces a good image. The difference between image and reconstruction is the residual.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from metalad.training.loop import Learner, Objective, Training
 
 PENALTY_WEIGHT = 10.0
 CRITIC_STEPS = 5
-"""Steps of the critic for one of the generator."""
+"""Critic steps per generator step."""
 Norm = Literal["batch", "layer"]
 
 HALVINGS = 4
@@ -43,12 +43,12 @@ class FAnoGanConfig(GanConfig):
     """Settings of f-AnoGAN; the published networks have width 64, 24.56M parameters."""
 
     image_size: tuple[int, int] = setting((64, 64), "height and width that images are resized to, in pixels")
-    smoothing_sigma: float = setting(1.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    latent: int = setting(128, "length of the code that an image is drawn from")
-    kappa: float = setting(1.0, "weight of the critic's features beside the image, in the encoder's loss and the score")
+    smoothing_sigma: float = setting(1.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
+    latent: int = setting(128, "length of the latent code")
+    kappa: float = setting(1.0, "weight of the critic-feature error in the encoder's loss and the score; image: 1")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         grid_of(self.image_size, HALVINGS)
         if not self.kappa >= 0:
@@ -56,7 +56,7 @@ class FAnoGanConfig(GanConfig):
 
 
 class FAnoGan(GradientDetector):
-    """f-AnoGAN: a generator, its critic, and an encoder."""
+    """f-AnoGAN: generator, critic, and encoder."""
 
     name = "f_anogan"
     has_own_score = True
@@ -67,11 +67,11 @@ class FAnoGan(GradientDetector):
         height, width = grid_of(config.image_size, HALVINGS)
         widths = [factor * config.width for factor in (1, 2, 4, 8, 8)]
         self.generator = Generator(config.latent, widths[::-1], (height, width))
-        self.critic = Downward(widths, height * width, 1, "layer")
-        self.encoder = Downward(widths, height * width, config.latent, "batch")
+        self.critic = DownsamplingNetwork(widths, height * width, 1, "layer")
+        self.encoder = DownsamplingNetwork(widths, height * width, config.latent, "batch")
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return the GAN's stage and the encoder's: as in the paper's code, or fewer and smaller steps."""
+        """Return the GAN's stage and the encoder's: as in the paper's code, or fewer, smaller steps."""
         if protocol == "paper":
             gan = Training(
                 stage="gan",
@@ -99,60 +99,62 @@ class FAnoGan(GradientDetector):
         if stage == "gan":
             critic = Objective(self._critic_loss, parameters_of(self.critic))
             generator = Objective(self._generator_loss, parameters_of(self.generator), every=CRITIC_STEPS)
-            return Stage((self.generator, self.critic), (critic, generator), self._distance)
+            return Stage((self.generator, self.critic), (critic, generator), self._held_out_loss)
         encoder = Objective(lambda images: self.loss(self.config.augmented(images)), parameters_of(self.encoder))
         return Stage((self.encoder,), (encoder,), self.loss)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return the encoder's loss, izi_f (eq. 5): the error of image and critic's features."""
-        return self.errors(signed(images), self.rebuild(images)).mean()
+        """Return the encoder's loss, izi_f (eq. 5): image error plus weighted error of the critic's features."""
+        return self.errors(signed(images), self.reconstruct(images)).mean()
 
-    def rebuild(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Draw each image in [0, 1] anew from its code; in [-1, 1]."""
-        drawn: Tensor = self.generator(self.encoder(signed(images)).tanh())
-        return drawn.float()
+    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Reconstruct images in [0, 1] from their codes; the result is in [-1, 1]."""
+        reconstruction: Tensor = self.generator(self.encoder(signed(images)).tanh())
+        return reconstruction.float()
 
     def errors(
-        self, images: Float[Tensor, "batch 3 height width"], rebuilt: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 height width"], reconstruction: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, " batch"]:
         """Return the mean squared error of each image in [-1, 1], plus kappa times that of its features (eq. 5, 7)."""
-        of_image = (images - rebuilt).square().flatten(1).mean(1)
-        difference = self.critic.features(images).float() - self.critic.features(rebuilt).float()
-        return of_image + self.config.kappa * difference.square().mean(1)
+        image_error = (images - reconstruction).square().flatten(1).mean(1)
+        difference = self.critic.features(images).float() - self.critic.features(reconstruction).float()
+        return image_error + self.config.kappa * difference.square().mean(1)
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return image drawn anew minus image, and the paper's image score."""
-        rebuilt = self.rebuild(images)
-        return Residuals(unsigned(rebuilt) - images, unsigned(rebuilt), self.errors(signed(images), rebuilt))
+        """Return reconstruction minus image, and the paper's image score."""
+        reconstruction = self.reconstruct(images)
+        return Residuals(
+            unsigned(reconstruction) - images, unsigned(reconstruction), self.errors(signed(images), reconstruction)
+        )
 
-    def _fakes(self, images: Tensor) -> Tensor:
-        drawn: Tensor = self.generator(torch.randn(len(images), self.config.latent, device=images.device))
-        return drawn.float()
+    def _fake_images(self, images: Tensor) -> Tensor:
+        generated: Tensor = self.generator(torch.randn(len(images), self.config.latent, device=images.device))
+        return generated.float()
 
     def _critic_loss(self, images: Tensor) -> Tensor:
         real = self.config.augmented(images)
         with torch.no_grad():
-            fake = self._fakes(images)
+            fake = self._fake_images(images)
         penalty = gradient_penalty(self.critic, signed(real), fake)
-        return self._preference(fake) - self._preference(signed(real)) + PENALTY_WEIGHT * penalty
+        return self._mean_critic_output(fake) - self._mean_critic_output(signed(real)) + PENALTY_WEIGHT * penalty
 
     def _generator_loss(self, images: Tensor) -> Tensor:
-        return -self._preference(self._fakes(images))
+        return -self._mean_critic_output(self._fake_images(images))
 
-    def _distance(self, images: Tensor) -> Tensor:
-        """Return the critic's loss without its penalty, which needs gradients."""
-        return self._preference(self._fakes(images)) - self._preference(signed(images))
+    def _held_out_loss(self, images: Tensor) -> Tensor:
+        """Return the critic's loss without the gradient penalty, which would need gradients."""
+        return self._mean_critic_output(self._fake_images(images)) - self._mean_critic_output(signed(images))
 
-    def _preference(self, images: Tensor) -> Tensor:
-        """Return the critic's mean verdict on images in [-1, 1]; higher = more like a real one."""
-        verdicts: Tensor = self.critic(images)
-        return verdicts.float().mean()
+    def _mean_critic_output(self, images: Tensor) -> Tensor:
+        """Return the critic's mean output for images in [-1, 1]; higher = more like real images."""
+        outputs: Tensor = self.critic(images)
+        return outputs.float().mean()
 
 
-class Residual(nn.Module):
-    """A residual block that norms and activates before it convolves, and doubles or halves the image (Gulrajani 2017).
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block that doubles or halves the spatial size (Gulrajani 2017).
 
-    norm: batch norm, or layer norm with one gain a channel, which treats the images of a batch apart.
+    norm: batch norm, or layer norm with one gain per channel, which does not mix the images of a batch.
     """
 
     def __init__(self, before: int, after: int, size: Literal["double", "halve"], norm: Norm) -> None:
@@ -179,40 +181,40 @@ class Residual(nn.Module):
 
 
 class Generator(nn.Module):
-    """From a code to an image in [-1, 1], through feature maps of the given widths."""
+    """Maps a code to an image in [-1, 1], through feature maps of the given widths."""
 
     def __init__(self, latent: int, widths: list[int], grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
         self.start = nn.Linear(latent, widths[0] * grid[0] * grid[1])
         pairs = pairwise(widths)
-        self.blocks = nn.Sequential(*(Residual(before, after, "double", "batch") for before, after in pairs))
+        self.blocks = nn.Sequential(*(ResidualBlock(before, after, "double", "batch") for before, after in pairs))
         self.end = nn.Sequential(
             nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Conv2d(widths[-1], 3, 3, padding=1), nn.Tanh()
         )
 
     def forward(self, codes: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 3 height width"]:
-        """Draw an image from each code."""
-        drawn: Tensor = self.end(self.blocks(self.start(codes).unflatten(1, (-1, *self.grid))))
-        return drawn
+        """Return one image per code."""
+        generated: Tensor = self.end(self.blocks(self.start(codes).unflatten(1, (-1, *self.grid))))
+        return generated
 
 
-class Downward(nn.Module):
-    """From an image in [-1, 1] to numbers: the critic's one, or the encoder's code."""
+class DownsamplingNetwork(nn.Module):
+    """Maps an image in [-1, 1] to a vector: the critic's single value, or the encoder's code."""
 
-    def __init__(self, widths: list[int], places: int, outputs: int, norm: Norm) -> None:
+    def __init__(self, widths: list[int], positions: int, outputs: int, norm: Norm) -> None:
         super().__init__()
         pairs = pairwise(widths)
-        blocks = (Residual(before, after, "halve", norm) for before, after in pairs)
+        blocks = (ResidualBlock(before, after, "halve", norm) for before, after in pairs)
         self.body = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1), *blocks, nn.Flatten())
-        self.end = nn.Linear(places * widths[-1], outputs)
+        self.end = nn.Linear(positions * widths[-1], outputs)
 
     def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Return the last feature map as one line."""
+        """Return the flattened last feature map."""
         flat: Tensor = self.body(images)
         return flat
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch outputs"]:
-        """Return the numbers."""
-        numbers: Tensor = self.end(self.features(images))
-        return numbers
+        """Return the output vector."""
+        output: Tensor = self.end(self.features(images))
+        return output

@@ -1,7 +1,8 @@
 """The CNN feature dictionary (Napoletano, Piccoli & Schettini 2018, DOI 10.3390/s18010209).
 
-Small windows of the good images are described by a network trained on ImageNet; k-means sums the descriptors up in a
-few words. A window is as abnormal as its descriptor is far from the nearest word. It matters what is there, not where.
+A network trained on ImageNet computes a descriptor for each of many small windows of the good images. K-means clusters
+the descriptors, and the cluster centers form the dictionary. A window's anomaly score is the distance of its descriptor
+from the nearest dictionary entry. It does not depend on the window's position.
 """
 
 from dataclasses import dataclass
@@ -23,58 +24,58 @@ from metalad.runtime.progress import counted
 from metalad.runtime.settings import setting
 
 BATCH_SIZE = 1024
-"""Windows that the network sees at once."""
+"""Windows per forward pass of the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureDictionaryConfig(DetectorConfig):
-    """Settings of the feature dictionary; those of Bergmann et al. (CVPR 2019), but for backbone and stride."""
+    """Settings of the feature dictionary; as in Bergmann et al. (CVPR 2019), except backbone and stride."""
 
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
-    smoothing_sigma: float = setting(0.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
-    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    tap: Tap = setting("s16", "where features are taken; their mean over the window describes it")
+    smoothing_sigma: float = setting(0.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
+    backbone: str = setting("lite0", "pretrained network that computes the features; all but lite0-2 need weights=PATH")
+    weights: str | None = setting(None, "weights file of the backbone; none: the installed weights")
+    tap: Tap = setting("s16", "stride of the feature map whose mean over a window is the descriptor")
     window: int = setting(16, "side of a window in pixels")
-    stride: int = setting(8, "pixels between windows; the paper's 4 takes four times as long")
-    enlargement: int = setting(2, "times that a window is enlarged before the network sees it")
-    samples: int = setting(20_000, "windows of the good images, chosen by chance, that the dictionary is made from")
-    variance: float = setting(0.95, "part of the descriptors' variance that principal components keep")
+    stride: int = setting(8, "pixels between windows; the paper's value, 4, takes four times as long")
+    enlargement: int = setting(2, "factor by which a window is enlarged before the network")
+    samples: int = setting(20_000, "random windows of the good images that the dictionary is fitted on")
+    variance: float = setting(0.95, "fraction of the descriptors' variance that the principal components explain")
     dictionary_size: int = setting(10, "entries of the dictionary")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         if min(self.window, self.stride, self.enlargement, self.dictionary_size) < 1:
-            raise ConfigError("window, stride, enlargement and words must be at least 1")
-        if self.stride > self.window or (self.window - self.stride) % 2 or max(self.left_over):
+            raise ConfigError("window, stride, enlargement and dictionary_size must be at least 1")
+        if self.stride > self.window or (self.window - self.stride) % 2 or max(self.uncovered):
             height, width = self.image_size
             raise ConfigError(
                 f"window {self.window} and stride {self.stride} do not tile {height}x{width}; stride must divide size "
-                "less window, and be smaller than window by an even number"
+                "minus window, and window minus stride must be even and not negative"
             )
         if not 0 < self.variance <= 1:
             raise ConfigError(f"variance is {self.variance}; it must be more than 0 and at most 1")
         if self.samples < self.dictionary_size:
-            raise ConfigError(f"samples is {self.samples}; it must be at least words, {self.dictionary_size}")
+            raise ConfigError(f"samples is {self.samples}; it must be at least dictionary_size, {self.dictionary_size}")
 
     @property
-    def left_over(self) -> tuple[int, int]:
-        """Pixels down and across that no window covers; not 0 either where the image is smaller than a window."""
+    def uncovered(self) -> tuple[int, int]:
+        """Rows and columns of pixels that no window covers; 1 along a side that is smaller than a window."""
         height, width = ((side - self.window) % self.stride if side >= self.window else 1 for side in self.image_size)
         return height, width
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Windows down and across."""
+        """Number of windows: rows, columns."""
         height, width = ((side - self.window) // self.stride + 1 for side in self.image_size)
         return height, width
 
 
 class FeatureDictionary(FittedDetector):
-    """The feature dictionary: a frozen backbone, principal components, and words.
+    """The feature dictionary: a frozen backbone, principal components, and dictionary entries.
 
-    projection: [channels, components], applied after taking `centre` away. dictionary: [words, components].
+    projection: [channels, components], applied after subtraction of `centre`. dictionary: [entries, components].
     """
 
     name = "feature_dictionary"
@@ -90,13 +91,13 @@ class FeatureDictionary(FittedDetector):
             self.register_buffer(name, torch.zeros(shape))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
-        """Make the dictionary.
+        """Fit principal components and dictionary.
 
         Raises:
             ConfigError: no weights for the backbone. DataError: no image.
         """
         if not len(pixels):
-            raise DataError("feature_dictionary needs at least 1 good image to learn from, got 0")
+            raise DataError("feature_dictionary needs at least 1 good image, got 0")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         windows = self._sample(pixels, np.random.default_rng(seed))
@@ -111,24 +112,24 @@ class FeatureDictionary(FittedDetector):
         side = self.config.window * self.config.enlargement
         parts = []
         for part in torch.split(windows, BATCH_SIZE):
-            seen = F.interpolate(part, (side, side), mode="bilinear") if self.config.enlargement > 1 else part
-            parts.append(self.backbone(seen)[0].mean((2, 3)))
+            enlarged = F.interpolate(part, (side, side), mode="bilinear") if self.config.enlargement > 1 else part
+            parts.append(self.backbone(enlarged)[0].mean((2, 3)))
         return torch.cat(parts)
 
     def distances(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
-        """Return the distance of each window's descriptor from the nearest word."""
+        """Return the distance of each window's descriptor from the nearest dictionary entry."""
         size, stride = self.config.window, self.config.stride
         windows = images.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 1, 4, 5)
         reduced = (self.describe(windows.flatten(0, 2)) - self.centre) @ self.projection
-        apart = (reduced[:, None] - self.dictionary).square().sum(2).amin(1).sqrt()
-        return apart.reshape(-1, *self.config.grid)
+        distance = (reduced[:, None] - self.dictionary).square().sum(2).amin(1).sqrt()
+        return distance.reshape(-1, *self.config.grid)
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the distance at each pixel, bilinear between the windows' centres and constant beyond them."""
+        """Return the distance at each pixel: bilinear between window centers, constant outside of them."""
         distances = self.distances(images)[:, None]
         inner = F.interpolate(distances, scale_factor=float(self.config.stride), mode="bilinear")
-        rim = (self.config.window - self.config.stride) // 2
-        return Residuals(F.pad(inner, (rim,) * 4, mode="replicate"))
+        border = (self.config.window - self.config.stride) // 2
+        return Residuals(F.pad(inner, (border,) * 4, mode="replicate"))
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the distance itself."""
@@ -147,10 +148,10 @@ class FeatureDictionary(FittedDetector):
 def principal_components(
     points: Float[Tensor, "points channels"], variance: float
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, "channels components"]]:
-    """Return the mean and as few principal directions as hold a part of the variance, the largest first."""
+    """Return the mean and the fewest principal directions that explain a fraction of the variance, largest first."""
     centre = points.double().mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(points.double().T).reshape(len(centre), -1))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    held = values.cumsum(0) / values.sum().clamp_min(torch.finfo(torch.double).tiny)
-    count = min(int((held < variance - 1e-12).sum()) + 1, len(values))
+    explained = values.cumsum(0) / values.sum().clamp_min(torch.finfo(torch.double).tiny)
+    count = min(int((explained < variance - 1e-12).sum()) + 1, len(values))
     return centre.float(), vectors[:, :count].float()

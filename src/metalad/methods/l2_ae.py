@@ -1,7 +1,7 @@
-"""l2-AE: a convolutional autoencoder that minimises the squared error (Bergmann et al., VISAPP 2019 and CVPR 2019).
+"""l2-AE: a convolutional autoencoder that minimizes the squared error (Bergmann et al., VISAPP 2019 and CVPR 2019).
 
-A good image passes through a code of 100 numbers almost unharmed; a defect, never seen in training, does not. The map
-is the squared error.
+The autoencoder reconstructs good images almost exactly from a code of 100 numbers. It does not reconstruct defects,
+which are not in the training images. The anomaly map is the squared error.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ class L2AutoencoderConfig(AutoencoderConfig):
 
 
 class L2Autoencoder(AutoencoderDetector):
-    """l2-AE: the autoencoder sees colours and minimises their squared error."""
+    """l2-AE: the autoencoder of RGB images, trained on the squared error."""
 
     name = "l2_ae"
     config: L2AutoencoderConfig
 
     def error(
-        self, rebuilt: Float[Tensor, "batch 3 height width"], seen: Float[Tensor, "batch 3 height width"]
+        self, reconstruction: Float[Tensor, "batch 3 height width"], images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Return the squared error of each colour."""
-        return (rebuilt - seen).square()
+        """Return the squared error of each color."""
+        return (reconstruction - images).square()
 
     def mean_error(
-        self, rebuilt: Float[Tensor, "batch 3 height width"], seen: Float[Tensor, "batch 3 height width"]
+        self, reconstruction: Float[Tensor, "batch 3 height width"], images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, ""]:
         """Return the mean squared error."""
-        return self.error(rebuilt, seen).mean()
+        return self.error(reconstruction, images).mean()

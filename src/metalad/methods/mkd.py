@@ -1,7 +1,8 @@
 """MKD, multiresolution knowledge distillation (Salehi et al. 2021, arXiv:2011.11108).
 
-A small cloner learns, on good images, to say what a large network trained on ImageNet says at several depths. An image
-is as abnormal as the two then differ; which pixels make them differ, the gradient of the difference tells.
+On good images, a small cloner network is trained to predict the features of a large network trained on ImageNet, the
+source, at several depths. The image score is the difference between the two networks. The anomaly map is the gradient
+of this difference with respect to the pixels.
 """
 
 from collections.abc import Sequence
@@ -25,40 +26,40 @@ from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
 from metalad.training.loop import Training
 
-SCORED = 3
-"""The difference of the last so many layers is the anomaly score; all are learnt from."""
-HIDDEN = 16
-"""Channels of the cloner's other convolutions."""
+SCORED_LAYERS = 3
+"""Number of last critical layers in the anomaly score; training uses all."""
+HIDDEN_CHANNELS = 16
+"""Channels of the cloner's convolutions that predict no critical layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MKDConfig(DetectorConfig):
-    """Settings of MKD; the paper's are backbone=vgg16 with its weights, standardised=false."""
+    """Settings of MKD; the paper has backbone=vgg16 and standardised=false."""
 
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
-        "own", "image score: the difference itself (own), the map's maximum, its mean, or that of its highest 1 %"
+        "own", "image score: own: the difference; or the map's maximum, its mean, the mean of its highest 1 %"
     )
-    backbone: str = setting("lite0", "network that is the source; but for lite0-2, name its weights too")
-    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    standardised: bool = setting(True, "learn the source's channels less their mean, in their standard deviation")
-    length_weight: float = setting(0.5, "weight of the squared difference beside that of the directions")
+    backbone: str = setting("lite0", "source network; all but lite0-2 need weights=PATH")
+    weights: str | None = setting(None, "weights file of the backbone; none: the installed weights")
+    standardised: bool = setting(True, "standardize the source's channels to mean 0 and standard deviation 1")
+    length_weight: float = setting(0.5, "weight of the squared difference; weight of the direction: 1")
     gradient: Literal["guided", "plain"] = setting(
-        "guided", "how the cloner leads differences back to pixels: only by what raises them, or plainly"
+        "guided", "gradient of the cloner: guided backpropagation (positive gradients only), or plain"
     )
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         if not 0 <= self.length_weight < float("inf"):
             raise ConfigError(f"length_weight is {self.length_weight}; it must not be negative")
         if min(self.image_size) < 32:
             raise ConfigError(f"image_size is {self.image_size}; the deepest layer needs at least 32 pixels")
         if not self.standardised and self.backbone.startswith("lite"):
-            raise ConfigError(f"{self.backbone} says negative numbers, too: the cloner needs standardised=true")
+            raise ConfigError(f"{self.backbone} has negative features; set standardised=true")
 
 
-class _Guided(torch.autograd.Function):
-    """A ReLU that leads back only what is positive (Springenberg 2015)."""
+class _GuidedReLU(torch.autograd.Function):
+    """A ReLU whose backward pass keeps only positive gradients (guided backpropagation, Springenberg 2015)."""
 
     @staticmethod
     def forward(context: Any, maps: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class _Guided(torch.autograd.Function):
 
 
 class Source(nn.Module):
-    """The large network and its critical layers, at a quarter, an 8th, a 16th and a 32nd of the image's side."""
+    """The source network; its critical layers have strides 4, 8, 16 and 32."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -82,10 +83,10 @@ class Source(nn.Module):
         self.backbone = Backbone(name, ("s4", "s8", "s16") if self.pools else ("s4", "s8", "s16", "s32"))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Return the maps of the critical layers: in VGG, what follows its poolings but the first."""
+        """Return the maps of the critical layers; of VGG, the outputs of all pooling layers except the first."""
         if not self.pools:
-            tapped: list[Tensor] = self.backbone(images)
-            return tapped
+            features: list[Tensor] = self.backbone(images)
+            return features
         maps, pooled = self.backbone.network.normalised(images), []
         for layer in self.backbone.network.get_submodule("features_").children():
             maps = layer(maps)
@@ -94,16 +95,16 @@ class Source(nn.Module):
         return [*pooled[1:], F.max_pool2d(maps, 2)]
 
     def channels(self) -> list[int]:
-        """Return how many channels each critical layer has."""
+        """Return the number of channels of each critical layer."""
         with torch.no_grad():
             return [maps.shape[1] for maps in self(torch.zeros(1, 3, 32, 32))]
 
 
 class Cloner(nn.Module):
-    """Thin convolutions, wide only where a critical layer is cloned.
+    """Convolutions of few channels, except in the layers that predict a critical layer.
 
-    signed: what is cloned may be negative: no ReLU lies before it, and the mean is pooled, not the maximum.
-    upwards: half of an odd side is rounded up, as by strides, not down, as by poolings.
+    signed: targets may be negative: no ReLU before the output, and mean pooling instead of maximum pooling.
+    upwards: round half of an odd side up, like strided convolutions, not down, like pooling.
     """
 
     def __init__(self, channels: Sequence[int], *, signed: bool, upwards: bool) -> None:
@@ -112,8 +113,8 @@ class Cloner(nn.Module):
         self.stages = nn.ModuleList()
         self.norms = nn.ModuleList()
         inputs = 3
-        for index, outputs in enumerate((HIDDEN, *channels)):
-            widths = [inputs, *[HIDDEN] * (1 if index < 2 else 2), outputs]
+        for index, outputs in enumerate((HIDDEN_CHANNELS, *channels)):
+            widths = [inputs, *[HIDDEN_CHANNELS] * (1 if index < 2 else 2), outputs]
             layers = [nn.Conv2d(one, other, 3, 1, 1, bias=False) for one, other in pairwise(widths)]
             for layer in layers:
                 nn.init.xavier_uniform_(layer.weight)
@@ -124,8 +125,8 @@ class Cloner(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], *, guided: bool = False
     ) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Return its version of the critical layers."""
-        relu: Any = _Guided.apply if guided else F.relu
+        """Return the predicted maps of the critical layers."""
+        relu: Any = _GuidedReLU.apply if guided else F.relu
         maps, cloned = images, []
         for index, (stage, norms) in enumerate(zip(self.stages, self.norms, strict=True)):
             layers: list[nn.Module] = list(stage.children())
@@ -142,9 +143,9 @@ class Cloner(nn.Module):
 
 
 class MKD(GradientDetector):
-    """MKD: a frozen source, its cloner, and the unit of gradients.
+    """MKD: a frozen source, its cloner, and the scale of the gradients.
 
-    unit: root mean square of the gradient on held-out good images.
+    unit: the scale, root mean square of the gradient on held-out good images.
     """
 
     name = "mkd"
@@ -161,7 +162,7 @@ class MKD(GradientDetector):
         self.register_buffer("unit", torch.ones(()))
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return the 601 epochs that the authors' code gives MVTec AD, or as many steps as a small network needs."""
+        """Return the 601 epochs of the authors' code for MVTec AD, or fewer steps, enough for a small network."""
         if protocol == "paper":
             return (Training(learning_rate=1e-3, batch_size=64, max_epochs=601, keep="last", whole_batches=True),)
         return (
@@ -169,7 +170,7 @@ class MKD(GradientDetector):
         )
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
-        """Load the source, and learn the units of what it says on the training images."""
+        """Load the source, and fit the standardization of its features on the training images."""
         del stage, seed
         self.source.backbone.load(self.config.weights)
         self.source.to(self.device)
@@ -177,48 +178,51 @@ class MKD(GradientDetector):
             fit_standardization(self.units, self.source, pixels, self.device)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return the difference of source and cloner over all critical layers (eq. 3)."""
+        """Return the difference between source and cloner, summed over all critical layers (eq. 3)."""
         return self.differences(images).sum(1).mean()
 
     def differences(
         self, images: Float[Tensor, "batch 3 height width"], *, guided: bool = False
     ) -> Float[Tensor, "batch layers"]:
-        """Return how source and cloner differ at each critical layer: in direction, and in squared length (eq. 1, 2).
+        """Return the difference at each critical layer: cosine distance plus weighted squared difference (eq. 1, 2).
 
-        The direction is that of all of a layer's values together, as the authors' code has it.
+        The cosine is computed over all values of a layer together, as in the authors' code.
         """
         layers = []
-        for unit, wanted, said in zip(self.units, self.source(images), self.cloner(images, guided=guided), strict=True):
-            known, cloned = (unit(wanted) if self.config.standardised else wanted).float(), said.float()
-            direction = 1 - F.cosine_similarity(known.flatten(1), cloned.flatten(1), dim=1)
-            layers.append(direction + self.config.length_weight * (known - cloned).square().flatten(1).mean(1))
+        for standardization, features, predicted in zip(
+            self.units, self.source(images), self.cloner(images, guided=guided), strict=True
+        ):
+            target = (standardization(features) if self.config.standardised else features).float()
+            cloned = predicted.float()
+            direction = 1 - F.cosine_similarity(target.flatten(1), cloned.flatten(1), dim=1)
+            layers.append(direction + self.config.length_weight * (target - cloned).square().flatten(1).mean(1))
         return torch.stack(layers, 1)
 
     def score(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
-        """Return each image's difference over the last three layers."""
-        return self.differences(images, guided=self.config.gradient == "guided")[:, -SCORED:].sum(1)
+        """Return each image's difference, summed over the last three layers."""
+        return self.differences(images, guided=self.config.gradient == "guided")[:, -SCORED_LAYERS:].sum(1)
 
     def gradients(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, " batch"]]:
-        """Return the gradient of each image's score to its pixels, and the score."""
+        """Return the gradient of each image's score with respect to its pixels, and the score."""
         with torch.inference_mode(False), torch.enable_grad():
-            seen = images.clone().requires_grad_()
-            scores = self.score(seen)
-            (gradient,) = torch.autograd.grad(scores.sum(), seen)
+            inputs = images.clone().requires_grad_()
+            scores = self.score(inputs)
+            (gradient,) = torch.autograd.grad(scores.sum(), inputs)
         return gradient, scores.detach()
 
     def conclude(self, training: Pixels, held_out: Pixels) -> None:
-        """Measure how large gradients are on good images that the cloner has not seen."""
+        """Compute the scale of the gradients on held-out good images."""
         del training
         squares = torch.stack([self.gradients(batch)[0].square().mean() for batch in batches(held_out, self.device, 1)])
         self.unit.copy_(squares.mean().sqrt().clamp_min(1e-12))
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the gradient in its unit, and the difference as the image's score."""
+        """Return the scaled gradient, and the difference as the image score."""
         gradient, scores = self.gradients(images)
         return Residuals(gradient / self.unit, score=scores)
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the gradient's absolute value, summed over colours."""
+        """Return the gradient's absolute value, summed over colors."""
         return residuals.values.abs().sum(1)

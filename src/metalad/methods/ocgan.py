@@ -1,7 +1,8 @@
 """OCGAN (Perera, Nallapati & Xiang 2019, arXiv:1903.08550).
 
-A denoising autoencoder whose codes are made to fill the cube (-1, 1)^n evenly, and whose decoder is made to draw a good
-image from every code in it. Then only good images can be rebuilt. Codes that still draw a bad one are mined.
+A denoising autoencoder is trained so that its codes are uniform in the cube (-1, 1)^n and its decoder generates a good
+image from every code in the cube. Then it can only reconstruct good images. Informative-negative mining searches for
+codes whose generated image is still bad.
 """
 
 import math
@@ -31,9 +32,9 @@ from metalad.training.loop import Learner, Objective, Training
 
 BETAS = (0.5, 0.999)
 CODE_WEIGHT = 10.0
-"""Of the latent discriminator in the autoencoder's loss."""
+"""Weight of the latent discriminator in the autoencoder's loss."""
 SIDES = (29, 61, 125)
-"""Sides that 3, 4 or 5 unpadded 5×5 convolutions of stride 2 bring to exactly one pixel."""
+"""Image sides that 3, 4 or 5 unpadded 5×5 convolutions of stride 2 reduce to exactly one pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +42,23 @@ class OcGanConfig(DetectorConfig):
     """Settings of OCGAN; the defaults are those of the authors' code."""
 
     image_size: tuple[int, int] = setting((61, 61), "height and width that images are resized to: 29, 61 or 125 pixels")
-    smoothing_sigma: float = setting(1.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
+    smoothing_sigma: float = setting(1.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
         "own", "image score: own: mean squared error; or the map's maximum, mean, or mean of its highest 1 %"
     )
-    width: int = setting(64, "channels after the first convolution, of which the other widths are multiples")
-    latent: int = setting(16, "length of the code")
-    noise: float = setting(
-        0.2, "standard deviation of the noise that the autoencoder must remove, of values in [-1, 1]"
-    )
+    width: int = setting(64, "channels after the first convolution; the other widths are multiples")
+    latent: int = setting(16, "length of the latent code")
+    noise: float = setting(0.2, "standard deviation of the noise on training images, for values in [-1, 1]")
     reconstruction_weight: float = setting(10.0, "weight of half the mean squared error in the autoencoder's loss")
-    mining_steps: int = setting(1, "gradient steps from a random code towards one that draws a bad image; paper: 5")
+    mining_steps: int = setting(1, "gradient steps of mining, from a random code; paper: 5")
     mining_rate: float = setting(2.0, "learning rate of these steps")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         height, width = self.image_size
         if height != width or height not in SIDES:
-            raise ConfigError(f"image_size is {height}x{width}; ocgan takes squares of 29, 61 or 125 pixels")
+            raise ConfigError(f"image_size is {height}x{width}; ocgan needs squares of 29, 61 or 125 pixels")
         if min(self.width, self.latent, self.mining_steps) < 1:
             raise ConfigError("width, latent and mining_steps must be at least 1")
         if min(self.noise, self.reconstruction_weight, self.mining_rate) < 0:
@@ -67,7 +66,7 @@ class OcGanConfig(DetectorConfig):
 
 
 class OcGan(GradientDetector):
-    """OCGAN: an autoencoder, discriminators of codes and of images, and a classifier to mine with."""
+    """OCGAN: an autoencoder, discriminators of codes and of images, and a classifier for mining."""
 
     name = "ocgan"
     has_own_score = True
@@ -78,16 +77,16 @@ class OcGan(GradientDetector):
         halvings = int(math.log2(config.image_size[0] + 3)) - 2
         widths = [2**number for number in range(halvings - 1)]
         inner = [config.width * factor for factor in widths]
-        self.encoder = nn.Sequential(narrowing([3, *inner, config.latent]), nn.Tanh())
+        self.encoder = nn.Sequential(downsampling([3, *inner, config.latent]), nn.Tanh())
         self.decoder = nn.Sequential(
             doubling([config.latent, *inner[::-1]], kernel=5, padding=0),
             nn.Dropout(0.5),
             nn.ConvTranspose2d(inner[0], 3, 5, 2),
             nn.Tanh(),
         )
-        seen = max(1, 12 * config.width // 64)
-        self.image_discriminator = narrowing([3, *(seen * factor for factor in widths), 1])
-        self.classifier = narrowing([3, *inner, 1])
+        discriminator_width = max(1, 12 * config.width // 64)
+        self.image_discriminator = downsampling([3, *(discriminator_width * factor for factor in widths), 1])
+        self.classifier = downsampling([3, *inner, 1])
         self.code_discriminator = nn.Sequential(
             nn.Flatten(), nn.Linear(config.latent, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32),
             nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1),
@@ -95,7 +94,7 @@ class OcGan(GradientDetector):
         start_small(self)
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return 150 epochs with random codes and 51 with mined ones, as published, or steps by small batches."""
+        """Return 150 epochs with random codes and 51 with mined ones, as published, or fewer steps of small batches."""
         if protocol == "paper":
             plan = Training(
                 stage="random", learning_rate=2e-4, betas=BETAS, batch_size=512, max_epochs=150, keep="last"
@@ -107,8 +106,8 @@ class OcGan(GradientDetector):
         return plan, replace(plan, stage="mined", steps=150)
 
     def learner(self, stage: str) -> Learner:
-        """Return all networks, with codes drawn at random or, in the stage `mined`, moved from there."""
-        codes = self.mined if stage == "mined" else self._drawn
+        """Return all networks, with random codes or, in the stage `mined`, mined codes."""
+        codes = self.mined_codes if stage == "mined" else self._random_codes
         autoencoder = Objective(
             lambda images: self._autoencoder_loss(images, codes(len(images))), parameters_of(self.encoder, self.decoder)
         )
@@ -120,64 +119,64 @@ class OcGan(GradientDetector):
         return Stage(networks, (autoencoder, discriminators, classifier), self.loss)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return the mean squared error of rebuilt images in [0, 1], of values in [-1, 1]; no noise is added."""
-        return F.mse_loss(self.rebuild(images), signed(images))
+        """Return the mean squared reconstruction error of images in [0, 1], on the scale [-1, 1], without noise."""
+        return F.mse_loss(self.reconstruct(images), signed(images))
 
-    def rebuild(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Return images in [0, 1] rebuilt from their codes, in [-1, 1]."""
-        rebuilt: Tensor = self.decoder(self.encoder(signed(images)))
-        return rebuilt.float()
+    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Reconstruct images in [0, 1] from their codes; the result is in [-1, 1]."""
+        reconstruction: Tensor = self.decoder(self.encoder(signed(images)))
+        return reconstruction.float()
 
-    def mined(self, count: int) -> Float[Tensor, "count latent 1 1"]:
-        """Draw codes, and move each towards one whose image the classifier calls fake (section 3.4)."""
-        start = self._drawn(count)
+    def mined_codes(self, count: int) -> Float[Tensor, "count latent 1 1"]:
+        """Sample codes, and move each towards one whose image the classifier labels as fake (section 3.4)."""
+        pre_tanh_codes = self._random_codes(count)
         with torch.enable_grad():
             for _ in range(self.config.mining_steps):
-                start.requires_grad_()
-                logits = self.classifier(self.decoder(start.tanh()))
-                # The sum over the images: each code moves by its own gradient.
-                (slope,) = torch.autograd.grad(count * adversarial_loss(logits, real=False), start)
-                start = (start - self.config.mining_rate * slope).detach()
-        return start.tanh()
+                pre_tanh_codes.requires_grad_()
+                logits = self.classifier(self.decoder(pre_tanh_codes.tanh()))
+                # `count` times the mean is the sum over images: each code moves by its own gradient.
+                (gradient,) = torch.autograd.grad(count * adversarial_loss(logits, real=False), pre_tanh_codes)
+                pre_tanh_codes = (pre_tanh_codes - self.config.mining_rate * gradient).detach()
+        return pre_tanh_codes.tanh()
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return rebuilt image minus image, and the mean squared error as the image score."""
-        rebuilt = self.rebuild(images)
-        score = (rebuilt - signed(images)).square().flatten(1).mean(1)
-        return Residuals(unsigned(rebuilt) - images, unsigned(rebuilt), score)
+        """Return reconstruction minus image, and the mean squared error as the image score."""
+        reconstruction = self.reconstruct(images)
+        score = (reconstruction - signed(images)).square().flatten(1).mean(1)
+        return Residuals(unsigned(reconstruction) - images, unsigned(reconstruction), score)
 
-    def _drawn(self, count: int) -> Tensor:
-        """Draw codes from the whole cube (-1, 1)^n."""
+    def _random_codes(self, count: int) -> Tensor:
+        """Sample codes uniformly from the cube (-1, 1)^n."""
         return 2 * torch.rand(count, self.config.latent, 1, 1, device=self.device) - 1
 
     def _noisy(self, images: Tensor) -> Tensor:
         return signed(images) + self.config.noise * torch.randn_like(images)
 
     def _autoencoder_loss(self, images: Tensor, codes: Tensor) -> Tensor:
-        """Fill the cube evenly, draw real images from all of it, and rebuild (eq. 7 and algorithm 1)."""
-        own = self.encoder(self._noisy(images))
-        error = F.mse_loss(self.decoder(own).float(), signed(images)) / 2
-        even = adversarial_loss(self.code_discriminator(own), real=True)
-        real = adversarial_loss(self.image_discriminator(self.decoder(codes)), real=True)
-        return CODE_WEIGHT * even + real + self.config.reconstruction_weight * error
+        """Return the sum of latent adversarial, visual adversarial and reconstruction loss (eq. 7 and algorithm 1)."""
+        encoded = self.encoder(self._noisy(images))
+        error = F.mse_loss(self.decoder(encoded).float(), signed(images)) / 2
+        latent_loss = adversarial_loss(self.code_discriminator(encoded), real=True)
+        visual_loss = adversarial_loss(self.image_discriminator(self.decoder(codes)), real=True)
+        return CODE_WEIGHT * latent_loss + visual_loss + self.config.reconstruction_weight * error
 
     def _discriminators_loss(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            codes, drawn = self._drawn(len(images)), self.decoder(self._drawn(len(images)))
-            own = self.encoder(self._noisy(images))
-        of_images = (self.image_discriminator(signed(images)), self.image_discriminator(drawn))
-        of_codes = (self.code_discriminator(codes), self.code_discriminator(own))
-        return _discrimination_loss(*of_images) + _discrimination_loss(*of_codes)
+            codes, generated = self._random_codes(len(images)), self.decoder(self._random_codes(len(images)))
+            encoded = self.encoder(self._noisy(images))
+        image_logits = (self.image_discriminator(signed(images)), self.image_discriminator(generated))
+        code_logits = (self.code_discriminator(codes), self.code_discriminator(encoded))
+        return _discrimination_loss(*image_logits) + _discrimination_loss(*code_logits)
 
     def _classifier_loss(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            rebuilt = self.decoder(self.encoder(self._noisy(images)))
-            drawn = self.decoder(self._drawn(len(images)))
-        return _discrimination_loss(self.classifier(rebuilt), self.classifier(drawn))
+            reconstruction = self.decoder(self.encoder(self._noisy(images)))
+            generated = self.decoder(self._random_codes(len(images)))
+        return _discrimination_loss(self.classifier(reconstruction), self.classifier(generated))
 
 
-def narrowing(channels: list[int]) -> nn.Sequential:
-    """Stack unpadded 5×5 convolutions of stride 2 down to one pixel; nothing follows the last."""
+def downsampling(channels: list[int]) -> nn.Sequential:
+    """Stack unpadded 5×5 convolutions of stride 2 down to one pixel; the last has no activation."""
     return nn.Sequential(halving(channels[:-1], kernel=5, padding=0), nn.Conv2d(channels[-2], channels[-1], 5, 2))
 
 

@@ -1,7 +1,7 @@
-"""PaDiM (Defard et al. 2021, arXiv:2011.08785): a normal law of features at each place.
+"""PaDiM (Defard et al. 2021, arXiv:2011.08785): a Gaussian distribution of features at each position.
 
-The features that a frozen backbone sees at a place, over all normal images, are summed up by their mean and their
-covariance. A place is as abnormal as its feature lies far out, by the Mahalanobis distance. Objects must be aligned.
+At each position, the mean and the covariance of a frozen backbone's features are computed over all good images. The
+anomaly score of a position is the Mahalanobis distance of its feature. Objects must be aligned.
 """
 
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ RIDGE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class PadimConfig(DetectorConfig):
-    """Settings of PaDiM; the paper's for ResNet-18, but for the backbone."""
+    """Settings of PaDiM; those of the paper for ResNet-18, except the backbone."""
 
     image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
-    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
-    weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "where features are taken")
-    grid: Tap = setting("s4", "grid of places, one of the taps; s8 takes a quarter of s4's memory")
-    channels: int = setting(100, "channels kept of all taps' together, chosen by chance")
+    backbone: str = setting("lite0", "pretrained network that computes the features; all but lite0-2 need weights=PATH")
+    weights: str | None = setting(None, "weights file of the backbone; none: the installed weights")
+    taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "strides of the feature maps that are used")
+    grid: Tap = setting("s4", "grid of positions, one of the taps; s8 needs a quarter of the memory of s4")
+    channels: int = setting(100, "channels selected at random from those of all taps")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         if self.grid not in self.taps:
             raise ConfigError(f"grid is {self.grid}; it must be one of the taps, {', '.join(self.taps)}")
@@ -48,10 +48,10 @@ class PadimConfig(DetectorConfig):
 
 
 class Padim(FittedDetector):
-    """PaDiM: a frozen backbone, and at each place a mean and a whitening matrix.
+    """PaDiM: a frozen backbone, and a mean and a whitening matrix at each position.
 
-    kept: the chosen channels. mean: [places, channels]. whitening: [places, channels, channels], W with WᵀW the
-        inverse covariance.
+    kept: indices of the selected channels. mean: [positions, channels]. whitening: [positions, channels, channels], the
+        matrix W with WᵀW = inverse covariance.
     """
 
     name = "padim"
@@ -68,13 +68,13 @@ class Padim(FittedDetector):
         self.register_buffer("whitening", torch.zeros(0, 0, 0))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
-        """Learn mean and covariance at each place.
+        """Fit mean and covariance at each position.
 
         Raises:
             ConfigError: no weights for the backbone. DataError: fewer than two images.
         """
         if len(pixels) < 2:
-            raise DataError(f"padim needs at least 2 good images to learn a covariance from, got {len(pixels)}")
+            raise DataError(f"padim needs at least 2 good images to fit a covariance, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         with torch.no_grad():
@@ -84,22 +84,22 @@ class Padim(FittedDetector):
             self.mean, covariance = self._moments(pixels)
             self.whitening = whitening(covariance, RIDGE)
 
-    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch places channels"]:
-        """Return the kept channels at each place of the grid, in reading order; coarser maps are repeated."""
+    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch positions channels"]:
+        """Return the selected channels at each position, in row-major order; coarser maps are upsampled (nearest)."""
         maps = self.backbone(images)
         grid = maps[self.config.taps.index(self.config.grid)].shape[-2:]
-        same = [tap if tap.shape[-2:] == grid else F.interpolate(tap, grid, mode="nearest") for tap in maps]
-        return torch.cat(same, 1)[:, self.kept].flatten(2).transpose(1, 2)
+        resized = [tap if tap.shape[-2:] == grid else F.interpolate(tap, grid, mode="nearest") for tap in maps]
+        return torch.cat(resized, 1)[:, self.kept].flatten(2).transpose(1, 2)
 
-    def distances(self, features: Float[Tensor, "batch places channels"]) -> Float[Tensor, "batch places"]:
-        """Return the Mahalanobis distance of the feature at each place (eq. 2)."""
+    def distances(self, features: Float[Tensor, "batch positions channels"]) -> Float[Tensor, "batch positions"]:
+        """Return the Mahalanobis distance of the feature at each position (eq. 2)."""
         centred = (features - self.mean).transpose(0, 1)
         whitened = torch.bmm(centred, self.whitening.transpose(1, 2))
         lengths: Tensor = torch.linalg.vector_norm(whitened, dim=2)
         return lengths.T
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the distance at each pixel, between places bilinearly."""
+        """Return the distance at each pixel, by bilinear interpolation."""
         distances = self.distances(self.features(images)).reshape(-1, 1, *self._grid(images))
         return Residuals(F.interpolate(distances, images.shape[-2:], mode="bilinear"))
 
@@ -113,9 +113,9 @@ class Padim(FittedDetector):
         return -(-height // stride), -(-width // stride)
 
     def _moments(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return mean and covariance at each place, in one pass and double precision.
+        """Return mean and covariance at each position, in one pass and in double precision.
 
-        Sums are taken about the first image, which stands for the mean: squares of large numbers would not do.
+        The first image's features are subtracted before summation: sums of squares of large values would lose digits.
         """
         origin = self.features(to_batch(pixels[:1], self.device))[0]
         total = torch.zeros_like(origin, dtype=torch.double)

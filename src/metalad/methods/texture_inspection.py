@@ -1,7 +1,8 @@
-"""Texture inspection (Böttger & Ulrich 2016, DOI 10.1134/S1054661816010053): how likely is each small patch?
+"""Texture inspection (Böttger & Ulrich 2016, DOI 10.1134/S1054661816010053): likelihood of gray patches.
 
-The grey patches of the good images, at each level of an image pyramid, are compressed and described by a mixture of
-normal laws. A pixel is as abnormal as its patches are unlikely, in units of what good images show at that level.
+At each level of an image pyramid, a Gaussian mixture is fitted to the gray patches of the good images, compressed by
+random projection. A pixel's anomaly score is the negative log-likelihood of its patches, standardized per level by that
+of good images.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from torch import Tensor
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.clustering import Mixture, fit_mixture, log_likelihood
 from metalad.detectors.residuals import Residuals
-from metalad.nn.photometric import grey
+from metalad.nn.photometric import luminance
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import setting
 
 WEBER = 0.03
-"""Contrast, as a length over the patch, from which on the eye answers logarithmically (Varma & Zisserman 2009)."""
+"""Norm of a patch above which the response is logarithmic, as in human vision (Varma & Zisserman 2009)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +33,28 @@ class TextureInspectionConfig(DetectorConfig):
     """Settings of texture inspection; size, levels, patches and images as in Bergmann et al. (CVPR 2019)."""
 
     image_size: tuple[int, int] = setting((400, 400), "height and width that images are resized to, in pixels")
-    smoothing_sigma: float = setting(0.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
-    levels: int = setting(4, "levels of the image pyramid, each half as large as the one before")
+    smoothing_sigma: float = setting(0.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
+    levels: int = setting(4, "levels of the image pyramid; each has half the size of the one before")
     patch: int = setting(7, "side of a patch in pixels of its level; odd")
-    normalization: Literal["none", "weber"] = setting("weber", "patches as they are, or their contrast by Weber's law")
-    channels: int = setting(16, "values that a patch is compressed to, by random projection")
-    components: int = setting(10, "normal laws in the mixture of a level")
-    images: int = setting(10, "good images, chosen by chance, that the mixtures are made from")
-    samples: int = setting(20_000, "patches of a level, chosen by chance, that its mixture is made from")
+    normalization: Literal["none", "weber"] = setting("weber", "weber: logarithmic contrast (Weber); none: raw patches")
+    channels: int = setting(16, "dimensions of the random projection of a patch")
+    components: int = setting(10, "Gaussian components of the mixture of a level")
+    images: int = setting(10, "number of random good images that the mixtures are fitted on")
+    samples: int = setting(20_000, "number of random patches that a level's mixture is fitted on")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         if min(self.levels, self.components, self.images) < 1:
             raise ConfigError("levels, components and images must be at least 1")
         if self.patch < 1 or self.patch % 2 == 0:
             raise ConfigError(f"patch is {self.patch}; it must be odd, such as 7")
         if min(self.level_sizes[-1]) <= self.patch // 2:
-            raise ConfigError(f"levels is {self.levels}; the last is smaller than half a patch: take fewer")
+            raise ConfigError(f"levels is {self.levels}; the last is smaller than half a patch; use fewer levels")
         if not 1 <= self.channels <= self.patch**2:
-            raise ConfigError(f"channels is {self.channels}; it must lie between 1 and {self.patch**2}, a patch's")
+            raise ConfigError(
+                f"channels is {self.channels}; it must lie between 1 and {self.patch**2}, the pixels of a patch"
+            )
         if self.samples < self.components:
             raise ConfigError(f"samples is {self.samples}; it must be at least components, {self.components}")
 
@@ -63,7 +66,7 @@ class TextureInspectionConfig(DetectorConfig):
 
 
 class TextureInspection(FittedDetector):
-    """Texture inspection: at each level a mixture, and the mean and the deviation of good patches' unlikelihood.
+    """Texture inspection: one Gaussian mixture per level, and the standardization of its negative log-likelihood.
 
     projection: [patch · patch, channels], with orthonormal columns.
     """
@@ -88,21 +91,21 @@ class TextureInspection(FittedDetector):
         self.register_buffer("level_deviation", torch.ones(levels))
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
-        """Learn the mixtures, and from other images what is usual at each level.
+        """Fit the mixtures, and on other images the standardization of each level.
 
         Raises:
             DataError: fewer than two images.
         """
         if len(pixels) < 2:
-            raise DataError(f"texture_inspection needs at least 2 good images to learn from, got {len(pixels)}")
+            raise DataError(f"texture_inspection needs at least 2 good images, got {len(pixels)}")
         order = np.random.default_rng(seed).permutation(len(pixels))
-        others = min(self.config.images, max(1, len(pixels) // 5))
-        chosen, held_out = order[:-others][: self.config.images], order[-others:]
+        held_out_count = min(self.config.images, max(1, len(pixels) // 5))
+        chosen, held_out = order[:-held_out_count][: self.config.images], order[-held_out_count:]
         generator = torch.Generator().manual_seed(seed)
         side, channels = self.projection.shape
         self.projection = torch.linalg.qr(torch.randn(side, channels, generator=generator)).Q.to(self.device)
         with torch.no_grad():
-            for level, points in enumerate(self._sampled(pixels[chosen], generator)):
+            for level, points in enumerate(self._sampled_patches(pixels[chosen], generator)):
                 mixture = fit_mixture(points, self.config.components, seed)
                 self.log_weight[level], self.mean[level], self.whitening[level] = mixture
             negative_log_likelihood = [
@@ -112,34 +115,34 @@ class TextureInspection(FittedDetector):
                 values = torch.cat([each[level].flatten() for each in negative_log_likelihood]).double()
                 self.level_mean[level], self.level_deviation[level] = values.mean(), values.std().clamp_min(1e-6)
 
-    def patches(self, images: Float[Tensor, "1 3 height width"]) -> Iterator[Float[Tensor, "places channels"]]:
-        """Yield the compressed patch around each pixel, level by level; beyond the border lies its mirror image."""
-        level = grey(images)
+    def patches(self, images: Float[Tensor, "1 3 height width"]) -> Iterator[Float[Tensor, "patches channels"]]:
+        """Yield the projected patch around each pixel, level by level; borders are padded by reflection."""
+        level = luminance(images)
         for size in self.config.level_sizes:
-            # The triangular filter of antialiasing is the pyramid's blur.
+            # The antialiasing filter (triangular) acts as the pyramid's low-pass filter.
             level = level if level.shape[-2:] == size else F.interpolate(level, size, mode="bilinear", antialias=True)
             padded = F.pad(level, (self.config.patch // 2,) * 4, mode="reflect")
-            places = F.unfold(padded, self.config.patch)[0].T
+            patches = F.unfold(padded, self.config.patch)[0].T
             if self.config.normalization == "weber":
-                places = places - places.mean(1, keepdim=True)
-                length = torch.linalg.vector_norm(places, dim=1, keepdim=True).clamp_min(1e-6)
-                places = places * ((length / WEBER).log1p() / length)
-            yield places @ self.projection
+                patches = patches - patches.mean(1, keepdim=True)
+                length = torch.linalg.vector_norm(patches, dim=1, keepdim=True).clamp_min(1e-6)
+                patches = patches * ((length / WEBER).log1p() / length)
+            yield patches @ self.projection
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the unlikelihood of each pixel's patches, the mean over levels in units of good images', above 0.
+        """Return softplus of the standardized negative log-likelihood, averaged over levels.
 
-        Image by image: the patches of several together would take gigabytes.
+        Images are processed one by one: the patches of several images would take gigabytes.
         """
-        maps = torch.stack([self._anomaly(images[index : index + 1]) for index in range(len(images))])
-        # Below what is usual nothing is abnormal; softplus keeps the order there, and the values from 1 on.
+        maps = torch.stack([self._standardized_map(images[index : index + 1]) for index in range(len(images))])
+        # Values below the mean are not anomalous; softplus keeps their order and hardly changes values above 1.
         return Residuals(F.softplus(maps)[:, None])
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the unlikelihood itself."""
+        """Return the residual itself."""
         return residuals.values[:, 0]
 
-    def _anomaly(self, image: Tensor) -> Tensor:
+    def _standardized_map(self, image: Tensor) -> Tensor:
         total = image.new_zeros(image.shape[-2:])
         for level, negative_log_likelihood in enumerate(self._negative_log_likelihood(image)):
             standard = (negative_log_likelihood - self.level_mean[level]) / self.level_deviation[level]
@@ -154,13 +157,13 @@ class TextureInspection(FittedDetector):
             for points, mixture, size in zip(self.patches(image), mixtures, self.config.level_sizes, strict=True)
         ]
 
-    def _sampled(self, pixels: np.ndarray, generator: torch.Generator) -> list[Tensor]:
+    def _sampled_patches(self, pixels: np.ndarray, generator: torch.Generator) -> list[Tensor]:
         levels: list[list[Tensor]] = [[] for _ in range(self.config.levels)]
-        share = -(-self.config.samples // len(pixels))
+        patches_per_image = -(-self.config.samples // len(pixels))
         for index in counted(range(len(pixels)), "patches", "image"):
-            for found, points in zip(
+            for sampled, points in zip(
                 levels, self.patches(to_batch(pixels[index : index + 1], self.device)), strict=True
             ):
-                order = torch.randperm(len(points), generator=generator)[:share]
-                found.append(points[order.to(points.device)])
-        return [torch.cat(found) for found in levels]
+                order = torch.randperm(len(points), generator=generator)[:patches_per_image]
+                sampled.append(points[order.to(points.device)])
+        return [torch.cat(sampled) for sampled in levels]

@@ -1,7 +1,8 @@
-"""VT-ADL (Mishra et al. 2021, arXiv:2104.10036): a transformer's patch embeddings, and how likely each of them is.
+"""VT-ADL (Mishra et al. 2021, arXiv:2104.10036): likelihood of a vision transformer's patch embeddings.
 
-A vision transformer embeds the patches of an image. From all embeddings together a decoder rebuilds the image, so that
-they must tell what is there; a mixture density network says how likely each embedding is, and so where it is odd.
+A vision transformer embeds the patches of an image. A decoder reconstructs the image from all embeddings, so that they
+contain its content. A mixture density network computes the negative log-likelihood of each embedding, which is the
+anomaly map.
 """
 
 import math
@@ -24,7 +25,7 @@ from metalad.runtime.settings import setting
 from metalad.training.loop import Training
 
 CAPSULE = 8
-"""Features of a capsule; the decoder begins with a map of 8×8, too."""
+"""Features of a capsule, and side of the decoder's first map."""
 MAX_LOG_VARIANCE = 20.0
 PAPER_SIZE = (512, 512)
 PAPER_DECODER = ((16, 3, 2, 1), (32, 9, 3, 1), (32, 7, 5, 1), (16, 9, 2, 0), (8, 6, 1, 0), (3, 11, 1, 0))
@@ -34,23 +35,23 @@ CHANNELS = (16, 32, 32, 16, 8, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class VtAdlConfig(DetectorConfig):
-    """Settings of VT-ADL: less of everything than the paper takes, to learn in minutes without a GPU."""
+    """Settings of VT-ADL: smaller than in the paper, so that training takes minutes without a GPU."""
 
     image_size: tuple[int, int] = setting(
-        (256, 256), "height and width that images are resized to; the paper takes 512"
+        (256, 256), "height and width that images are resized to, in pixels; paper: 512"
     )
-    patch_size: int = setting(32, "side of a square patch, it must divide height and width; the paper takes 64")
-    width: int = setting(128, "features of a patch, a multiple of 64; the paper takes 512")
-    depth: int = setting(2, "blocks of the transformer; the paper takes 6")
-    heads: int = setting(4, "attention heads; the paper takes 8")
-    hidden_width: int = setting(256, "hidden units of a block's perceptron; the paper takes 1024")
-    components: int = setting(10, "Gaussians in the mixture; 150 are best in the authors' figure")
-    mdn: Literal["repo", "logsumexp"] = setting("repo", "repo: as the authors' code, an expected cost; logsumexp: NLL")
-    noise: float = setting(0.2, "standard deviation of the noise on embeddings, in training only")
-    capsule: bool = setting(True, "embeddings are joined by routing to one capsule; false: by their sum")
+    patch_size: int = setting(32, "side of a square patch; must divide height and width; paper: 64")
+    width: int = setting(128, "features of a patch, a multiple of 64; paper: 512")
+    depth: int = setting(2, "blocks of the transformer; paper: 6")
+    heads: int = setting(4, "attention heads; paper: 8")
+    hidden_width: int = setting(256, "hidden units of a block's perceptron; paper: 1024")
+    components: int = setting(10, "Gaussian components of the mixture; best in the authors' figure: 150")
+    mdn: Literal["repo", "logsumexp"] = setting("repo", "repo: expected cost, as in the authors' code; logsumexp: NLL")
+    noise: float = setting(0.2, "standard deviation of the noise on embeddings in training")
+    capsule: bool = setting(True, "true: combine embeddings by routing to one capsule; false: by their sum")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Validate the settings."""
         super().__post_init__()
         height, width = self.image_size
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
@@ -64,12 +65,12 @@ class VtAdlConfig(DetectorConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Number of patches: rows, columns."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; its attention is scaled by the whole width, as in the authors' code."""
+    """A pre-norm transformer block; logits are scaled by the root of the whole width, as in the authors' code."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Block(nn.Module):
         self.perceptron = perceptron(width, hidden, width)
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        """Let each token gather from all, then transform it alone."""
+        """Apply self-attention and the perceptron, each with a residual connection."""
         query, key, value = (
             self.to_qkv(self.attention_norm(tokens)).reshape(*tokens.shape[:2], 3, self.heads, -1).unbind(2)
         )
@@ -92,7 +93,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeds patches: a linear map, learnt positions, a class token that only takes part, and blocks."""
+    """Embeds patches: linear layer, trained position embeddings, a class token (not returned), and blocks."""
 
     def __init__(self, config: VtAdlConfig) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens features"]:
-        """Return the embedding of each patch, in reading order."""
+        """Return the embedding of each patch, in row-major order."""
         patches = images.unfold(2, self.size, self.size).unfold(3, self.size, self.size)
         tokens = self.embedding(patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2))
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1) + self.position
@@ -118,7 +119,7 @@ class Transformer(nn.Module):
 
 
 class MixtureDensity(nn.Module):
-    """Says of an embedding under which mixture of Gaussians it is to be expected, from itself (Bishop 1994)."""
+    """Predicts from an embedding the parameters of a Gaussian mixture for this embedding (Bishop 1994)."""
 
     def __init__(self, width: int, components: int) -> None:
         super().__init__()
@@ -133,11 +134,11 @@ class MixtureDensity(nn.Module):
         Float[Tensor, "*batch components width"],
         Float[Tensor, "*batch components width"],
     ]:
-        """Return logits of the weights, means, and logarithms of the variances, which are never negative."""
-        seen = embeddings.clamp_min(torch.finfo(torch.double).eps)
+        """Return weight logits, means, and log variances, which are at least 0."""
+        inputs = embeddings.clamp_min(torch.finfo(torch.double).eps)
         shape = (*embeddings.shape[:-1], self.weights.out_features, embeddings.shape[-1])
-        log_variances = F.softplus(self.variances(seen).float()).clamp_max(MAX_LOG_VARIANCE)
-        return self.weights(seen).float(), self.means(seen).float().reshape(shape), log_variances.reshape(shape)
+        log_variances = F.softplus(self.variances(inputs).float()).clamp_max(MAX_LOG_VARIANCE)
+        return self.weights(inputs).float(), self.means(inputs).float().reshape(shape), log_variances.reshape(shape)
 
 
 def mixture_cost(
@@ -147,12 +148,12 @@ def mixture_cost(
     log_variances: Float[Tensor, "*batch components width"],
     kind: Literal["repo", "logsumexp"],
 ) -> Float[Tensor, "*batch"]:
-    """Return the negative log-likelihood, less width/2 · log 2π: never negative, as no variance is below 1.
+    """Return the negative log-likelihood minus width/2 · log 2π; it is at least 0, since variances are at least 1.
 
-    kind: `logsumexp` is −log Σ π·N; `repo` is Σ π·(−log N), which is never less.
+    kind: `logsumexp` is −log Σ π·N; `repo` is Σ π·(−log N), an upper bound of it.
     """
-    away = (embeddings.float().unsqueeze(-2) - means).square() * (-log_variances).exp()
-    costs = (log_variances + away).sum(-1) / 2
+    squared_distance = (embeddings.float().unsqueeze(-2) - means).square() * (-log_variances).exp()
+    costs = (log_variances + squared_distance).sum(-1) / 2
     if kind == "repo":
         return (logits.softmax(-1) * costs).sum(-1)
     return -torch.logsumexp(logits.log_softmax(-1) - costs, -1)
@@ -174,52 +175,57 @@ class VtAdl(GradientDetector):
         self.density = MixtureDensity(config.width, config.components)
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return the authors' settings, or much larger steps: the means must learn to copy, at a rate's pace a step."""
+        """Return the authors' plan, or one with a much higher learning rate.
+
+        The mixture means must learn to copy the embeddings, and an Adam step changes a weight by about the rate.
+        """
         if protocol == "paper":
             return (Training(learning_rate=1e-4, batch_size=8, max_epochs=400, weight_decay=1e-4),)
         return (Training(learning_rate=3e-3, batch_size=8, steps=1200, schedule="cosine", weight_decay=1e-4),)
 
     def embed(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens features"]:
-        """Return the embedding of each patch in reading order, in training with noise on it."""
+        """Return the embedding of each patch in row-major order; in training, noise is added."""
         embeddings: Tensor = self.transformer(images)
         if self.training:
             embeddings = embeddings + self.config.noise * torch.randn_like(embeddings)
         return embeddings
 
     def reconstruct(self, embeddings: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch 3 height width"]:
-        """Rebuild images from what all embeddings of each say together; values lie in (-1, 1)."""
+        """Reconstruct images from all their embeddings; values are in (-1, 1)."""
         if self.capsule is None:
             vector = squash(embeddings.sum(1))
         else:
             vector = self.capsule(embeddings.reshape(len(embeddings), -1, CAPSULE))[:, 0]
-        rebuilt: Tensor = self.decoder(vector.reshape(len(vector), -1, CAPSULE, CAPSULE)).float()
-        if rebuilt.shape[-2:] != self.config.image_size:
-            rebuilt = F.interpolate(rebuilt, self.config.image_size, mode="bilinear")
-        return rebuilt.tanh()
+        reconstruction: Tensor = self.decoder(vector.reshape(len(vector), -1, CAPSULE, CAPSULE)).float()
+        if reconstruction.shape[-2:] != self.config.image_size:
+            reconstruction = F.interpolate(reconstruction, self.config.image_size, mode="bilinear")
+        return reconstruction.tanh()
 
     def cost(self, embeddings: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens"]:
-        """Return how unlikely each embedding is; see `mixture_cost`."""
+        """Return the cost of each embedding; see `mixture_cost`."""
         logits, means, log_variances = self.density(embeddings)
         return mixture_cost(embeddings, logits, means, log_variances, self.config.mdn)
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return 5·MSE − 0.5·SSIM of the reconstruction, and what the embeddings of an image cost in all."""
+        """Return 5·MSE − 0.5·SSIM of the reconstruction, plus the summed cost of an image's embeddings."""
         embeddings = self.embed(images)
-        rebuilt = self.reconstruct(embeddings)
-        faults = 5 * F.mse_loss(rebuilt, images) - 0.5 * mean_ssim(rebuilt, images)
-        return faults + self.cost(embeddings).sum(1).mean()
+        reconstruction = self.reconstruct(embeddings)
+        error = 5 * F.mse_loss(reconstruction, images) - 0.5 * mean_ssim(reconstruction, images)
+        return error + self.cost(embeddings).sum(1).mean()
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the root of each patch's cost, bilinearly; and MSE + (1 − SSIM) + the greatest cost as own score."""
+        """Return the square root of the patch costs (bilinear); the image score is MSE + (1 − SSIM) + maximum cost."""
         embeddings = self.embed(images)
-        rebuilt, costs = self.reconstruct(embeddings), self.cost(embeddings)
+        reconstruction, costs = self.reconstruct(embeddings), self.cost(embeddings)
         maps = F.interpolate(costs.reshape(-1, 1, *self.config.grid), images.shape[-2:], mode="bilinear")
-        faults = (rebuilt - images).square().mean((1, 2, 3)) + 1 - ssim_map(rebuilt, images).mean((1, 2, 3))
-        return Residuals(maps.sqrt(), rebuilt.clamp(0, 1), faults + costs.amax(1))
+        error = (
+            (reconstruction - images).square().mean((1, 2, 3)) + 1 - ssim_map(reconstruction, images).mean((1, 2, 3))
+        )
+        return Residuals(maps.sqrt(), reconstruction.clamp(0, 1), error + costs.amax(1))
 
 
 def _decoder(image_size: tuple[int, int], channels: int) -> Iterator[nn.Module]:
-    """Yield the authors' layers at their size, elsewhere doublings from 8 pixels up to the longer side."""
+    """Yield the authors' layers for their image size; otherwise layers that double 8 pixels up to the longer side."""
     layers: tuple[tuple[int, int, int, int], ...] = PAPER_DECODER
     if image_size != PAPER_SIZE:
         doublings = max(1, math.ceil(math.log2(max(image_size) / CAPSULE)))
