@@ -394,7 +394,7 @@ def test_writing_refuses_unknown_endings_and_leaves_nothing_behind(tmp_path: Pat
     with pytest.raises(DataError, match=r"a\.gif: give the name one of the endings \.bmp"):
         write_image(tmp_path / "a.gif", smooth_picture())
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+    with pytest.raises(RunError, match="a file exists where a folder is needed"):
         write_png16(tmp_path / "file" / "a.png", np.zeros((8, 8), np.uint16))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -89,7 +89,7 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytes
         load_images(samples, (16, 16), memory_limit=0, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     put_text(tmp_path / "file", "")
-    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+    with pytest.raises(RunError, match="a file exists where a folder is needed"):
         load_images(samples, (16, 16), memory_limit=0, cache=tmp_path / "file")
 
 

@@ -73,7 +73,7 @@ def test_weights_are_told_by_their_shapes_not_their_names(tmp_path: Path) -> Non
 
 def test_batches_are_spread_over_all_images() -> None:
     pixels = cookies(9, (4, 4))
-    seen = torch.cat(list(batches(pixels, torch.device("cpu"), 2, most=5)))
+    seen = torch.cat(list(batches(pixels, torch.device("cpu"), 2, limit=5)))
     assert torch.equal(seen, to_batch(pixels[::2]))
     assert torch.equal(torch.cat(list(batches(pixels, torch.device("cpu"), 4))), to_batch(pixels))
 

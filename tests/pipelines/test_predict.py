@@ -316,7 +316,7 @@ def test_a_failing_write_ends_it(run: Path, tmp_path: Path) -> None:
     image = draw(tmp_path / "x.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "maps").touch()
-    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+    with pytest.raises(RunError, match="a file exists where a folder is needed"):
         list(predict(run, [image], tmp_path / "out"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.runtime.files import explained
+from metalad.runtime.files import os_errors_as_run_errors
 
 _UNKNOWN = 4 * 2**30
 
@@ -63,7 +63,7 @@ def allocate(
     if size <= memory_limit:
         return np.empty(shape, np.uint8)
     parent = cache if cache is not None else Path(tempfile.gettempdir())
-    with explained(parent / "metalad-pixels"):
+    with os_errors_as_run_errors(parent / "metalad-pixels"):
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="metalad-", dir=parent))
         try:

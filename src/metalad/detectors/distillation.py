@@ -46,7 +46,7 @@ def fit_standardization(
 ) -> None:
     """Have each `Standardization` of `units` learn the map that the teacher gives at its place, of 128 images at most."""
     with torch.no_grad():
-        said = [teacher(batch) for batch in batches(pixels, device, most=128)]
+        said = [teacher(batch) for batch in batches(pixels, device, limit=128)]
         for unit, maps in zip(units, zip(*said, strict=True), strict=True):
             cast(Standardization, unit).fit(maps)
 

@@ -1,4 +1,4 @@
 """Network layers, losses, backbones, and tensor transforms.
 
-It may import the torch-free packages alone.
+It imports only the torch-free packages.
 """

@@ -1,4 +1,4 @@
-"""Attention."""
+"""Transformer encoder with masked self-attention."""
 
 import math
 from typing import Literal
@@ -9,20 +9,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Mask = Literal["blind", "zero-logit", "none"]
-"""Which part of itself a token may see; see `MaskedEncoder`."""
+"""How a token's attention to itself is masked; see `MaskedEncoder`."""
 
 
 def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear layers with a GELU between."""
+    """Return two linear layers with a GELU between them."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 class MaskedBlock(nn.Module):
-    """One post-norm transformer block whose attention may be masked (Vaswani 2017; De Nardin 2022, 2.1 and 3.2.1).
+    """A post-norm transformer block with optional attention mask (Vaswani 2017; De Nardin 2022, 2.1 and 3.2.1).
 
-    The residual path carries `stream`; keys and values come from `content`. In a plain encoder both are the same
-    tensor; a blind encoder keeps them apart. nearness: what a logit starts from by the two tokens' places, a head each,
-    learnt from there on; None: nothing.
+    The residual path carries `stream`; keys and values are computed from `content`. In a plain encoder both are the
+    same tensor; a blind encoder keeps them separate. nearness: initial value of the trainable position bias that is
+    added to the attention logits of each head; None: no bias.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MaskedBlock(nn.Module):
         content: Float[Tensor, "batch tokens width"],
         hidden: Bool[Tensor, "tokens tokens"],
     ) -> Float[Tensor, "batch tokens width"]:
-        """Attend from `stream` to `content`; `hidden[i, j]` says that token i must not see token j."""
+        """Attend from `stream` to `content`; `hidden[i, j]` is true if token i must not attend to token j."""
         query, key, value = (
             self._split(layer(source))
             for layer, source in ((self.query, stream), (self.key, content), (self.value, content))
@@ -68,8 +68,8 @@ class MaskedBlock(nn.Module):
         if self.mask == "none":
             return F.scaled_dot_product_attention(query, key, value, attn_mask=self.nearness)
         if self.mask == "blind":
-            seen = ~hidden if self.nearness is None else self.nearness.masked_fill(hidden, -math.inf)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+            attn_mask = ~hidden if self.nearness is None else self.nearness.masked_fill(hidden, -math.inf)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
         logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if self.nearness is not None:
             logits = logits + self.nearness
@@ -77,17 +77,20 @@ class MaskedBlock(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """Embed the tokens of one shape and let each gather what the others know of its place.
+    """Embed tokens and encode each of them from the other tokens.
 
-    - `blind`: the stream starts from the positions alone, keys and values from each token's own content, never
-      mixed across tokens, and the diagonal is at minus infinity. No depth can carry a token's pixels to its
-      own output: the gradient is exactly 0.
-    - `zero-logit`: the diagonal of the scaled dot products is set to 0, as De Nardin 2022, 3.2.1 words it. It
+    The `mask` is one of:
+
+    - `blind`: the stream starts from the position embedding alone. Keys and values come from each token's own content,
+      which is never mixed across tokens, and the diagonal logits are minus infinity. At any depth the gradient of a
+      token's output with respect to the token's own input is exactly 0.
+    - `zero-logit`: the diagonal of the scaled dot products is set to 0, as De Nardin 2022, 3.2.1 describes. It
       leaks: exp(0) is not 0, and the residual path carries the token's own content around the attention.
     - `none`: a plain encoder.
 
-    places: where the tokens lie, in tokens. neighbours: each head begins by looking at the neighbour on one side (see
-    `nearness`) instead of everywhere alike. reach: tokens so near along every axis are masked like the token itself.
+    places: positions of the tokens, in tokens. neighbours: initialize each head to attend to a neighbor on one side
+    (see `neighbor_bias`) instead of uniformly. reach: tokens within this distance along every axis are masked like
+    the token itself.
     """
 
     hidden: Tensor
@@ -108,16 +111,16 @@ class MaskedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         tokens = len(places)
-        near = nearness(places, heads, 1 + reach) if neighbours else None
+        bias = neighbor_bias(places, heads, 1 + reach) if neighbours else None
         self.mask = mask
         self.embedding = perceptron(values, embedding_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
-        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, near) for _ in range(depth))
-        apart = (places[:, None] - places[None]).abs().amax(-1)
-        self.register_buffer("hidden", apart <= reach, persistent=False)
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, bias) for _ in range(depth))
+        distance = (places[:, None] - places[None]).abs().amax(-1)
+        self.register_buffer("hidden", distance <= reach, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
-        """Return one embedding a token; under `blind` it knows nothing of the token's own values."""
+        """Return one embedding per token; with the mask `blind` it does not depend on the token's own values."""
         content = self.embedding(tokens) + self.position
         stream = self.position if self.mask == "blind" else content
         for block in self.blocks:
@@ -125,15 +128,18 @@ class MaskedEncoder(nn.Module):
         return stream
 
 
-def nearness(places: Float[Tensor, "tokens axes"], heads: int, first: int = 1) -> Float[Tensor, "heads tokens tokens"]:
-    """Return logits by which each token begins to attend to the place `first` tokens beside it, on a side a head.
+def neighbor_bias(
+    places: Float[Tensor, "tokens axes"], heads: int, first: int = 1
+) -> Float[Tensor, "heads tokens tokens"]:
+    """Return initial attention logits with which each head attends to the position `first` tokens to one side.
 
-    The sides are before and behind along each axis; further heads look one token farther, then two. A weight falls with
-    the fourth power of the distance from that place, so that no token is out of reach. Attention then need not first
-    find out which tokens are near (after d'Ascoli 2021, whose heads begin as the taps of a convolution).
+    The heads cycle through both directions of each axis; after each cycle the distance grows by one token. The
+    attention weight falls with the fourth power of the distance from that position, so that it is never 0. Training
+    then does not have to find the neighboring tokens first (after d'Ascoli 2021, who initializes heads as the taps of
+    a convolution).
     """
     axes = places.shape[1]
-    steps = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
+    directions = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
     head = torch.arange(heads)
-    sides = steps[head % len(steps)] * (first + head // len(steps))[:, None]
-    return -2 * (places[None, None] - places[None, :, None] - sides[:, None, None]).square().sum(-1).log1p()
+    offsets = directions[head % len(directions)] * (first + head // len(directions))[:, None]
+    return -2 * (places[None, None] - places[None, :, None] - offsets[:, None, None]).square().sum(-1).log1p()

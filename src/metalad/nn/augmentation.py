@@ -1,4 +1,7 @@
-"""Shifts, turns and flips of training images, drawn anew in every step from torch's own chance (resumable: seeded)."""
+"""Random rotations, shifts, flips and brightness changes of training images.
+
+They use torch's global random generator, which the training loop seeds per epoch: a resumed run repeats them.
+"""
 
 import math
 
@@ -11,15 +14,15 @@ from metalad.runtime.errors import ConfigError
 
 
 def check_augmentation(degrees: float, shift: float, brightness: float = 0.0) -> None:
-    """Check how far training images are turned, moved and lit otherwise.
+    """Check the limits of the augmentation.
 
     Raises:
-        ConfigError: more than half a turn, than half of the side, or than all light.
+        ConfigError: degrees outside [0, 180], shift outside [0, 0.5), or brightness outside [0, 1).
     """
     if not (0 <= degrees <= 180 and 0 <= shift < 0.5):
         raise ConfigError("degrees must lie between 0 and 180, shift between 0 and 0.5")
     if not 0 <= brightness < 1:
-        raise ConfigError("light must lie between 0 and 1")
+        raise ConfigError("photometric must lie between 0 and 1")
 
 
 def augment(
@@ -30,27 +33,27 @@ def augment(
     flip: bool = False,
     brightness: float = 0.0,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Return each image turned, shifted and mirrored by chance, as Bergmann et al. (CVPR 2019) augment objects.
+    """Return each image randomly rotated, shifted and flipped, as Bergmann et al. (CVPR 2019) augment objects.
 
-    What comes in at the border is the image's own mirror image. Light changes as on a line, where lamps age.
+    The image is mirrored at its border. A brightness change simulates changes of illumination on a production line.
 
     Args:
         images: a batch.
-        degrees: turn by up to so many, either way.
-        shift: move by up to this part of the side, either way.
-        flip: mirror half of the images left to right; only for things that have no left and right.
-        light: brighten or darken by up to this part; of images in [0, 1], what exceeds 1 is cut off.
+        degrees: maximum rotation in either direction.
+        shift: maximum translation in either direction, as a fraction of the side.
+        flip: flip half of the images horizontally; only for objects without a left and a right side.
+        brightness: maximum relative change of brightness; values above 1 are clipped.
     """
     count, _, height, width = images.shape
 
-    def rng() -> Tensor:  # always the CPU's, so that a GPU trains on the same images
+    def uniform() -> Tensor:  # generated on the CPU, so that a GPU trains on the same images
         return torch.rand(count).to(images.device)
 
-    def drawn(limit: float) -> Tensor:
-        return (2 * rng() - 1) * limit
+    def symmetric(limit: float) -> Tensor:
+        return (2 * uniform() - 1) * limit
 
-    angle, across, down = drawn(math.radians(degrees)), drawn(2 * shift), drawn(2 * shift)
-    mirrored = torch.where(rng() < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
+    angle, across, down = symmetric(math.radians(degrees)), symmetric(2 * shift), symmetric(2 * shift)
+    mirrored = torch.where(uniform() < 0.5, -1.0, 1.0) if flip else torch.ones_like(angle)
     cosine, sine, aspect = angle.cos(), angle.sin(), height / width
     matrix = torch.stack(
         [
@@ -61,4 +64,4 @@ def augment(
     )
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return (images * (1 + drawn(brightness))[:, None, None, None]).clamp_max(1) if brightness else images
+    return (images * (1 + symmetric(brightness))[:, None, None, None]).clamp_max(1) if brightness else images

@@ -1,9 +1,9 @@
-"""Networks that others trained on ImageNet, as far as the places where their features are taken.
+"""Architectures of networks trained on ImageNet, up to the layers whose features are used.
 
-EfficientNet-Lite (Liu 2020, from Tan & Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6),
-ResNet (He et al. 2015, arXiv:1512.03385), its wide form (Zagoruyko & Komodakis 2016, arXiv:1605.07146) and VGG
-(Simonyan & Zisserman 2014, arXiv:1409.1556) are ours; any other comes from the package timm, where that is installed.
-Here they are layers without weights: see `metalad.nn.backbones`.
+Implemented here: EfficientNet-Lite (Liu 2020, from Tan & Le 2019, arXiv:1905.11946, without squeeze-and-excitation and
+with ReLU6), ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146) and
+VGG (Simonyan & Zisserman 2014, arXiv:1409.1556). Any other network is taken from the package timm, if it is installed.
+This module defines layers only; `metalad.nn.backbones` loads the weights.
 """
 
 import difflib
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from metalad.runtime.errors import ConfigError
 
 Tap = Literal["s4", "s8", "s16", "s32"]
-"""Where features are taken: the last layer whose map has a 4th, 8th, 16th, 32nd of the image's side."""
-Place = Literal["stem", "s4", "s8", "s16", "s32"]
-Between = Callable[[Place, Tensor], Tensor]
-"""May change the maps at a place of a network before the next layers see them."""
+"""Layer whose features are used: the last one with stride 4, 8, 16 or 32 relative to the image."""
+HookPoint = Literal["stem", "s4", "s8", "s16", "s32"]
+Hook = Callable[[HookPoint, Tensor], Tensor]
+"""Function that is called with the maps at a point of the network; the next layers process the maps it returns."""
 
 KERNELS, STRIDES = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1)
 TAPPED_STAGES: dict[Tap, int] = {"s4": 1, "s8": 2, "s16": 4, "s32": 6}
@@ -35,7 +35,7 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LiteShape(NamedTuple):
-    """Channels and number of blocks of the seven stages, and the package that holds the weights."""
+    """Channels and number of blocks of the seven stages, and the name of the weights file in the package."""
 
     channels: tuple[int, ...]
     repeats: tuple[int, ...]
@@ -49,40 +49,40 @@ LITE = {
 }
 
 
-def unchanged(place: Place, maps: Tensor) -> Tensor:  # noqa: ARG001 (one of many that could stand here)
-    """Return the maps as they are."""
+def identity_hook(point: HookPoint, maps: Tensor) -> Tensor:  # noqa: ARG001 (signature of Hook)
+    """Return the maps unchanged."""
     return maps
 
 
 class Network(nn.Module):
-    """The layers of a backbone, and its weights' names; a subclass a family."""
+    """Base class of the network families: the layers of a backbone, and the names of its weights."""
 
     mean = IMAGENET_MEAN
     deviation = IMAGENET_DEVIATION
 
     def normalised(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Bring RGB images in [0, 1] to the mean and deviation that the network was trained with."""
+        """Standardize RGB images in [0, 1] by the channel mean and deviation that the network was trained with."""
         mean, deviation = (images.new_tensor(values).reshape(3, 1, 1) for values in (self.mean, self.deviation))
-        # A third faster on a CPU: depthwise convolutions like a pixel's channels side by side.
+        # channels_last makes depthwise convolutions on a CPU a third faster.
         return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
-    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the map of each tap, the finest first, of normalised images.
+    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
+        """Yield the feature map of each tap of standardized images, the finest first.
 
-        between: is asked after the stem, where there is one, and at each tap.
+        hook: called after the stem, if the network has one, and at each tap.
         """
         raise NotImplementedError
 
-    def own_name(self, name: str) -> str:
-        """Translate a tensor's name in the weights file to the name it has here."""
+    def module_name(self, name: str) -> str:
+        """Return the name in this module of a tensor of the weights file."""
         return name
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME": at the far ends more than at the near ones, if uneven."""
+    """A convolution with TensorFlow's "SAME" padding: odd padding is larger by one at the bottom or right."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ceil(size / stride) values a side."""
+        """Return maps of ceil(size / stride) values per side."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         pads = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in input.shape[-2:]]
         if all(pad % 2 == 0 for pad in pads):
@@ -92,50 +92,50 @@ class SameConv(nn.Conv2d):
         return F.conv2d(input, self.weight, self.bias, stride, 0, 1, self.groups)
 
 
-def _normed(channels: int) -> nn.BatchNorm2d:
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
-def _clipped(maps: Tensor) -> Tensor:
-    """Return ReLU6 of maps that nobody else needs; in place, as new memory costs more than the sum."""
+def _relu6(maps: Tensor) -> Tensor:
+    """Apply ReLU6 in place: allocating memory takes longer than the computation."""
     return F.relu6(maps, inplace=True)
 
 
 class LiteBlock(nn.Module):
-    """An inverted residual block: expand, filter each channel, project; the output is linear."""
+    """An inverted residual block: expansion, depthwise convolution, and linear projection."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
         self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
         if self.expands:
-            self.expand_conv, self.bn0 = SameConv(inputs, hidden, 1, bias=False), _normed(hidden)
+            self.expand_conv, self.bn0 = SameConv(inputs, hidden, 1, bias=False), _batch_norm(hidden)
         self.depthwise_conv = SameConv(hidden, hidden, kernel, stride, groups=hidden, bias=False)
-        self.bn1 = _normed(hidden)
-        self.project_conv, self.bn2 = SameConv(hidden, outputs, 1, bias=False), _normed(outputs)
+        self.bn1 = _batch_norm(hidden)
+        self.project_conv, self.bn2 = SameConv(hidden, outputs, 1, bias=False), _batch_norm(outputs)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out down across"]:
         """Return the block's maps."""
-        hidden = _clipped(self.bn0(self.expand_conv(maps))) if self.expands else maps
-        hidden = _clipped(self.bn1(self.depthwise_conv(hidden)))
+        hidden = _relu6(self.bn0(self.expand_conv(maps))) if self.expands else maps
+        hidden = _relu6(self.bn1(self.depthwise_conv(hidden)))
         projected: Tensor = self.bn2(self.project_conv(hidden))
         return projected + maps if self.adds else projected
 
 
 class EfficientNetLite(Network):
-    """EfficientNet-Lite as far as the deepest tap, or with its head (`taps` empty) as a classifier."""
+    """EfficientNet-Lite up to the deepest tap, or, with empty `taps`, the whole classifier."""
 
     mean, deviation = LITE_MEAN, LITE_DEVIATION
 
     def __init__(self, shape: LiteShape, taps: Sequence[Tap] = ()) -> None:
         super().__init__()
         self.ends: dict[int, Tap] = {list(accumulate(shape.repeats))[TAPPED_STAGES[tap]] - 1: tap for tap in taps}
-        self.conv_stem, self.bn0 = SameConv(3, 32, 3, 2, bias=False), _normed(32)
+        self.conv_stem, self.bn0 = SameConv(3, 32, 3, 2, bias=False), _batch_norm(32)
         blocks = list(self._blocks(shape))
         self.blocks = nn.ModuleList(blocks[: max(self.ends) + 1] if taps else blocks)
         if not taps:
             self.conv_head = SameConv(shape.channels[-1], HEAD_CHANNELS, 1, bias=False)
-            self.bn1, self.fc = _normed(HEAD_CHANNELS), nn.Linear(HEAD_CHANNELS, CLASSES)
+            self.bn1, self.fc = _batch_norm(HEAD_CHANNELS), nn.Linear(HEAD_CHANNELS, CLASSES)
 
     @staticmethod
     def _blocks(shape: LiteShape) -> Iterator[LiteBlock]:
@@ -146,37 +146,37 @@ class EfficientNetLite(Network):
                 yield LiteBlock(inputs, outputs, KERNELS[stage], stride, EXPANSION if stage else 1)
                 inputs = outputs
 
-    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped blocks' outputs."""
-        maps = between("stem", _clipped(self.bn0(self.conv_stem(images))))
+        maps = hook("stem", _relu6(self.bn0(self.conv_stem(images))))
         for index, block in enumerate(self.blocks):
             maps = block(maps)
             if index in self.ends:
-                maps = between(self.ends[index], maps)
+                maps = hook(self.ends[index], maps)
                 yield self.ends[index], maps
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits of normalised images; only a network with its head can."""
-        maps = _clipped(self.bn0(self.conv_stem(images)))
+        """Return the logits of standardized images; only for a network created without taps."""
+        maps = _relu6(self.bn0(self.conv_stem(images)))
         for block in self.blocks:
             maps = block(maps)
-        logits: Tensor = self.fc(_clipped(self.bn1(self.conv_head(maps))).mean((2, 3)))
+        logits: Tensor = self.fc(_relu6(self.bn1(self.conv_head(maps))).mean((2, 3)))
         return logits
 
-    def own_name(self, name: str) -> str:
-        """Drop the underscores that names in the weights packages begin with."""
+    def module_name(self, name: str) -> str:
+        """Remove the leading underscores of the names in the weights packages."""
         return name.removeprefix("_").replace("._", ".")
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions, or a bottleneck of three, beside a shortcut; named as in torchvision's files."""
+    """Two 3×3 convolutions, or a bottleneck of three, with a shortcut; names as in torchvision's files."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, stride: int, *, bottleneck: bool) -> None:
         super().__init__()
-        plan = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
-        widths = [inputs, *[hidden] * (len(plan) - 1), outputs]
-        self.layers = len(plan)
-        for index, (kernel, step) in enumerate(plan):
+        convolutions = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]  # kernel, stride
+        widths = [inputs, *[hidden] * (len(convolutions) - 1), outputs]
+        self.layers = len(convolutions)
+        for index, (kernel, step) in enumerate(convolutions):
             conv = nn.Conv2d(widths[index], widths[index + 1], kernel, step, kernel // 2, bias=False)
             self.add_module(f"conv{index + 1}", conv)
             self.add_module(f"bn{index + 1}", nn.BatchNorm2d(widths[index + 1]))
@@ -195,7 +195,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet-18, or the wide ResNet-50 with bottlenecks of twice the width, as far as the deepest tap."""
+    """ResNet-18, or Wide ResNet-50 with bottlenecks of twice the width, up to the deepest tap."""
 
     def __init__(self, taps: Sequence[Tap], *, wide: bool) -> None:
         super().__init__()
@@ -213,13 +213,13 @@ class ResNet(Network):
             if self.wanted <= set(list(TAPPED_STAGES)[: stage + 1]) and tap in self.wanted:
                 break
 
-    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped stages' outputs."""
-        maps = between("stem", F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1))
+        maps = hook("stem", F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1))
         for stage, tap in zip(range(1, self.depth + 1), TAPPED_STAGES, strict=False):
             maps = self.get_submodule(f"layer{stage}")(maps)
             if tap in self.wanted:
-                maps = between(tap, maps)
+                maps = hook(tap, maps)
                 yield tap, maps
 
 
@@ -231,7 +231,7 @@ class Vgg(Network):
     def __init__(self, taps: Sequence[Tap]) -> None:
         super().__init__()
         if "s32" in taps:
-            raise ConfigError("vgg16 has no tap s32; take among s4, s8, s16")
+            raise ConfigError("vgg16 has no tap s32; use s4, s8 or s16")
         layers: list[nn.Module] = []
         inputs, stride = 3, 1
         self.ends: dict[int, Tap] = {}
@@ -251,63 +251,64 @@ class Vgg(Network):
             if tap == f"s{stride}":
                 self.ends[layer] = tap
 
-    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
+    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the tapped layers' outputs."""
         maps = images
         for index, layer in enumerate(self.get_submodule("features_").children()):
             maps = layer(maps)
             if index in self.ends:
-                maps = between(self.ends[index], maps)
+                maps = hook(self.ends[index], maps)
                 yield self.ends[index], maps
 
-    def own_name(self, name: str) -> str:
-        """Torchvision calls the layers `features`, which is a method here."""
+    def module_name(self, name: str) -> str:
+        """Rename torchvision's `features`, which is a method of this class."""
         return name.replace("features.", "features_.", 1)
 
 
 class TimmNetwork(Network):
-    """A network of the package timm; a tap is its last map of that stride."""
+    """A network of the package timm; a tap is the last map with that stride."""
 
     def __init__(self, name: str, taps: Sequence[Tap]) -> None:
-        """Lay out the layers.
+        """Create the layers.
 
         Raises:
-            ConfigError: timm is not installed, has no such network, or that lacks a tap.
+            ConfigError: timm is not installed or has no such network, or the network has no such tap.
         """
         super().__init__()
         try:
             import timm
         except ImportError:
             raise ConfigError(
-                f"there is no backbone {name!r}; there are: {', '.join(OURS)}, "
-                "and where the package timm is installed, its networks"
+                f"unknown backbone {name!r}; available: {', '.join(BUILT_IN)}, "
+                "and the networks of the package timm after `pip install timm`"
             ) from None
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, [*OURS, *timm.list_models()])
-            raise ConfigError(f"there is no backbone {name!r}, nor has timm one; near it are: {', '.join(near) or '-'}")
+            similar = difflib.get_close_matches(name, [*BUILT_IN, *timm.list_models()])
+            hint = f"did you mean {', '.join(similar)}?" if similar else f"available: {', '.join(BUILT_IN)}"
+            raise ConfigError(f"unknown backbone {name!r}, in timm too; {hint}")
         self.model = timm.create_model(name, pretrained=False, num_classes=0)
-        trained = timm.get_pretrained_cfg(name)
-        self.mean, self.deviation = tuple(trained.mean), tuple(trained.std)
+        pretrained = timm.get_pretrained_cfg(name)
+        self.mean, self.deviation = tuple(pretrained.mean), tuple(pretrained.std)
         ends = {f"s{stage['reduction']}": index for index, stage in enumerate(self.model.feature_info)}
-        lacking = [tap for tap in taps if tap not in ends]
-        if lacking:
-            there = [tap for tap in TAPPED_STAGES if tap in ends]
-            raise ConfigError(f"{name} has no tap {lacking[0]}; take among {', '.join(there) or 'none'}")
+        missing = [tap for tap in taps if tap not in ends]
+        if missing:
+            available = [tap for tap in TAPPED_STAGES if tap in ends]
+            raise ConfigError(f"{name} has no tap {missing[0]}; available: {', '.join(available) or 'none'}")
         self.ends: dict[Tap, int] = dict(sorted(((tap, ends[tap]) for tap in taps), key=lambda end: end[1]))
 
-    def features(self, images: Tensor, between: Between = unchanged) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the tapped stages' outputs; `between` sees them, but the next layers do not see its changes."""
+    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
+        """Yield the tapped stages' outputs, processed by `hook`; the next layers process the unchanged outputs."""
         indices = list(self.ends.values())
-        found = self.model.forward_intermediates(images, indices=indices, intermediates_only=True, stop_early=True)
-        for tap, maps in zip(self.ends, found, strict=True):
-            yield tap, between(tap, maps)
+        outputs = self.model.forward_intermediates(images, indices=indices, intermediates_only=True, stop_early=True)
+        for tap, maps in zip(self.ends, outputs, strict=True):
+            yield tap, hook(tap, maps)
 
-    def own_name(self, name: str) -> str:
-        """Files hold the network alone."""
+    def module_name(self, name: str) -> str:
+        """Add the name of the submodule that holds the timm network."""
         return f"model.{name}"
 
 
-OURS: Mapping[str, Callable[[Sequence[Tap]], Network]] = {
+BUILT_IN: Mapping[str, Callable[[Sequence[Tap]], Network]] = {
     **{name: partial(EfficientNetLite, shape) for name, shape in LITE.items()},
     "resnet18": partial(ResNet, wide=False),
     "wide_resnet50_2": partial(ResNet, wide=True),
@@ -315,26 +316,26 @@ OURS: Mapping[str, Callable[[Sequence[Tap]], Network]] = {
 }
 
 
-def network_named(name: str, taps: Sequence[Tap]) -> Network:
-    """Return the layers up to the deepest tap, with weights by chance.
+def create_network(name: str, taps: Sequence[Tap]) -> Network:
+    """Return a network up to the deepest tap, with randomly initialized weights.
 
     Raises:
-        ConfigError: no such network, or it lacks a tap.
+        ConfigError: unknown network, or it has no such tap.
     """
-    return OURS[name](taps) if name in OURS else TimmNetwork(name, taps)
+    return BUILT_IN[name](taps) if name in BUILT_IN else TimmNetwork(name, taps)
 
 
-def channels_of(network: Network) -> dict[Place, int]:
-    """Return the number of channels at each place, found with a black image."""
-    found: dict[Place, int] = {}
+def channels_of(network: Network) -> dict[HookPoint, int]:
+    """Return the number of channels at each hook point, measured with a black image."""
+    channels: dict[HookPoint, int] = {}
 
-    def seen(place: Place, maps: Tensor) -> Tensor:
-        found[place] = maps.shape[1]
+    def record(point: HookPoint, maps: Tensor) -> Tensor:
+        channels[point] = maps.shape[1]
         return maps
 
     training = network.training
     network.eval()
     with torch.no_grad():
-        list(network.features(torch.zeros(1, 3, 32, 32), seen))
+        list(network.features(torch.zeros(1, 3, 32, 32), record))
     network.train(training)
-    return found
+    return channels

@@ -1,4 +1,4 @@
-"""A small network that describes patches of an image, one by one or densely (Bergmann et al. 2020)."""
+"""A small convolutional network that computes descriptors of image patches (Bergmann et al. 2020)."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,14 +12,15 @@ NETWORKS: dict[int, tuple[Layer, ...]] = {
     33: ((5, 1, True), (5, 2, True), (2, 2, False), (4, 0, False)),
     65: ((5, 1, True), (5, 1, True), (5, 1, True), (4, 2, False), (1, 0, False)),
 }
-"""Of each side of a patch, the convolutions: kernel, channels in widths (0: the descriptor's), whether pooled."""
+"""Convolutions per patch side: kernel, channels as a multiple of the width (0: descriptor size), pooling after it."""
 
 
 class PatchNetwork(nn.Module):
-    """A network that describes patches of `side` pixels, one by one, or all of an image at once.
+    """A network that computes descriptors of patches of `side` pixels, for one patch or for all patches of an image.
 
-    field: pixels down and across that a descriptor depends on; poolings round the last of a patch's rows away.
-    stride: pixels between patches, unless they are described densely.
+    field: height and width of the receptive field in pixels; pooling rounds down, so that it can be smaller than
+        `side`.
+    stride: distance of patches in pixels, except for dense descriptors.
     """
 
     def __init__(self, side: int, width: int, descriptor: int) -> None:
@@ -38,19 +39,19 @@ class PatchNetwork(nn.Module):
     def forward(
         self, patches: Float[Tensor, "batch 3 height width"], *, dense: bool = False
     ) -> Float[Tensor, "batch descriptor down across"]:
-        """Describe every patch that fits, one every `stride` pixels, or densely, one every pixel.
+        """Return the descriptors of all patches that fit, at every `stride` pixels, or if dense, at every pixel.
 
-        Dense pooling does not skip; what comes after it looks at places further apart instead.
+        Dense pooling has stride 1; the layers after it are dilated instead.
         """
-        spread = 1
+        dilation = 1
         maps = patches
         for index, (layer, pooled) in enumerate(zip(self.convolutions, self.pooled, strict=True)):
-            maps = F.conv2d(maps, layer.get_parameter("weight"), layer.get_parameter("bias"), dilation=spread)
+            maps = F.conv2d(maps, layer.get_parameter("weight"), layer.get_parameter("bias"), dilation=dilation)
             if index + 1 < len(self.convolutions):
                 maps = F.leaky_relu(maps, SLOPE)
             if pooled and dense:
-                maps = F.max_pool2d(maps, 2, 1, dilation=spread)
-                spread *= 2
+                maps = F.max_pool2d(maps, 2, 1, dilation=dilation)
+                dilation *= 2
             elif pooled:
                 maps = F.max_pool2d(maps, 2)
         return maps
@@ -58,9 +59,9 @@ class PatchNetwork(nn.Module):
     def around(
         self, images: Float[Tensor, "batch 3 height width"], *, dense: bool
     ) -> Float[Tensor, "batch descriptor down across"]:
-        """Describe the patches around every pixel, or around every square of `stride` pixels; the rim is mirrored."""
+        """Return the descriptors of patches around every pixel, or every `stride` pixels; the border is mirrored."""
         stride = 1 if dense else self.stride
         before = (self.field - stride) // 2
-        behind = [-side % stride + self.field - stride - before for side in images.shape[-2:]]
-        described: Tensor = self(F.pad(images, (before, behind[1], before, behind[0]), mode="reflect"), dense=dense)
-        return described
+        after = [-side % stride + self.field - stride - before for side in images.shape[-2:]]
+        descriptors: Tensor = self(F.pad(images, (before, after[1], before, after[0]), mode="reflect"), dense=dense)
+        return descriptors

@@ -1,4 +1,4 @@
-"""Pixels."""
+"""Conversion of uint8 image arrays to tensors."""
 
 import math
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ Pixels = UInt8[np.ndarray, "_images height width 3"]
 def to_batch(
     pixels: UInt8[np.ndarray, "images height width 3"], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "images 3 height width"]:
-    """Turn decoded images into what a detector takes: planes of RGB in [0, 1]."""
-    # Sorted into planes where they are going: a GPU does in no time what takes the CPU longer than launching a step.
+    """Convert decoded RGB images in 0..255 to a float batch in [0, 1] with the channels first."""
+    # Permuted on the target device: on the CPU this takes longer than launching a training step.
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def thinned(pixels: Pixels, most: int) -> Pixels:
-    """Return at most so many images, spread evenly over all."""
-    if len(pixels) <= most:
+def subsampled(pixels: Pixels, limit: int) -> Pixels:
+    """Return at most `limit` images, evenly spaced over all images."""
+    if len(pixels) <= limit:
         return pixels
-    return np.take(pixels, np.linspace(0, len(pixels) - 1, most).round().astype(int), axis=0)
+    return np.take(pixels, np.linspace(0, len(pixels) - 1, limit).round().astype(int), axis=0)
 
 
-def batches(pixels: Pixels, device: torch.device, size: int = 16, most: int = 512) -> Iterator[Tensor]:
-    """Yield images in batches, at most so many, spread over all of them."""
-    step = max(1, math.ceil(len(pixels) / most))
-    chosen = pixels[::step]
-    for start in range(0, len(chosen), size):
-        yield to_batch(chosen[start : start + size], device)
+def batches(pixels: Pixels, device: torch.device, size: int = 16, limit: int = 512) -> Iterator[Tensor]:
+    """Yield batches of at most `size` images; every n-th image is used, so that their number is at most `limit`."""
+    step = max(1, math.ceil(len(pixels) / limit))
+    selected = pixels[::step]
+    for start in range(0, len(selected), size):
+        yield to_batch(selected[start : start + size], device)

@@ -1,4 +1,4 @@
-"""Smoothing."""
+"""Gaussian and guided filters of anomaly maps."""
 
 import math
 
@@ -7,18 +7,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-EDGE = 0.06
-"""Differences of brightness well above this part of the whole image's are edges to a guided filter."""
+EDGE_CONTRAST = 0.06
+"""Regularization of the guided filter: brightness differences well above it, relative to the image's mean brightness,
+are preserved as edges."""
 
-COARSER = 2
-"""A guided filter finds its lines on a grid of every so many pixels."""
+SUBSAMPLING = 2
+"""Factor by which the guided filter downsamples images and maps to compute its linear coefficients."""
 
 
 def gaussian_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:
     """Return the matrix that filters a line of `size` pixels with a Gaussian of `sigma` pixels.
 
-    The ends are mirrored and the kernel is cut at 4 sigma, as `scipy.ndimage.gaussian_filter` does; each row
-    sums to 1. Two products with such matrices smooth an image exactly, and export as plain matrix products.
+    The ends are mirrored and the kernel is truncated at 4 sigma, as in `scipy.ndimage.gaussian_filter`; each row
+    sums to 1. Two products with such matrices filter an image exactly, and are exported as matrix products.
     """
     if sigma <= 0:
         return torch.eye(size)
@@ -32,7 +33,7 @@ def gaussian_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:
 
 
 class Smoothing(nn.Module):
-    """A Gaussian filter over maps, as two banded matrix products."""
+    """A Gaussian filter of maps, computed as two banded matrix products."""
 
     rows: Tensor
     columns: Tensor
@@ -48,29 +49,29 @@ class Smoothing(nn.Module):
 
 
 class GuidedSmoothing(nn.Module):
-    """A filter over maps that keeps the edges of an image: the guided filter (He, Sun, Tang 2010).
+    """A filter of maps that preserves the edges of an image: the guided filter (He, Sun, Tang 2010).
 
-    Around each place the filtered map is slope · brightness + offset, by least squares under a Gaussian window; both
-    are found on a coarser grid (He, Sun 2015). Where the image is plain the slope is 0, and what is left is the
-    Gaussian filter of `sigma`.
+    The filtered map is slope · brightness + offset. Both coefficients are computed at each position by least squares
+    under a Gaussian window, on a downsampled grid (He, Sun 2015). In regions of constant brightness the slope is 0, and
+    the result is that of a Gaussian filter of `sigma`.
     """
 
     def __init__(self, height: int, width: int, sigma: float) -> None:
         super().__init__()
-        # The window is laid over twice, over the map and over slope and offset.
-        self.window = Smoothing(-(-height // COARSER), -(-width // COARSER), sigma / math.sqrt(2) / COARSER)
+        # The window is applied twice: to the map, and to slope and offset.
+        self.window = Smoothing(-(-height // SUBSAMPLING), -(-width // SUBSAMPLING), sigma / math.sqrt(2) / SUBSAMPLING)
 
     def forward(
         self, maps: Float[Tensor, "batch height width"], images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch height width"]:
-        """Return the filtered maps; they may leave the range of the given ones by a little."""
+        """Return the filtered maps; their values can slightly exceed the range of the input."""
         guide = images.mean(1)
         guide = guide / guide.mean((1, 2), keepdim=True).clamp_min(torch.finfo(guide.dtype).tiny)
-        planes = F.avg_pool2d(torch.stack([guide, maps], 1), COARSER, ceil_mode=True)
+        planes = F.avg_pool2d(torch.stack([guide, maps], 1), SUBSAMPLING, ceil_mode=True)
         brightness, level = planes.unbind(1)
         mean_brightness, mean = self.window(planes).unbind(1)
         variance = self.window(brightness.square()) - mean_brightness.square()
-        slope = (self.window(brightness * level) - mean_brightness * mean) / (variance + EDGE**2)
-        lines = self.window(torch.stack([slope, mean - slope * mean_brightness], 1))
-        slope, offset = F.interpolate(lines, guide.shape[-2:], mode="bilinear").unbind(1)
+        slope = (self.window(brightness * level) - mean_brightness * mean) / (variance + EDGE_CONTRAST**2)
+        coefficients = self.window(torch.stack([slope, mean - slope * mean_brightness], 1))
+        slope, offset = F.interpolate(coefficients, guide.shape[-2:], mode="bilinear").unbind(1)
         return slope * guide + offset

@@ -1,4 +1,4 @@
-"""Standardization."""
+"""Standardization of feature channels."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Standardization(nn.Module):
-    """Channels less their mean, in units of their standard deviation, both learnt once."""
+    """Subtracts the mean of each channel and divides by its standard deviation; both are fitted once."""
 
     mean: Tensor
     deviation: Tensor
@@ -19,7 +19,7 @@ class Standardization(nn.Module):
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
 
     def fit(self, batches: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
-        """Take mean and deviation of all values of a channel; one that does not vary keeps its unit."""
+        """Compute mean and deviation of each channel over images and positions; constant channels get deviation 1."""
         count = 0
         total = torch.zeros_like(self.mean, dtype=torch.double)
         squares = torch.zeros_like(total)
@@ -36,5 +36,5 @@ class Standardization(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return the standardised maps, in single precision whatever they come in."""
+        """Return the standardized maps in single precision."""
         return (maps.float() - self.mean) / self.deviation

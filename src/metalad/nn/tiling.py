@@ -1,4 +1,4 @@
-"""Overlapping square tiles of an image: cut out, judged one by one, and averaged back to one map."""
+"""Splitting of images into overlapping square tiles, and averaging of tile results to one map."""
 
 from collections.abc import Callable
 
@@ -9,26 +9,28 @@ from torch import Tensor
 from metalad.runtime.errors import ConfigError
 
 TILES_AT_ONCE = 64
-"""Tiles given to a network together; an image of 512 pixels has 196 of 128 at a stride of 30."""
+"""Tiles per forward pass; an image of 512×512 has 196 tiles of 128×128 at a stride of 30."""
 
 
 def check_tiles(image_size: tuple[int, int], tile: int, stride: int) -> None:
-    """See that tiles fit into the image and leave no gap.
+    """Check that tiles fit into the image and leave no gap.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: the tile is smaller than 16 pixels or larger than the image, or the stride is not in [1, tile].
     """
     if not 16 <= tile <= min(image_size):
         height, width = image_size
         raise ConfigError(
-            f"tile is {tile}; it must be from 16 pixels to the shorter side of image_size {height}x{width}"
+            f"tile is {tile}; it must be between 16 pixels and the shorter side of image_size {height}x{width}"
         )
     if not 1 <= stride <= tile:
-        raise ConfigError(f"stride is {stride}; it must be from 1 to the tile's {tile} pixels, to leave no gap")
+        raise ConfigError(
+            f"stride is {stride}; it must be between 1 and the tile size of {tile} pixels, to leave no gap"
+        )
 
 
 def tile_starts(length: int, tile: int, stride: int) -> tuple[int, ...]:
-    """Return where tiles begin along a side: at every stride, and one that ends at the far edge."""
+    """Return the start of each tile along a side: multiples of the stride, and a last tile that ends at the border."""
     return (*range(0, length - tile, stride), length - tile)
 
 
@@ -46,18 +48,18 @@ def cut(
     )
 
 
-def averaged(
+def assemble(
     tiles: Float[Tensor, "tiles channels tile_height tile_width"], height: int, width: int, stride: int
 ) -> Float[Tensor, "channels height width"]:
-    """Lay the tiles that `cut` gives of such an image back to their places; where they overlap, their mean is taken."""
+    """Reassemble an image from the tiles in the order of `cut`; overlapping tiles are averaged."""
     tile = tiles.shape[-1]
     total, count = tiles.new_zeros(tiles.shape[1], height, width), tiles.new_zeros(height, width)
-    left_to_lay = iter(tiles)
+    remaining = iter(tiles)
     for top in tile_starts(height, tile, stride):
         for left in tile_starts(width, tile, stride):
-            place = (..., slice(top, top + tile), slice(left, left + tile))
-            total[place] += next(left_to_lay)
-            count[place] += 1
+            region = (..., slice(top, top + tile), slice(left, left + tile))
+            total[region] += next(remaining)
+            count[region] += 1
     return total / count
 
 
@@ -67,23 +69,23 @@ def mean_over_tiles(
     tile: int,
     stride: int,
 ) -> Float[Tensor, "batch measured height width"]:
-    """Measure each tile of each image by itself, and return the mean of what overlapping tiles say of a pixel.
+    """Apply `measure` to each tile of each image, and return the mean over the tiles that contain a pixel.
 
-    measure: from tiles to as many tiles of that size, of any number of channels.
+    measure: function from a batch of tiles to maps of the same size, with any number of channels.
     """
     height, width = images.shape[-2:]
     maps = []
-    for image in images:  # one at a time: the tiles of an image are many times its size
+    for image in images:  # one at a time: the tiles of an image need many times its memory
         tiles = cut(image, tile, stride)
         measured = torch.cat([measure(part) for part in torch.split(tiles, TILES_AT_ONCE)])
-        maps.append(averaged(measured, height, width, stride))
+        maps.append(assemble(measured, height, width, stride))
     return torch.stack(maps)
 
 
 def random_tiles(
     images: Float[Tensor, "batch channels height width"], tile: int
 ) -> Float[Tensor, "batch channels _ _"]:
-    """Return one tile of each image, from a place drawn anew from torch's own chance."""
+    """Return one tile of each image, at a random position from torch's global random generator."""
     height, width = images.shape[-2:]
     tops = torch.randint(height - tile + 1, (len(images),)).tolist()
     lefts = torch.randint(width - tile + 1, (len(images),)).tolist()

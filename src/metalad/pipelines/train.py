@@ -22,7 +22,7 @@ from metalad.storage.run_folder import RunFolder, RunSettings
 from metalad.training.device import choose_device
 from metalad.training.loop import Training, descend, epoch_seconds
 from metalad.training.precision import Precision, WantedPrecision, fastest_precision
-from metalad.training.process_group import ProcessGroup, joined
+from metalad.training.process_group import ProcessGroup, join_process_group
 
 VALIDATION_FRACTION = 0.1
 
@@ -68,7 +68,7 @@ def train(
     _check(epochs, minutes, false_alarms, seed)
     chosen, config = _method_and_config(method)
     place = choose_device(device)
-    with joined(place) as group:
+    with join_process_group(place) as group:
         folder = RunFolder(out, verbose=progress and group.is_main, mute=not group.is_main)
         category = read_category(data, seed=seed)
         if group.broadcast(resume and folder.model.exists()):

@@ -1,4 +1,4 @@
-"""Files, processes, Ray, settings, progress and errors, without torch.
+"""Files, processes, Ray, settings, progress and errors; does not import torch.
 
 It imports no other package of metalad.
 """

@@ -1,7 +1,7 @@
-"""Write files so that a reader sees the old content or the new, never a half.
+"""Atomic writing of files: a reader gets the old or the new content, never a part of it.
 
-A file is written beside its final place and renamed when it is whole: a crash, a full disk or Ctrl-C leaves
-nothing half-written under the final name.
+A file is written under a temporary name in the same folder and then renamed. After a crash, a full disk or Ctrl-C no
+incomplete file exists under the final name.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from metalad.runtime.errors import RunError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, delete it when not.
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, else delete it.
 
     Raises:
-        RunError: the folder cannot be made or written, or the disk is full.
+        RunError: the folder cannot be created or written, or the disk is full.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: the name itself may be as long as may be
-    with explained(path):
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short, as `path` can have the maximum name length
+    with os_errors_as_run_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -32,23 +32,23 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what a killed process left of files that it was writing into `folder`."""
-    with explained(folder):
+def delete_temporaries(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in `folder`."""
+    with os_errors_as_run_errors(folder):
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def claimed(path: Path, work: str) -> Iterator[None]:
-    """Hold a lock file, so that no two processes do the same work; a killed process holds none.
+def exclusive_lock(path: Path, command: str) -> Iterator[None]:
+    """Hold a lock file, so that two processes do not run the same command; the lock of a killed process is released.
 
-    Where the system knows no locks (Windows, some network drives), nothing watches over it.
+    Without effect on systems without file locks (Windows, some network drives).
 
     Raises:
-        RunError: another process holds it, or it cannot be made.
+        RunError: another process holds the lock, or the file cannot be created.
     """
-    with explained(path):
+    with os_errors_as_run_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     with file:
@@ -57,15 +57,15 @@ def claimed(path: Path, work: str) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{path} is held by another {work}; wait for it, or choose another --out") from None
+            raise RunError(f"{path} is held by another {command}; wait for it, or choose another --out") from None
         except (ImportError, OSError):
             pass
         yield
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a `RunError` that says how to mend it."""
+def os_errors_as_run_errors(path: Path) -> Iterator[None]:
+    """Convert an `OSError` raised while writing `path` to a `RunError` with a remedy."""
     try:
         yield
     except OSError as error:
@@ -78,22 +78,26 @@ def _remedy(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "no permission; choose a folder that you may write"
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return "a file stands where a folder is needed, or the reverse; choose another folder"
+        return "a file exists where a folder is needed, or the reverse; choose another folder"
     return error.strerror or str(error)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content`, atomically."""
+    """Write `content`, atomically (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN is refused, as JSON has none."""
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not support.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,6 +1,7 @@
-"""Settings: frozen dataclasses whose fields carry their own help, and can be read from `name=value` text."""
+"""Settings: frozen dataclasses with a help text per field, parsed from `name=value` texts."""
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -11,22 +12,23 @@ Config = TypeVar("Config")
 
 
 def setting(default: Any, help_text: str) -> Any:
-    """Declare a dataclass field with its default and one line of help."""
+    """Return a dataclass field with a default and one line of help."""
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 def describe(config: type) -> list[tuple[str, str, str]]:
     """Return (name, default, help) for each setting of a config class."""
     return [
-        (field.name, _shown(field.default), str(field.metadata.get("help", ""))) for field in dataclasses.fields(config)
+        (field.name, _formatted(field.default), str(field.metadata.get("help", "")))
+        for field in dataclasses.fields(config)
     ]
 
 
 def from_texts(config: type[Config], texts: Iterable[str]) -> Config:
-    """Build a config from `name=value` texts, such as `depth=2` or `tokens=squares,rows`.
+    """Create a config from `name=value` texts, such as `depth=2` or `tokens=squares,rows`.
 
     Raises:
-        ConfigError: a text without `=`, an unknown name, or a value of a wrong type.
+        ConfigError: a text without `=`, an unknown name, or a value of the wrong type.
     """
     hints = get_type_hints(config)
     values: dict[str, Any] = {}
@@ -40,7 +42,11 @@ def from_texts(config: type[Config], texts: Iterable[str]) -> Config:
 
 
 def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Rebuild a config from `dataclasses.asdict` that went through JSON (tuples come back as lists)."""
+    """Create a config from the JSON form of its `dataclasses.asdict`, in which tuples are lists.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     hints = get_type_hints(config)
     for name in values:
         _check_name(config, name, hints)
@@ -48,29 +54,31 @@ def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def check_choices(config: Any) -> None:
-    """See that each field with a fixed set of values holds one of them.
+    """Check that each field with a fixed set of values holds one of them.
 
     Raises:
-        ConfigError: one does not; a misspelt value would otherwise act like some other one.
+        ConfigError: a value is not one of the choices.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        several = get_origin(hint) is tuple
-        choices = get_args(hint)[0] if several else hint
-        if get_origin(choices) is Literal and not set(value if several else (value,)) <= set(get_args(choices)):
-            raise ConfigError(f"setting {name}={_shown(value)!r}: expected {_wanted(hint)}")
+        is_tuple = get_origin(hint) is tuple
+        choices = get_args(hint)[0] if is_tuple else hint
+        if get_origin(choices) is Literal and not set(value if is_tuple else (value,)) <= set(get_args(choices)):
+            raise ConfigError(f"setting {name}={_formatted(value)!r}: expected {_expected(hint)}")
 
 
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
     if name not in hints:
-        raise ConfigError(f"{config.__name__} has no setting {name!r}; it has: {', '.join(sorted(hints))}")
+        similar = difflib.get_close_matches(name, hints)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"available: {', '.join(sorted(hints))}"
+        raise ConfigError(f"{config.__name__} has no setting {name!r}; {hint}")
 
 
 def _parse(name: str, text: str, hint: Any) -> Any:
     try:
         return _value(text.strip(), hint)
     except ValueError:
-        raise ConfigError(f"setting {name}={text!r}: expected {_wanted(hint)}") from None
+        raise ConfigError(f"setting {name}={text!r}: expected {_expected(hint)}") from None
 
 
 def _value(text: str, hint: Any) -> Any:
@@ -89,26 +97,26 @@ def _value(text: str, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if text.lower() == "none" else _value(text, arguments[0])
     if hint is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _bad(text)
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _invalid(text)
     return hint(text)
 
 
-def _bad(text: str) -> bool:
+def _invalid(text: str) -> bool:
     raise ValueError(text)
 
 
-def _wanted(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
-        return f"a comma-separated list, each {_wanted(arguments[0])}"
+        return f"a comma-separated list, each {_expected(arguments[0])}"
     if origin is tuple:
-        return f"{len(arguments)} values of {_wanted(arguments[0])}, or one for all"
+        return f"{len(arguments)} values of {_expected(arguments[0])}, or one for all"
     if origin in (Union, types.UnionType):
-        return f"{_wanted(arguments[0])}, or none"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+        return f"{_expected(arguments[0])}, or none"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

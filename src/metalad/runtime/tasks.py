@@ -1,7 +1,7 @@
-"""Many tasks at once: in processes of this machine, or on Ray. Tasks and answers are JSON objects. No torch here.
+"""Parallel tasks in processes of this machine or on Ray. Tasks and answers are JSON objects. Does not import torch.
 
-`python -m metalad.runtime.tasks MODULE:FUNCTION` is such a process: it reads a task a line from stdin, prints an answer a
-line, and ends when stdin does: at its leisure when it is idle, as by Ctrl-C when it is at work.
+`python -m metalad.runtime.tasks MODULE:FUNCTION` is a worker process: it reads one task per line from stdin and prints
+one answer per line. When stdin is closed, it exits; a running task is interrupted as by Ctrl-C.
 """
 
 import contextlib
@@ -24,50 +24,50 @@ from metalad.runtime.errors import ConfigError
 
 LOCAL = "local"
 WORKER = "METALAD_WORKER"
-"""The environment variable that tells a process its number among those of this machine: it chooses the GPU by it."""
-GRACE = 10.0
-"""Seconds that a process has to end what it is writing."""
+"""Environment variable with the number of a worker process on this machine, which determines its GPU."""
+GRACE_SECONDS = 10.0
+"""Time that an interrupted task has to finish writing its files."""
 
 Task = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Why a task has no answer: its process was killed, or Ray could not do it."""
+class TaskFailure:
+    """The reason why a task has no answer: its process was killed, or Ray failed."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What Ray is to set aside for a task: processors, memory in GiB; `gpus` None takes one if there is any."""
+class TaskResources:
+    """Resources that Ray reserves for a task: CPUs, memory in GiB, GPUs (None: one if the cluster has any)."""
 
     threads: int = 1
     memory_gib: float = 3.0
     gpus: float | None = None
 
 
-Answers = Generator[tuple[int, dict[str, Any] | Lost], None, None]
-"""Pairs of a task's place among the tasks and its answer, as they come."""
+Answers = Generator[tuple[int, dict[str, Any] | TaskFailure], None, None]
+"""Pairs of the index of a task and its answer, in the order of completion."""
 
 
 def in_processes(function: str, tasks: Iterable[Task], workers: int, *, fresh: bool) -> Answers:
-    """Do so many tasks at once, each in a process: one that is killed harms no other.
+    """Run tasks in worker processes; if a process is killed, only its task fails.
 
-    Closing the generator ends the processes: each is interrupted, finishes the file that it is writing, and goes.
+    Closing the generator interrupts the processes; each of them finishes the file that it is writing, and exits.
 
     Args:
         function: `module:name` of a function from a task to its answer.
-        tasks: taken as they are needed, at most two a process ahead.
-        workers: processes at once.
-        fresh: give each task a process of its own, so that memory and threads are its own.
+        tasks: consumed lazily, at most two tasks per process ahead.
+        workers: number of processes.
+        fresh: start a new process for each task, so that tasks do not share memory or threads.
     """
     processes, pool = _Processes(function, workers, fresh), ThreadPoolExecutor(workers)
     try:
-        yield from _pumped(
+        yield from _answers(
             tasks,
             2 * workers,
-            lambda task: pool.submit(processes.ask, task),
+            lambda task: pool.submit(processes.run, task),
             lambda futures: wait(futures, return_when=FIRST_COMPLETED).done,
             lambda future: future.result(),
         )
@@ -77,18 +77,18 @@ def in_processes(function: str, tasks: Iterable[Task], workers: int, *, fresh: b
         pool.shutdown()
 
 
-def _pumped(
+def _answers(
     tasks: Iterable[Task],
     limit: int,
     submit: Callable[[Task], Any],
     ready: Callable[[list[Any]], Iterable[Any]],
-    fetch: Callable[[Any], dict[str, Any] | Lost],
+    fetch: Callable[[Any], dict[str, Any] | TaskFailure],
     running: dict[Any, int] | None = None,
 ) -> Answers:
-    waiting = enumerate(tasks)
+    numbered = enumerate(tasks)
     running = {} if running is None else running
     while True:
-        while len(running) < limit and (following := next(waiting, None)) is not None:
+        while len(running) < limit and (following := next(numbered, None)) is not None:
             running[submit(following[1])] = following[0]
         if not running:
             return
@@ -97,67 +97,67 @@ def _pumped(
 
 
 class _Processes:
-    """So many places for processes; each holds one that lives, or none yet."""
+    """A pool of numbered worker processes; each is started when its number is first used."""
 
     def __init__(self, function: str, workers: int, fresh: bool) -> None:
         self._function, self._fresh = function, fresh
         self._free: SimpleQueue[int] = SimpleQueue()
-        for place in range(workers):
-            self._free.put(place)
-        self._living: dict[int, subprocess.Popen[str]] = {}
+        for number in range(workers):
+            self._free.put(number)
+        self._running: dict[int, subprocess.Popen[str]] = {}
         self._closing, self._lock = False, threading.Lock()
 
-    def ask(self, task: Task) -> dict[str, Any] | Lost:
-        """Have a task done in a free place, and wait for the answer."""
-        place = self._free.get()
+    def run(self, task: Task) -> dict[str, Any] | TaskFailure:
+        """Run a task in a free process, and wait for the answer."""
+        number = self._free.get()
         try:
-            process = self._in(place)
-            line = _exchanged(process, json.dumps(task))
-            code = _end(self._living.pop(place)) if self._fresh or not line else 0
+            process = self._process(number)
+            line = _exchange(process, json.dumps(task))
+            code = _end(self._running.pop(number)) if self._fresh or not line else 0
         finally:
-            self._free.put(place)
+            self._free.put(number)
         if code or not line:
-            killed = "; it was killed, perhaps for memory" if code < 0 else ""
-            return Lost(f"its process ended with code {code}{killed}")
+            killed = "; it was killed, perhaps because memory ran out" if code < 0 else ""
+            return TaskFailure(f"its process ended with code {code}{killed}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
-        """Interrupt what is at work, and kill what does not end in time."""
+        """Interrupt the running tasks, and kill the processes that do not exit in time."""
         with self._lock:
             self._closing = True
-            living = list(self._living.values())
-        for process in living:
+            processes = list(self._running.values())
+        for process in processes:
             _close_stdin(process)
-        deadline = time.monotonic() + GRACE
-        for process in living:
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
             _end(process)
 
-    def _in(self, place: int) -> subprocess.Popen[str]:
+    def _process(self, number: int) -> subprocess.Popen[str]:
         with self._lock:
-            if place not in self._living:
+            if number not in self._running:
                 if self._closing:
-                    raise RuntimeError("nobody waits for the answer any more")
-                self._living[place] = subprocess.Popen(
+                    raise RuntimeError("the pool is closed")
+                self._running[number] = subprocess.Popen(
                     [sys.executable, "-m", "metalad.runtime.tasks", self._function],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
-                    env={**os.environ, WORKER: str(place)},
-                    start_new_session=True,  # Ctrl-C does not reach it there: it is ended by its stdin alone
+                    env={**os.environ, WORKER: str(number)},
+                    start_new_session=True,  # not reached by Ctrl-C: only closing stdin ends it
                 )
-            return self._living[place]
+            return self._running[number]
 
 
-def _exchanged(process: subprocess.Popen[str], line: str) -> str:
-    """Return the line that a process answers; nothing if it ended."""
+def _exchange(process: subprocess.Popen[str], line: str) -> str:
+    """Send a line to a process and return its answer; empty if the process ended."""
     assert process.stdin is not None
     assert process.stdout is not None
-    with contextlib.suppress(OSError, ValueError):  # it ended, or is being ended
+    with contextlib.suppress(OSError, ValueError):  # the process ended, or is being closed
         process.stdin.write(line + "\n")
         process.stdin.flush()
     return process.stdout.readline()
@@ -165,7 +165,7 @@ def _exchanged(process: subprocess.Popen[str], line: str) -> str:
 
 def _close_stdin(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(OSError, ValueError):  # what a killed process did not read is still in the buffer
+    with contextlib.suppress(OSError, ValueError):  # the buffer can hold a line that a killed process did not read
         process.stdin.close()
 
 
@@ -177,18 +177,18 @@ def _end(process: subprocess.Popen[str]) -> int:
     return code
 
 
-# Such a process
+# The worker process
 
 
 def main() -> None:
-    """Do the tasks that stdin holds until it ends, and print their answers."""
+    """Run the tasks from stdin until it is closed, and print their answers."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what else is printed must not stand among the answers
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by what a shell starts with `&`
+    os.dup2(2, 1)  # other output must not mix with the answers
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes that a shell starts with `&` ignore SIGINT
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        function = _loaded(sys.argv[1])
+        function = _load_function(sys.argv[1])
         while True:
             answer = function(json.loads(lines.get()))
             print(json.dumps(answer, allow_nan=False), file=answers, flush=True)
@@ -197,22 +197,22 @@ def main() -> None:
 def _listen(lines: SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    if hasattr(signal, "pthread_kill"):  # wakes the main thread where it waits, too
+    if hasattr(signal, "pthread_kill"):  # also wakes a main thread that waits for a task
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
         signal.raise_signal(signal.SIGINT)
-    time.sleep(GRACE)
+    time.sleep(GRACE_SECONDS)
     os._exit(1)
 
 
-def _loaded(function: str) -> Callable[[Task], dict[str, Any]]:
-    module, _, name = function.partition(":")
-    found: Callable[[Task], dict[str, Any]] = getattr(importlib.import_module(module), name)
-    return found
+def _load_function(path: str) -> Callable[[Task], dict[str, Any]]:
+    module, _, name = path.partition(":")
+    function: Callable[[Task], dict[str, Any]] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def rank() -> int:
-    """Return this process's number among those that `torchrun` started, 0 without it."""
+    """Return the rank of this process among those that `torchrun` started; 0 without `torchrun`."""
     return int(os.environ["RANK"]) if by_torchrun() else 0
 
 
@@ -225,34 +225,34 @@ def by_torchrun() -> bool:
 
 
 def on_ray(
-    function: str, tasks: Iterable[Task], address: str, workers: int | None, needs: Needs, *, fresh: bool
+    function: str, tasks: Iterable[Task], address: str, workers: int | None, resources: TaskResources, *, fresh: bool
 ) -> Answers:
-    """Do the tasks on a Ray cluster.
+    """Run tasks on a Ray cluster.
 
     Args:
-        function: `module:name` of a function from a task to its answer; metalad is installed on every node.
-        tasks: taken as they are needed; folders in them must mean the same on every node.
-        address: of a running cluster (`auto`, `ray://…`), or `local` for one on this machine.
-        workers: most tasks at once; None: as many as there is room for.
-        needs: what is set aside for a task.
-        fresh: give each task a process of its own.
+        function: `module:name` of a function from a task to its answer; metalad must be installed on every node.
+        tasks: consumed lazily; file paths in them must be valid on every node.
+        address: address of a running cluster (`auto`, `ray://…`), or `local` to start one on this machine.
+        workers: maximum number of parallel tasks; None: limited by the CPUs of the cluster.
+        resources: resources that are reserved for each task.
+        fresh: start a new process for each task.
 
     Raises:
-        ConfigError: Ray is not installed, there is no cluster at the address, or none of its nodes can do a task.
+        ConfigError: Ray is not installed, there is no cluster at the address, or no node has the resources.
     """
-    ray = _connected(address, needs.threads, workers)
+    ray = _connect(address, resources.threads, workers)
     running: dict[Any, int] = {}
     try:
-        share = _share(ray, needs)
-        # max_calls: how many tasks a process does; 0 is no limit.
-        remote = ray.remote(**share, max_calls=int(fresh), max_retries=1)(_on_worker)
-        room = 2 * math.ceil(ray.cluster_resources().get("CPU", 1) / needs.threads)
-        yield from _pumped(
+        options = _resource_options(ray, resources)
+        # max_calls: number of tasks per process; 0 means no limit.
+        remote = ray.remote(**options, max_calls=int(fresh), max_retries=1)(_on_worker)
+        limit = 2 * math.ceil(ray.cluster_resources().get("CPU", 1) / resources.threads)
+        yield from _answers(
             tasks,
-            workers or room,
+            workers or limit,
             lambda task: remote.remote(function, dict(task)),
             lambda references: ray.wait(references)[0],
-            lambda reference: _fetched(ray, reference),
+            lambda reference: _fetch(ray, reference),
             running,
         )
     finally:
@@ -261,66 +261,66 @@ def on_ray(
 
 
 def gpus_on_ray(device: str) -> float | None:
-    """Return the GPUs that a task on a device needs, None for one if there is any.
+    """Return the number of GPUs that a task on a device needs; None: one if the cluster has any.
 
     Raises:
-        ConfigError: no such device, or a GPU by its number, which only means something on one machine.
+        ConfigError: no such device, or a GPU with a number, which Ray assigns itself.
     """
-    if device not in (known := {"cpu": 0.0, "cuda": 1.0, "auto": None}):
-        raise ConfigError(f"there is no device {device!r} on Ray, which gives each task a GPU; take cpu, cuda or auto")
-    return known[device]
+    if device not in (gpus := {"cpu": 0.0, "cuda": 1.0, "auto": None}):
+        raise ConfigError(f"there is no device {device!r} on Ray, which assigns the GPUs; use cpu, cuda or auto")
+    return gpus[device]
 
 
 def _on_worker(function: str, task: Task) -> dict[str, Any]:
-    return _loaded(function)(task)
+    return _load_function(function)(task)
 
 
-def _fetched(ray: Any, reference: Any) -> dict[str, Any] | Lost:
+def _fetch(ray: Any, reference: Any) -> dict[str, Any] | TaskFailure:
     try:
         answer: dict[str, Any] = ray.get(reference)
         return answer
     except ray.exceptions.RayError as error:
-        return Lost(f"Ray: {' '.join(str(error).split())[:300]}")
+        return TaskFailure(f"Ray: {' '.join(str(error).split())[:300]}")
 
 
 def _cancel(ray: Any, references: Sequence[Any]) -> None:
-    """Interrupt the tasks at work, and give them time to end what they are writing."""
+    """Interrupt the running tasks, and give them time to finish writing their files."""
     for reference in references:
         ray.cancel(reference, force=False)
     if references:
-        ray.wait(list(references), num_returns=len(references), timeout=GRACE)
+        ray.wait(list(references), num_returns=len(references), timeout=GRACE_SECONDS)
 
 
-def _connected(address: str, threads: int, workers: int | None) -> Any:
+def _connect(address: str, threads: int, workers: int | None) -> Any:
     try:
         import ray
     except ImportError:
         raise ConfigError('--ray needs Ray, which is not installed; `pip install "metalad[ray]"`') from None
-    where: dict[str, Any] = {"address": address}
+    options: dict[str, Any] = {"address": address}
     if address == LOCAL:
-        processors = threads * workers if workers else max(threads, os.cpu_count() or 1)
-        where = {"address": "local", "num_cpus": processors, "include_dashboard": False}
+        cpus = threads * workers if workers else max(threads, os.cpu_count() or 1)
+        options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(**where, logging_level="ERROR", log_to_driver=False)
-    except Exception as error:  # Ray says by a plain Exception that it did not start in time
-        raise ConfigError(f"cannot reach Ray at {address}: {error}; start it by `ray start --head`") from error
+        ray.init(**options, logging_level="ERROR", log_to_driver=False)
+    except Exception as error:  # Ray raises a plain Exception if it does not start in time
+        raise ConfigError(f"cannot reach Ray at {address}: {error}; start it with `ray start --head`") from error
     return ray
 
 
-def _share(ray: Any, needs: Needs) -> dict[str, Any]:
+def _resource_options(ray: Any, resources: TaskResources) -> dict[str, Any]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def most(resource: str) -> float:
+    def maximum(resource: str) -> float:
         return float(max(node.get(resource, 0) for node in nodes))
 
-    gpus = float(most("GPU") >= 1) if needs.gpus is None else needs.gpus
-    # A task that asks for more than any node has would wait for ever.
-    if most("GPU") < gpus:
-        raise ConfigError("no node of the Ray cluster has a GPU; take --device cpu or auto")
-    if most("CPU") < needs.threads:
-        raise ConfigError(f"no node of the Ray cluster has {needs.threads} processors; choose fewer --threads")
-    memory = int(min(needs.memory_gib * 2**30, most("memory")))
-    return {"num_cpus": needs.threads, "num_gpus": gpus, "memory": memory}
+    gpus = float(maximum("GPU") >= 1) if resources.gpus is None else resources.gpus
+    # Ray never schedules a task that requires more than any node has.
+    if maximum("GPU") < gpus:
+        raise ConfigError("no node of the Ray cluster has a GPU; use --device cpu or auto")
+    if maximum("CPU") < resources.threads:
+        raise ConfigError(f"no node of the Ray cluster has {resources.threads} CPUs; choose fewer --threads")
+    memory = int(min(resources.memory_gib * 2**30, maximum("memory")))
+    return {"num_cpus": resources.threads, "num_gpus": gpus, "memory": memory}
 
 
 if __name__ == "__main__":

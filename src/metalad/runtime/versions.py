@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""Versions of Python and packages, for the record of a run."""
 
 import contextlib
 import platform
@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of Python and of each package that is installed; a mere checkout on the path is not."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of each installed package; a source checkout on the path does not count."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

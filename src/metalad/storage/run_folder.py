@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.runtime.errors import RunError, printable
-from metalad.runtime.files import explained, replacing, sweep, write_json
+from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RunFolder:
             return
         if not resume and any(file.exists() for file in (self.settings, self.model, self.checkpoint)):
             raise RunError(f"{self.path} already holds a run; go on with it by --resume, or choose another folder")
-        sweep(self.path)
+        delete_temporaries(self.path)
         with replacing(self.path / ".writable") as temporary:
             temporary.touch()
         (self.path / ".writable").unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class RunFolder:
         if self.mute:
             return
         log = self.path / "train.log"
-        with explained(log), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with os_errors_as_run_errors(log), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
         if self.verbose:
             print(printable(line), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Optimization by gradient descent: the loop, checkpoints, precision, devices, and process groups.
+"""Training by gradient descent: the loop, checkpoints, precision, devices, and process groups.
 
-It may import `metalad.nn` and the torch-free packages.
+It imports only `metalad.nn` and the torch-free packages.
 """

@@ -1,4 +1,4 @@
-"""What is read of a checkpoint of gradient descent before, and while, it is gone on from."""
+"""Helpers to read a training checkpoint."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ from metalad.runtime.errors import RunError
 
 
 def stored_stage(checkpoint: Path) -> str | None:
-    """Return the stage that a checkpoint was written in, None if there is no checkpoint.
+    """Return the training stage in which a checkpoint was written; None if there is no checkpoint.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the checkpoint is damaged.
     """
     if not checkpoint.exists():
         return None
@@ -25,10 +25,10 @@ def stored_stage(checkpoint: Path) -> str | None:
 
 
 def damaged(checkpoint: Path, error: Exception) -> RunError:
-    """Return what is raised for a checkpoint that cannot be read."""
+    """Return the error for a checkpoint that cannot be read."""
     return RunError(f"{checkpoint} is damaged ({error}); delete it to train from the start")
 
 
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
+def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, under their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

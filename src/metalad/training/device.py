@@ -1,4 +1,4 @@
-"""Where tensors live: the CPU, or a GPU where there is one."""
+"""Choice of the device: the CPU or a GPU."""
 
 import os
 
@@ -9,30 +9,30 @@ from metalad.runtime.tasks import WORKER, by_torchrun
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Return the device of a name; `auto` is a GPU where there is one, else the CPU.
+    """Return the named device; `auto` is a GPU if one is available, else the CPU.
 
-    A GPU that is not named by its number is the first one; in one of several processes (of `metalad.runtime.tasks`, or of
-    `torchrun`) it is that process's share of them.
+    `cuda` without a number is the first GPU. In one of several processes (of `metalad.runtime.tasks` or `torchrun`)
+    it is the GPU with the number of the process, modulo the number of GPUs.
 
     Raises:
-        ConfigError: no such device, or no GPU although one was asked for.
+        ConfigError: no such device, or a GPU is requested but none is available.
     """
-    # Convolutions in TF32, the default on GPUs that have it, keep three digits: too few to agree with a CPU.
+    # TF32, the default for convolutions, keeps three decimal digits: too few to agree with a CPU.
     torch.backends.cudnn.allow_tf32 = False
     if wanted == "auto":
-        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
+        return _process_gpu() if torch.cuda.is_available() else torch.device("cpu")
     if wanted == "cpu":
         return torch.device("cpu")
     if wanted.partition(":")[0] != "cuda":
-        raise ConfigError(f"there is no device {wanted!r}; take cpu, cuda or auto")
+        raise ConfigError(f"there is no device {wanted!r}; use cpu, cuda or auto")
     if not torch.cuda.is_available():
-        raise ConfigError(f"device {wanted} was asked for, but no GPU is usable here; take cpu or auto")
+        raise ConfigError(f"device {wanted} is not available: this machine has no usable GPU; use cpu or auto")
     index = wanted.removeprefix("cuda").removeprefix(":")
     if index and not (index.isdecimal() and int(index) < torch.cuda.device_count()):
         raise ConfigError(f"there is no device {wanted!r}; the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
-    return torch.device(wanted) if index else _own_gpu()
+    return torch.device(wanted) if index else _process_gpu()
 
 
-def _own_gpu() -> torch.device:
-    place = os.environ.get("LOCAL_RANK" if by_torchrun() else WORKER, "0")
-    return torch.device("cuda", int(place) % torch.cuda.device_count())
+def _process_gpu() -> torch.device:
+    number = os.environ.get("LOCAL_RANK" if by_torchrun() else WORKER, "0")
+    return torch.device("cuda", int(number) % torch.cuda.device_count())

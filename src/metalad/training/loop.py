@@ -1,10 +1,10 @@
-"""Gradient descent that can be killed at any moment and resumed to the same bits.
+"""Training loop that can be killed at any time and resumed with bit-identical results.
 
-All chance is drawn from (seed, epoch), never from a stream that a crash would lose; a checkpoint at the end of an
-epoch therefore holds weights, the optimizers' moments and the best weights so far, and nothing else.
+The random generators are seeded from (seed, epoch), so that their state need not be stored. A checkpoint, written at
+the end of an epoch, holds the weights, the optimizer states and the best weights so far.
 
-A method may descend in several stages (a teacher, then its students), and in each by several objectives that take
-turns on every batch (a critic, then a generator).
+A method can train in several stages (a teacher, then its students), and in each stage with several objectives that
+alternate on every batch (a critic, then a generator).
 """
 
 import contextlib
@@ -30,49 +30,50 @@ from tqdm import tqdm
 
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import explained, write_bytes
+from metalad.runtime.files import os_errors_as_run_errors, write_bytes
 from metalad.runtime.settings import setting
-from metalad.training.checkpoint import damaged, stored_stage, under
+from metalad.training.checkpoint import damaged, select_prefix, stored_stage
 from metalad.training.precision import Precision
-from metalad.training.process_group import ALONE, ProcessGroup
+from metalad.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 WARM_UP = 0.05
-"""The part of a cosine schedule in which the learning rate rises from 0."""
+"""Fraction of a cosine schedule in which the learning rate increases from 0."""
 CHECKPOINT_SECONDS = 30.0
+"""Minimum time between two checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to descend. An epoch is one pass over the training images, in an order drawn anew."""
+    """Training settings. An epoch is one pass over the training images, in a new random order."""
 
     learning_rate: float = setting(1e-4, "highest learning rate of Adam")
-    batch_size: int = setting(64, "images in a step")
-    max_epochs: int = setting(3000, "epochs at most")
-    steps: int | None = setting(None, "steps instead of max_epochs: as many epochs as hold them")
-    schedule: Literal["constant", "cosine"] = setting("constant", "constant, or warm-up and cosine to 0")
-    patience: int | None = setting(None, "stop when the validation loss has not improved for so many epochs")
-    patience_from: int = setting(0, "first epoch at whose end patience may stop the descent")
-    keep: Literal["best", "last"] = setting("best", "weights to keep: of the lowest validation loss, or the last")
+    batch_size: int = setting(64, "images per step")
+    max_epochs: int = setting(3000, "maximum number of epochs")
+    steps: int | None = setting(None, "number of steps, rounded up to whole epochs; replaces max_epochs")
+    schedule: Literal["constant", "cosine"] = setting("constant", "constant, or warm-up and cosine decay to 0")
+    patience: int | None = setting(None, "epochs without a lower validation loss after which training stops")
+    patience_from: int = setting(0, "first epoch after which patience can stop training")
+    keep: Literal["best", "last"] = setting("best", "weights to keep: those of the lowest validation loss, or the last")
     optimizer: Literal["adam", "rmsprop"] = setting("adam", "Adam or RMSprop")
     betas: tuple[float, float] = setting((0.9, 0.999), "decay rates of Adam's two moments")
-    weight_decay: float = setting(0.0, "squared-weight penalty, added to the gradient")
-    whole_batches: bool = setting(False, "leave out the smaller batch at an epoch's end: batch norm needs company")
+    weight_decay: float = setting(0.0, "L2 penalty on the weights, added to the gradient")
+    whole_batches: bool = setting(False, "skip the last, smaller batch of an epoch, for batch norm")
     stage: str = setting("train", "name of this stage of training")
 
     def resolved(self, images: int) -> "Training":
-        """Return the same plan with its length in epochs, for a training set of `images`."""
+        """Return the same settings with `steps` converted to epochs, for a training set of `images` images."""
         if self.steps is None:
             return self
         return dataclasses.replace(self, max_epochs=math.ceil(self.steps / self.steps_per_epoch(images)), steps=None)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Return the number of steps that see every image once, or, of whole batches alone, nearly every one."""
+        """Return the number of steps per epoch; with `whole_batches`, the last partial batch is not counted."""
         if self.whole_batches:
             return max(1, images // self.batch_size)
         return math.ceil(images / self.batch_size)
 
     def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0, of `total` steps."""
         if self.schedule == "constant":
             return self.learning_rate
         return (
@@ -82,7 +83,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history; losses are means over images."""
+    """One line of the training history; losses are means over images, seconds are cumulative."""
 
     epoch: int
     training_loss: float
@@ -94,7 +95,7 @@ class Epoch:
 
 @dataclass
 class _Progress:
-    """Where the descent stands: what a checkpoint stores beside tensors."""
+    """State of the training that a checkpoint stores in addition to tensors."""
 
     stage: str
     epoch: int = 0
@@ -105,9 +106,10 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Objective:
-    """What to minimise on a batch, by which parameters, and in every how-manieth step.
+    """A loss, the parameters that minimize it, and how often it is minimized.
 
-    every: 1 for the first objective, whose loss the history tells. rate: a factor on the plan's learning rate.
+    every: minimize in every n-th step; 1 for the first objective, whose loss is reported in the history.
+    rate: factor on the learning rate of the plan.
     """
 
     loss: Callable[[Tensor], Tensor]
@@ -117,35 +119,35 @@ class Objective:
 
 
 class Learner(nn.Module, ABC):
-    """A module that knows what to minimise."""
+    """A module with a loss to minimize."""
 
     @abstractmethod
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return what to minimise on a batch of normal images in [0, 1]; on held-out ones, the validation loss."""
+        """Return the loss of a batch of defect-free images in [0, 1]; on held-out images, the validation loss."""
 
     def objectives(self) -> tuple[Objective, ...]:
-        """Return what a step minimises, one after the other: by default the loss, by all parameters not frozen."""
-        return (Objective(self.loss, tuple(part for part in self.parameters() if part.requires_grad)),)
+        """Return the objectives that a step minimizes in turn; default: `loss`, with all parameters not frozen."""
+        return (Objective(self.loss, tuple(tensor for tensor in self.parameters() if tensor.requires_grad)),)
 
-    def learner(self, stage: str) -> "Learner":  # noqa: ARG002 (one stage needs no name)
-        """Return who learns in a stage of training: this module, or one that holds a part of it and the rest as given.
+    def learner(self, stage: str) -> "Learner":  # noqa: ARG002 (for methods with several stages)
+        """Return the module that is trained in a stage: this module, or one that shares some of its submodules.
 
-        The one returned is set to training mode, the rest of this module to evaluation mode.
+        The returned module is set to training mode, the rest of this module to evaluation mode.
         """
         return self
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
-        """Do what must be done before a stage begins, such as statistics of its targets over the training images.
+        """Prepare a stage, for example compute statistics of its targets over the training images.
 
-        What it leaves must be parameters and buffers of the shapes they were made with: a resumed stage reads them from
-        its checkpoint.
+        Results must be stored in parameters and buffers whose shapes do not change: a resumed stage reads them from its
+        checkpoint.
         """
 
 
 class Descent:
-    """One stage of gradient descent over `module`, with its history and checkpoint in `folder`.
+    """One training stage of `module`, with its history and checkpoint in `folder`.
 
-    earlier: the history of the stages before. team: the processes that descend together; rank 0 alone writes.
+    earlier: history of the previous stages. group: the processes that train together; only rank 0 writes.
     """
 
     def __init__(
@@ -157,15 +159,9 @@ class Descent:
         precision: Precision,
         folder: Path,
         earlier: Sequence[Epoch] = (),
-        group: ProcessGroup = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.module, self.plan, self.seed, self.precision, self.group = (
-            module,
-            plan,
-            seed,
-            precision,
-            group,
-        )
+        self.module, self.plan, self.seed, self.precision, self.group = module, plan, seed, precision, group
         self.learner = module.learner(plan.stage)
         self.device = next(module.parameters()).device
         self.checkpoint, self.history = folder / "checkpoint.safetensors", folder / "history.jsonl"
@@ -176,10 +172,10 @@ class Descent:
         self.state = _Progress(plan.stage, seconds=earlier[-1].seconds if earlier else 0.0)
 
     def run(self, training: Pixels, validation: Pixels, *, progress: bool) -> Epoch:
-        """Descend to the end of the plan, put the best weights into the module, and return their epoch's losses.
+        """Train to the end of the plan, load the best weights into the module, and return the losses of their epoch.
 
         Raises:
-            RunError: the folder cannot be written, its checkpoint is damaged, or no epoch had a finite loss.
+            RunError: the folder cannot be written, the checkpoint is damaged, or no epoch had a finite loss.
         """
         if stored_stage(self.checkpoint) == self.plan.stage:
             self._resume()
@@ -189,13 +185,13 @@ class Descent:
             self.best = self._weights()
         saved = time.monotonic()
         history = self.history if self.group.is_main else Path(os.devnull)
-        with explained(history), history.open("w", encoding="utf-8") as lines:
-            lines.writelines(_line(row) for row in (*self.earlier, *self.rows))
+        with os_errors_as_run_errors(history), history.open("w", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in (*self.earlier, *self.rows))
             with _bar(self.plan, len(training), self.state.epoch, progress) as bar:
                 while not self._finished():
                     self.rows.append(self._epoch(training, validation, bar))
-                    lines.write(_line(self.rows[-1]))
-                    lines.flush()
+                    file.write(_line(self.rows[-1]))
+                    file.flush()
                     if self.group.is_main and time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
                         saved = time.monotonic()
@@ -215,37 +211,37 @@ class Descent:
 
     def _epoch(self, training: Pixels, validation: Pixels, bar: Any) -> Epoch:
         start, plan, number = time.perf_counter(), self.plan, self.state.epoch + 1
-        torch.manual_seed(_stream(self.seed, number, self.group.rank))
+        torch.manual_seed(_epoch_seed(self.seed, number, self.group.rank))
         order = np.random.default_rng([self.seed, number]).permutation(len(training))
         per_epoch = plan.steps_per_epoch(len(training))
         total, rate, losses = plan.max_epochs * per_epoch, 0.0, 0.0
-        seen = 0
+        images = 0
         self.module.eval()
         self.learner.train()
         for index in range(per_epoch):
             step = self.state.epoch * per_epoch + index
             rate = plan.rate(step, total)
-            chosen = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
-            loss = self.step(training[self.group.shard(chosen)], rate, step, len(chosen))
-            losses, seen = losses + loss * len(chosen), seen + len(chosen)
+            batch = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
+            loss = self.step(training[self.group.shard(batch)], rate, step, len(batch))
+            losses, images = losses + loss * len(batch), images + len(batch)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
-        self.group.broadcast_module(self.module)  # running statistics of batch norm differ
+        self.group.broadcast_module(self.module)  # running statistics of batch norm differ between processes
         validation_loss = self._validate(validation)
         self.state.epoch = number
         if plan.keep == "last" or validation_loss < self.state.best_loss:
             self.state.best_epoch, self.state.best_loss = number, validation_loss
             self.best = self._weights()
         self.state.seconds += time.perf_counter() - start
-        return Epoch(number, losses / seen, validation_loss, rate, round(self.state.seconds, 3), plan.stage)
+        return Epoch(number, losses / images, validation_loss, rate, round(self.state.seconds, 3), plan.stage)
 
-    def step(self, pixels: Pixels, rate: float, number: int = 0, whole: int | None = None) -> float:
-        """Take the step of that number, from 0, on a batch; return the first objective's loss before it.
+    def step(self, pixels: Pixels, rate: float, number: int = 0, batch_size: int | None = None) -> float:
+        """Take one training step on a batch and return the loss of the first objective before the step.
 
-        whole: images of the batch of which `pixels` is this process's share; without it, all.
+        number: number of the step, from 0. batch_size: size of the whole batch if `pixels` is this process's share.
         """
         images, losses = to_batch(pixels, self.device), list[Tensor]()
-        part = len(pixels) / (whole or len(pixels))
+        fraction = len(pixels) / (batch_size or len(pixels))
         for objective, optimizer in zip(self.objectives, self.optimizers, strict=True):
             if (number + 1) % objective.every:
                 continue
@@ -254,7 +250,7 @@ class Descent:
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
                 loss = objective.loss(images) if len(images) else None
-            losses.append(self.group.backward(loss, objective.parameters, part))
+            losses.append(self.group.backward(loss, objective.parameters, fraction))
             optimizer.step()
         return float(losses[0])
 
@@ -292,18 +288,18 @@ class Descent:
             with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
                 self.state = _Progress(**json.loads(file.metadata()["progress"]))
                 rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-            self.module.load_state_dict(under(tensors, "module/"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            self.module.load_state_dict(select_prefix(tensors, "module/"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(self.checkpoint, error) from error
         self.earlier = [row for row in rows if row.stage != self.plan.stage]
         self.rows = [row for row in rows if row.stage == self.plan.stage]
-        self.best = under(tensors, "best/")
+        self.best = select_prefix(tensors, "best/")
         for number, optimizer in enumerate(self.optimizers):
             moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in under(tensors, f"optimizer/{number}/").items():
+            for name, tensor in select_prefix(tensors, f"optimizer/{number}/").items():
                 index, key = name.split("/")
-                # The step counter of the fused optimizer lives on the CPU or the device, as the optimizer wants.
+                # load_state_dict moves the step counter of the fused optimizer to the device that it needs.
                 moments.setdefault(int(index), {})[key] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
@@ -318,23 +314,23 @@ def descend(
     training: Pixels,
     validation: Pixels,
     progress: bool,
-    group: ProcessGroup = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Epoch]:
-    """Go through all stages, or on from the one in which a run was stopped; return the epoch kept of each of those.
+    """Train all stages, or continue with the stage of the checkpoint; return the selected epoch of each trained stage.
 
     Raises:
-        RunError: as `Descent.run` does.
+        RunError: see `Descent.run`.
     """
     checkpoint = folder / "checkpoint.safetensors"
     stages = [plan.stage for plan in plans]
-    reached = stored_stage(checkpoint)
-    kept: list[Epoch] = []
+    stored = stored_stage(checkpoint)
+    selected: list[Epoch] = []
     rows: list[Epoch] = []
-    for plan in plans[stages.index(reached) if reached in stages else 0 :]:
+    for plan in plans[stages.index(stored) if stored in stages else 0 :]:
         descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, group=group)
-        kept.append(descent.run(training, validation, progress=progress))
+        selected.append(descent.run(training, validation, progress=progress))
         rows = [*descent.earlier, *descent.rows]
-    return kept
+    return selected
 
 
 def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
@@ -346,34 +342,34 @@ def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
 
 
 def epoch_seconds(
-    module: Learner, plan: Training, precision: Precision, training: Pixels, group: ProcessGroup = ALONE
+    module: Learner, plan: Training, precision: Precision, training: Pixels, group: ProcessGroup = SINGLE_PROCESS
 ) -> float:
-    """Return the time that an epoch will take, measured by a few steps of a copy of the module."""
+    """Return the estimated time of an epoch in seconds, measured on a few steps of a copy of the module."""
     descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), group=group)
-    whole = min(plan.batch_size, len(training))
-    batch = training[group.shard(np.arange(whole))] if group.size > 1 else training[: plan.batch_size]
-    turn = max(2, *(objective.every for objective in descent.objectives))
+    batch_size = min(plan.batch_size, len(training))
+    batch = training[group.shard(np.arange(batch_size))] if group.size > 1 else training[: plan.batch_size]
+    steps = max(2, *(objective.every for objective in descent.objectives))
     descent.learner.train()
-    descent.step(batch, plan.learning_rate, turn - 1, whole)
+    descent.step(batch, plan.learning_rate, steps - 1, batch_size)
     start = time.perf_counter()
-    for number in range(turn):
-        descent.step(batch, plan.learning_rate, number, whole)
-    return (time.perf_counter() - start) / turn * len(training) / whole
+    for number in range(steps):
+        descent.step(batch, plan.learning_rate, number, batch_size)
+    return (time.perf_counter() - start) / steps * len(training) / batch_size
 
 
 def _line(row: Epoch) -> str:
     return json.dumps(dataclasses.asdict(row)) + "\n"
 
 
-def _stream(seed: int, epoch: int, rank: int) -> int:
-    # Each process draws noise of its own; the first, as one that is alone.
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    # Each process uses different noise; rank 0 uses that of a single process.
     return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
 
 
 @contextlib.contextmanager
-def _bar(plan: Training, images: int, done: int, shown: bool) -> Iterator[Any]:
+def _bar(plan: Training, images: int, epochs_done: int, shown: bool) -> Iterator[Any]:
     steps = plan.steps_per_epoch(images)
     with tqdm(
-        total=plan.max_epochs * steps, initial=done * steps, disable=not shown, desc=plan.stage, unit="step"
+        total=plan.max_epochs * steps, initial=epochs_done * steps, disable=not shown, desc=plan.stage, unit="step"
     ) as bar:
         yield bar

@@ -1,7 +1,7 @@
-"""Which number format multiplies matrices fastest here: probed, never assumed.
+"""Choice of the precision of matrix products, by a short measurement on this machine.
 
-Of two machines with two cores each, one ran bf16 products 2.2 times as fast as fp32, the other, without bf16
-units, at a fifth of the speed. No flag that a processor reports tells as much as a tenth of a second of trying.
+Of two machines with two cores each, one computed bf16 products 2.2 times as fast as fp32, the other, without bf16
+hardware, at a fifth of the speed of fp32. A measurement of 0.1 s is more reliable than the processor's feature flags.
 """
 
 import time
@@ -13,15 +13,17 @@ import torch
 Precision = Literal["fp32", "bf16"]
 WantedPrecision = Precision | Literal["auto"]
 SIZE = 1024
-WORTHWHILE = 1.3
-"""bf16 also costs conversions and digits; it must be at least this much faster."""
+MIN_SPEEDUP = 1.3
+"""Minimum speedup for which bf16 is used, because it also costs conversions and accuracy."""
 
 
 def product_rate(dtype: torch.dtype, device: str = "cpu", size: int | None = None, repeats: int = 4) -> float:
-    """Return the measured rate of square matrix products, in floating-point operations a second."""
-    # A GPU is done with small ones before Python has asked for the next.
+    """Return the measured rate of square matrix products, in floating-point operations per second."""
+    # On a GPU, products of small matrices take less time than their launch from Python.
     size = size or (SIZE if device == "cpu" else 4 * SIZE)
-    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))  # the CPU's chance is put back below
+    left, right = (
+        torch.randn(size, size).to(device, dtype) for _ in range(2)
+    )  # `fastest_precision` restores the random state
     torch.mm(left, right)
     best = float("inf")
     for _ in range(repeats):
@@ -33,8 +35,8 @@ def product_rate(dtype: torch.dtype, device: str = "cpu", size: int | None = Non
 
 @cache
 def fastest_precision(device: str = "cpu") -> Precision:
-    """Return "bf16" where its matrix products are well faster than fp32's, else "fp32"."""
+    """Return "bf16" if its matrix products are at least `MIN_SPEEDUP` times as fast as in fp32, else "fp32"."""
     state = torch.random.get_rng_state()
-    fast = product_rate(torch.bfloat16, device) > WORTHWHILE * product_rate(torch.float32, device)
+    faster = product_rate(torch.bfloat16, device) > MIN_SPEEDUP * product_rate(torch.float32, device)
     torch.random.set_rng_state(state)
-    return "bf16" if fast else "fp32"
+    return "bf16" if faster else "fp32"

@@ -1,7 +1,8 @@
-"""Several processes that train one model together, started by `torchrun`, each on a share of every batch.
+"""Data-parallel training of one model by the processes that `torchrun` starts; each gets a share of every batch.
 
-A batch's gradient is the sum of the shares' gradients, each weighted by its part of the batch. For a loss that is a
-mean over images this is the gradient of one process, but for the order of summation. Rank 0 alone writes and tells.
+The gradient of a batch is the sum of the gradients of the shares, each weighted by its fraction of the batch. For a
+loss that is a mean over images it equals the gradient of a single process, except for the order of summation. Only
+rank 0 writes files and messages.
 """
 
 import contextlib
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from metalad.runtime.tasks import by_torchrun, rank
 
 TIMEOUT = timedelta(days=7)
-"""How long a process waits for another at work: rank 0 calibrates alone, and `torchrun` ends all when one dies."""
+"""Timeout of collective operations; long, as only rank 0 calibrates, and `torchrun` ends all processes if one dies."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together, as one of them sees it."""
+    """The processes that train one model; `rank` is the number of this process."""
 
     rank: int = 0
     size: int = 1
@@ -34,23 +35,23 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
-    def shard(self, chosen: np.ndarray) -> np.ndarray:
-        """Return this process's part of a batch; some may be empty, together they are the whole."""
-        return np.array_split(chosen, self.size)[self.rank]
+    def shard(self, indices: np.ndarray) -> np.ndarray:
+        """Return this process's share of a batch; it can be empty. The shares are disjoint and cover the batch."""
+        return np.array_split(indices, self.size)[self.rank]
 
-    def backward(self, loss: Tensor | None, parameters: Sequence[nn.Parameter], part: float) -> Tensor:
-        """Leave the whole batch's gradient in the parameters, and return the whole batch's loss.
+    def backward(self, loss: Tensor | None, parameters: Sequence[nn.Parameter], fraction: float) -> Tensor:
+        """Store the gradient of the whole batch in the parameters, and return the loss of the whole batch.
 
         Args:
-            loss: of this process's share; None if that is empty.
-            parameters: those that the loss is to be minimised by.
-            part: the share's part of the batch, 1 for all of it.
+            loss: loss of this process's share; None if the share is empty.
+            parameters: parameters that are optimized.
+            fraction: size of the share divided by the size of the batch.
         """
         if loss is not None:
-            scaled = loss if self.size == 1 else loss * part
+            scaled = loss if self.size == 1 else loss * fraction
             scaled.backward(inputs=parameters)  # type: ignore[no-untyped-call]
             loss = scaled.detach()
         if self.size == 1:
@@ -59,10 +60,10 @@ class ProcessGroup:
         return self._summed(loss, parameters)
 
     def _summed(self, loss: Tensor | None, parameters: Sequence[nn.Parameter]) -> Tensor:
-        # One sum of all: gradients, then which of them there are at all, then the loss.
-        known = [parameter.grad is not None for parameter in parameters]
+        # One all-reduce of: the gradients, a flag for each gradient that exists, and the loss.
+        exists = [parameter.grad is not None for parameter in parameters]
         parts = [torch.zeros_like(part) if part.grad is None else part.grad for part in parameters]
-        tail = torch.tensor([*map(float, known), 0.0], device=self.device)
+        tail = torch.tensor([*map(float, exists), 0.0], device=self.device)
         if loss is not None:
             tail[-1] = loss.float()
         summed = torch.cat([*(part.detach().flatten().float() for part in parts), tail])
@@ -81,15 +82,17 @@ class ProcessGroup:
         return float(summed)
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Give all processes the parameters and buffers of rank 0."""
+        """Copy the parameters and buffers of rank 0 to all processes."""
         for tensor in module.state_dict().values() if self.size > 1 else ():
             if tensor.numel():
                 sent = tensor.detach().contiguous().flatten()
-                dist.broadcast(sent.view(torch.uint8), 0, group=self.group)  # bytes: not every backend sends every type
+                dist.broadcast(
+                    sent.view(torch.uint8), 0, group=self.group
+                )  # as bytes: not every backend supports every type
                 tensor.copy_(sent.view_as(tensor))
 
     def broadcast(self, value: Any) -> Any:
-        """Return, in every process, a value that JSON can hold as rank 0 has it; wait for rank 0 to say it."""
+        """Return the JSON-serializable value of rank 0 in every process; waits until rank 0 calls it."""
         if self.size == 1:
             return value
         text = json.dumps(value).encode()
@@ -102,19 +105,21 @@ class ProcessGroup:
         return json.loads(bytes(sent.tolist()))
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[ProcessGroup]:
-    """Yield the team that `torchrun` started this process in; alone without it."""
+def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
+    """Yield the process group that `torchrun` started, or `SINGLE_PROCESS` without `torchrun`."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun() else 1
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")  # all must come within some minutes
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo"
+    )  # all processes must join within its default timeout
     try:
         yield ProcessGroup(rank(), size, device, dist.new_group(timeout=TIMEOUT))
     finally:

@@ -15,7 +15,7 @@ import pytest
 from metalad.pipelines.predict import PredictedImage, elsewhere, predict
 from metalad.pipelines.predict.shards import answer
 from metalad.runtime.errors import ConfigError, ImageError, MetaladError, RunError
-from metalad.runtime.tasks import Answers, Lost, Task
+from metalad.runtime.tasks import Answers, Task, TaskFailure
 from tests.noise import draw, draw_many, files_in, noise_run
 
 
@@ -105,7 +105,7 @@ def test_an_error_elsewhere_is_the_error_here(run: Path, folder: Path) -> None:
     with mock.patch.object(elsewhere, "in_processes", shuffled):
         found, error = everyone(run, folder, workers=1)
     assert isinstance(error, RunError)
-    assert "a file stands where a folder is needed" in str(error)
+    assert "a file exists where a folder is needed" in str(error)
     assert len(found) == 1  # 000.png cannot be read and has no map
 
 
@@ -125,7 +125,7 @@ def test_a_killed_process_is_one_line_and_nothing_is_begun_after_it(run: Path, f
         nonlocal taken
         for place, task in enumerate(tasks):
             taken += 1
-            yield place, Lost("its process ended with code -9") if place == 2 else answer(task)
+            yield place, TaskFailure("its process ended with code -9") if place == 2 else answer(task)
 
     with mock.patch.object(elsewhere, "in_processes", killed):
         found, error = everyone(run, folder, workers=2)

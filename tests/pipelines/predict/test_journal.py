@@ -20,7 +20,7 @@ from metalad.data.images import read_image
 from metalad.pipelines.predict import pipeline, predict
 from metalad.pipelines.predict.journal import FOLDER, Journal, ShardFile, found_in, shard_size
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import claimed
+from metalad.runtime.files import exclusive_lock
 from tests.noise import draw_many, files_in, noise_run
 
 
@@ -116,7 +116,7 @@ def test_another_judgement_is_not_gone_on_with(run: Path, tmp_path: Path) -> Non
 def test_two_do_not_write_into_one_folder(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     folder, out = draw_many(tmp_path / "in", 2), tmp_path / "out"
-    with claimed(out / FOLDER / "lock", "predict"), pytest.raises(RunError, match="held by another predict"):
+    with exclusive_lock(out / FOLDER / "lock", "predict"), pytest.raises(RunError, match="held by another predict"):
         list(predict(run, [folder], out))
 
 

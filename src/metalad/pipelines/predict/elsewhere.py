@@ -12,7 +12,7 @@ from metalad.pipelines.predict.pipeline import Crew, PredictedImage
 from metalad.pipelines.predict.shards import ANSWER, task_of
 from metalad.runtime import errors
 from metalad.runtime.errors import ImageError, RunError
-from metalad.runtime.tasks import Answers, Lost, Needs, gpus_on_ray, in_processes, on_ray
+from metalad.runtime.tasks import Answers, TaskFailure, TaskResources, gpus_on_ray, in_processes, on_ray
 from metalad.training.device import choose_device
 
 RAY_MEMORY_GIB = 2.0
@@ -72,7 +72,7 @@ class Elsewhere:
     def _answers(self, tasks: Iterator[dict[str, Any]], plan: Plan) -> Answers:
         if self.ray is None:
             return in_processes(ANSWER, tasks, self.workers or 1, fresh=False)
-        needs = Needs(plan.torch_threads, RAY_MEMORY_GIB, gpus_on_ray(self.device))
+        needs = TaskResources(plan.torch_threads, RAY_MEMORY_GIB, gpus_on_ray(self.device))
         return on_ray(ANSWER, tasks, self.ray, self.workers, needs, fresh=False)
 
     def threads(self) -> int:
@@ -85,7 +85,7 @@ class _Deal:
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
-        self._early: dict[int, dict[str, Any] | Lost] = {}
+        self._early: dict[int, dict[str, Any] | TaskFailure] = {}
         self._failed = False
 
     def tasks(self, journal: Journal, plan: Plan, model: Path, elsewhere: Elsewhere) -> Iterator[dict[str, Any]]:
@@ -98,7 +98,7 @@ class _Deal:
                 self._numbers[next(places)] = shard.number
                 yield task_of(shard, plan, model, journal.out, elsewhere.device, elsewhere.threads())
 
-    def answer(self, shard: Shard, answers: Answers) -> dict[str, Any] | Lost:
+    def answer(self, shard: Shard, answers: Answers) -> dict[str, Any] | TaskFailure:
         """Wait for the answer to a shard."""
         while shard.number not in self._early:
             place, answer = next(answers)
@@ -107,8 +107,8 @@ class _Deal:
         return self._early.pop(shard.number)
 
 
-def _raise(answer: dict[str, Any] | Lost, shard: Shard, done: int) -> None:
-    if isinstance(answer, Lost):
+def _raise(answer: dict[str, Any] | TaskFailure, shard: Shard, done: int) -> None:
+    if isinstance(answer, TaskFailure):
         raise RunError(f"judging stopped: {answer.reason}; go on by --resume, with fewer --workers if memory was short")
     if "bug" in answer:
         raise RuntimeError(f"in another process:\n{answer['bug']}")

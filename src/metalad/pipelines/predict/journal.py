@@ -19,7 +19,7 @@ from metalad.detectors.base import Scoring
 from metalad.pipelines.predict.pipeline import PredictedImage
 from metalad.pipelines.predict.sources import Source
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import explained, replacing, sweep, write_json
+from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
 
 FOLDER = ".predict"
 
@@ -87,11 +87,11 @@ class Journal:
 
         sharded: among how many processes the images will be dealt out, 0 if they are not.
         """
-        with explained(self._list):
+        with os_errors_as_run_errors(self._list):
             self._plan.unlink(missing_ok=True)  # first, as without it nothing else counts
             shutil.rmtree(self._shards, ignore_errors=True)
-            sweep(self.out)
-            sweep(self._list.parent)
+            delete_temporaries(self.out)
+            delete_temporaries(self._list.parent)
         count = 0
         with replacing(self._list) as temporary, temporary.open("w", encoding="utf-8") as file:
             for source in sources:
@@ -104,10 +104,10 @@ class Journal:
     def go_on(self) -> None:
         """Delete what a killed process was writing."""
         for folder in (self.out, self._list.parent):
-            sweep(folder)
+            delete_temporaries(folder)
         for folder in (self.out / MAPS, self.out / OVERLAYS):
             for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-                sweep(below)
+                delete_temporaries(below)
 
     def shards(self, plan: Plan) -> Iterator[Shard]:
         """Yield the shards in order, each when it is asked for."""
@@ -119,7 +119,7 @@ class Journal:
 
     def finish(self) -> None:
         """Forget the list and the shards, when their results are in place."""
-        with explained(self._list):
+        with os_errors_as_run_errors(self._list):
             self._list.unlink(missing_ok=True)  # first: without it the judgement counts as finished
             shutil.rmtree(self._shards, ignore_errors=True)
 
@@ -147,7 +147,7 @@ class ShardFile:
 
     def __init__(self, file: Path) -> None:
         self._path = file
-        with explained(file):
+        with os_errors_as_run_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = file.open("a+b")
             self.found, size = _whole_lines(self._file)
@@ -163,7 +163,7 @@ class ShardFile:
         line = json.dumps(
             [result.score, result.abnormal, result.map is not None, suffix, result.error], allow_nan=False
         )
-        with explained(self._path):
+        with os_errors_as_run_errors(self._path):
             self._file.write(line.encode() + b"\n")
             self._file.flush()
 

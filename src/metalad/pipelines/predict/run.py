@@ -17,7 +17,7 @@ from metalad.pipelines.predict.pipeline import Crew, Judge, PredictedImage, Writ
 from metalad.pipelines.predict.shards import digest_of
 from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.files import claimed, replacing
+from metalad.runtime.files import exclusive_lock, replacing
 from metalad.storage.model_file import Model, read_model
 from metalad.storage.run_folder import RunFolder
 from metalad.training.device import choose_device
@@ -109,7 +109,7 @@ def _predicted(
     elsewhere: Elsewhere | None,
     progress: bool,
 ) -> Generator[PredictedImage, None, None]:
-    with claimed(journal.lock, "predict"):
+    with exclusive_lock(journal.lock, "predict"):
         if begun is None:
             plan = journal.begin(plan, sources, elsewhere.processes if elsewhere else 0)
         else:
