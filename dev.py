@@ -4,6 +4,7 @@
 python3 dev.py setup    make .venv with the locked packages, and metalad from this folder
 python3 dev.py demo     the same, then `metalad demo` (what follows is passed on, such as --minutes 1)
 python3 dev.py test     the same with what tests need, then ruff, mypy, lint-imports and pytest (likewise)
+python3 dev.py docs     build the documentation site in build/site, in the environment .venv-docs
 
 `--venv DIR` before the word, or METALAD_VENV in the environment, takes another environment than .venv.
 """
@@ -23,6 +24,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (this file is what a user with an 
 ROOT = Path(__file__).resolve().parent
 RUNTIME_LOCK = ROOT / "requirements.lock"
 TEST_LOCK = ROOT / "requirements-test.lock"
+DOCS_LOCK = ROOT / "requirements-docs.lock"
 PROGRAMS = "Scripts" if os.name == "nt" else "bin"
 
 
@@ -32,10 +34,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--venv", type=Path, default=Path(os.environ.get("METALAD_VENV", ROOT / ".venv")))
-    parser.add_argument("what", choices=("setup", "demo", "test"))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to `metalad demo` or pytest")
+    parser.add_argument("what", choices=("setup", "demo", "test", "docs"))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to `metalad demo`, pytest or mkdocs")
     options = parser.parse_args()
     venv = options.venv.absolute()
+    if options.what == "docs":
+        docs(venv.with_name(f"{venv.name}-docs"), options.arguments)
+        return
     prepare(venv, with_tests=options.what == "test")
     if options.what == "demo":
         run(program(venv, "metalad"), "demo", *options.arguments)
@@ -81,6 +86,18 @@ def test(venv: Path, pytest_arguments: list[str]) -> None:
     # A thread each: on few cores, thread pools of several processes do little but wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     run(python, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *pytest_arguments)
+
+
+def docs(venv: Path, mkdocs_arguments: list[str]) -> None:
+    """Build the documentation site; broken links and anchors are errors (`strict` in mkdocs.yml)."""
+    stamp = venv / "docs.stamp"
+    wanted = hashlib.sha256(DOCS_LOCK.read_bytes()).hexdigest()
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
+        run(sys.executable, "-m", "venv", "--clear", venv)
+        run(program(venv, "python"), "-m", "pip", "--disable-pip-version-check", "install", "--requirement", DOCS_LOCK)
+        stamp.write_text(wanted, encoding="utf-8")
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
+    run(program(venv, "python"), "-m", "mkdocs", "build", *mkdocs_arguments)
 
 
 def program(venv: Path, name: str) -> Path:
