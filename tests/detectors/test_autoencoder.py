@@ -20,19 +20,19 @@ def tiled(**changes: object) -> L2Autoencoder:
     ("channels", "side", "parameters"),
     [(1, 128, 1_048_549), (3, 128, 1_050_599), (1, 256, 1_081_381), (3, 256, 1_083_431)],
 )
-def test_its_size_follows_from_the_papers_table(channels: int, side: int, parameters: int) -> None:
-    """Counted by hand: kernel area x channels in x channels out, plus a bias, of each row of the table."""
+def test_the_parameter_count_follows_from_the_table_in_the_paper(channels: int, side: int, parameters: int) -> None:
+    """Each row of the table has kernel area × input channels × output channels weights, and biases."""
     table = [(4, channels, 32), (4, 32, 32), (3, 32, 32), (4, 32, 64), (3, 64, 64), (4, 64, 128), (3, 128, 64)]
     table += [(3, 64, 32), (8, 32, 100), (8, 100, 32), (3, 32, 64), (3, 64, 128), (4, 128, 64), (3, 64, 64)]
     table += [(4, 64, 32), (3, 32, 32), (4, 32, 32), (4, 32, channels)] + [(4, 32, 32)] * (2 if side == 256 else 0)
-    assert sum(kernel**2 * before * after + after for kernel, before, after in table) == parameters
+    assert sum(kernel**2 * inputs * outputs + outputs for kernel, inputs, outputs in table) == parameters
     with torch.device("meta"):
         model = Autoencoder(channels, (side, side), 100, 32)
     assert sum(tensor.numel() for tensor in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize(("side", "grid"), [(128, 8), (256, 8), (512, 8), (64, 4), (32, 2), (16, 1)])
-def test_the_code_is_a_single_place(side: int, grid: int) -> None:
+def test_the_code_has_a_single_position(side: int, grid: int) -> None:
     with torch.device("meta"):
         model = Autoencoder(3, (side, 2 * side), 10, 4)
         code = model.encoder(torch.empty(2, 3, side, 2 * side))
@@ -42,36 +42,36 @@ def test_the_code_is_a_single_place(side: int, grid: int) -> None:
 
 
 @pytest.mark.parametrize("side", [64, 128])
-def test_a_new_network_hands_on_what_it_sees(side: int) -> None:
-    """Outputs of two images must differ about as much as the images, else there is nothing to descend on."""
+def test_the_output_of_a_new_network_depends_on_its_input(side: int) -> None:
+    """The outputs for two images must differ about as much as the images, else the gradients vanish."""
     torch.manual_seed(0)
     model = Autoencoder(3, (side, side), 100, 32)
-    one, other = torch.rand(2, 1, 3, side, side)
+    first, second = torch.rand(2, 1, 3, side, side)
     with torch.no_grad():
-        assert 0.1 < float((model(one) - model(other)).std() / (one - other).std()) < 3
+        assert 0.1 < float((model(first) - model(second)).std() / (first - second).std()) < 3
 
 
-def test_overlapping_tiles_average_their_squared_errors() -> None:
+def test_squared_errors_of_overlapping_tiles_are_averaged() -> None:
     """By a plain loop: each tile is rebuilt alone, and a pixel's map is the mean over the tiles that hold it."""
     model, images = tiled(), to_batch(cookies(2, (40, 48)))
-    total, rebuilt, count = torch.zeros(2, 40, 48), torch.zeros(2, 3, 40, 48), torch.zeros(40, 48)
+    total, reconstruction, count = torch.zeros(2, 40, 48), torch.zeros(2, 3, 40, 48), torch.zeros(40, 48)
     with torch.no_grad():
         for top in tile_starts(40, 16, 7):
             for left in tile_starts(48, 16, 7):
-                place = (..., slice(top, top + 16), slice(left, left + 16))
-                part = model.autoencoder(images[place])
-                total[place] += (part - images[place]).square().sum(1)
-                rebuilt[place] += part
-                count[place] += 1
+                tile = (..., slice(top, top + 16), slice(left, left + 16))
+                part = model.autoencoder(images[tile])
+                total[tile] += (part - images[tile]).square().sum(1)
+                reconstruction[tile] += part
+                count[tile] += 1
         residuals = model.residuals(images)
         torch.testing.assert_close(model.raw_map(residuals), total / count)
-        torch.testing.assert_close(model.reconstruct(images), rebuilt / count)
-    assert residuals.expected is not None
-    torch.testing.assert_close(residuals.expected, (rebuilt / count).clamp(0, 1))
-    assert torch.equal(residuals.values > 0, rebuilt / count > images)
+        torch.testing.assert_close(model.reconstruct(images), reconstruction / count)
+    assert residuals.reconstruction is not None
+    torch.testing.assert_close(residuals.reconstruction, (reconstruction / count).clamp(0, 1))
+    assert torch.equal(residuals.values > 0, reconstruction / count > images)
 
 
-def test_of_a_texture_it_learns_from_random_tiles_and_is_validated_on_all() -> None:
+def test_training_uses_random_tiles_and_validation_uses_all_tiles() -> None:
     model, images = tiled(), to_batch(cookies(1, (40, 48)))
     with torch.no_grad():
         model.train()
@@ -80,23 +80,23 @@ def test_of_a_texture_it_learns_from_random_tiles_and_is_validated_on_all() -> N
         assert len({float(model.loss(images)) for _ in range(3)}) == 1
 
 
-def test_training_images_alone_are_moved() -> None:
-    model, seen = tiled(tile=None, image_size=(32, 32), shift=0.2), list[Tensor]()
-    model.autoencoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def test_only_training_images_are_augmented() -> None:
+    model, inputs = tiled(tile=None, image_size=(32, 32), shift=0.2), list[Tensor]()
+    model.autoencoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     images = to_batch(cookies(1))
     with torch.no_grad():
         for mode in (True, False):
             model.train(mode).loss(images)
-    moved, still = seen
-    assert torch.equal(still, images)
-    assert not torch.allclose(moved, images, atol=0.05)
+    augmented, unchanged = inputs
+    assert torch.equal(unchanged, images)
+    assert not torch.allclose(augmented, images, atol=0.05)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image_size": (256, 264)}, "256x264 pixels 5 times; take multiples of 32"),
-        ({"tile": 100}, "100x100 pixels 4 times; take multiples of 16"),
+        ({"image_size": (256, 264)}, "256x264 pixels 5 times; use multiples of 32"),
+        ({"tile": 100}, "100x100 pixels 4 times; use multiples of 16"),
         ({"tile": 512}, "tile is 512"),
         ({"tile": 128, "stride": 129}, "stride is 129"),
         ({"code": 0}, "code and width"),
@@ -104,6 +104,6 @@ def test_training_images_alone_are_moved() -> None:
         ({"degrees": float("nan")}, "degrees must lie"),
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, object], said: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         AutoencoderConfig(**changes)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalad.methods.f_anogan import Downward, FAnoGan, FAnoGanConfig, Generator
+from metalad.methods.f_anogan import DownsamplingNetwork, FAnoGan, FAnoGanConfig, Generator
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import from_texts
@@ -26,15 +26,15 @@ def descent(detector: FAnoGan, stage: int, folder: Path) -> Descent:
 
 
 def changed(before: dict[str, Tensor], detector: FAnoGan) -> set[str]:
-    """The networks of which any bit is another than it was."""
-    return {name.partition(".")[0] for name, now in detector.state_dict().items() if not torch.equal(before[name], now)}
+    """Names of the networks with any changed bit."""
+    return {name.partition(".")[0] for name, new in detector.state_dict().items() if not torch.equal(before[name], new)}
 
 
 def copied(detector: FAnoGan) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in detector.state_dict().items()}
 
 
-def test_the_published_size_is_table_6s() -> None:
+def test_parameter_count_matches_table_6() -> None:
     with torch.device("meta"):
         model = FAnoGan(FAnoGanConfig(width=64))
     counts = [sum(part.numel() for part in network.parameters()) for network in model.children()]
@@ -42,7 +42,7 @@ def test_the_published_size_is_table_6s() -> None:
     assert sum(counts) == 24_564_676
 
 
-def test_the_critic_steps_always_and_the_generator_every_fifth_time(tmp_path: Path) -> None:
+def test_critic_is_updated_every_step_and_generator_every_fifth(tmp_path: Path) -> None:
     detector, pixels = small(), cookies(4, (32, 48))
     gan = descent(detector, 0, tmp_path)
     detector.eval()
@@ -51,23 +51,23 @@ def test_the_critic_steps_always_and_the_generator_every_fifth_time(tmp_path: Pa
         before = copied(detector)
         weights = [part.detach().clone() for part in detector.generator.parameters()]
         gan.step(pixels, 1e-3, number)
-        moved = any(
-            not torch.equal(was, now) for was, now in zip(weights, detector.generator.parameters(), strict=True)
+        generator_changed = any(
+            not torch.equal(old, new) for old, new in zip(weights, detector.generator.parameters(), strict=True)
         )
-        assert moved == (number == 4)
+        assert generator_changed == (number == 4)
         assert "critic" in changed(before, detector)
         assert "encoder" not in changed(before, detector)
 
 
-def test_the_gan_is_frozen_while_the_encoder_learns(tmp_path: Path) -> None:
-    """Bits unchanged: neither a weight nor a running mean of batch norm moves."""
+def test_gan_is_frozen_during_encoder_training(tmp_path: Path) -> None:
+    """No bit changes: neither weights nor running means of batch norm."""
     detector, pixels = small(), cookies(4, (32, 48))
     before = copied(detector)
     descent(detector, 1, tmp_path).run(pixels, pixels[:1], progress=False)
     assert changed(before, detector) == {"encoder"}
 
 
-def test_the_encoder_learns_to_bring_images_back(tmp_path: Path) -> None:
+def test_encoder_training_lowers_the_loss(tmp_path: Path) -> None:
     detector, pixels = small(), cookies(4, (32, 48))
     detector.eval()
     with torch.no_grad():
@@ -82,8 +82,8 @@ def test_the_encoder_learns_to_bring_images_back(tmp_path: Path) -> None:
         assert detector.loss(to_batch(pixels)) < before
 
 
-def test_the_critic_treats_images_apart() -> None:
-    """Group norm of one group, not batch norm: even in training mode, batch-mates change nothing."""
+def test_critic_does_not_mix_images_of_a_batch() -> None:
+    """Group norm with one group, not batch norm: outputs are independent also in training mode."""
     critic = small().critic.train()
     assert not [layer for layer in critic.modules() if isinstance(layer, nn.BatchNorm2d)]
     groups = [layer.num_groups for layer in critic.modules() if isinstance(layer, nn.GroupNorm)]
@@ -92,33 +92,33 @@ def test_the_critic_treats_images_apart() -> None:
     torch.testing.assert_close(critic(batch)[1:2], critic(batch[1:2]))
 
 
-def test_the_score_is_the_encoders_loss() -> None:
-    """One image's score is the loss on that image alone (eq. 5 and 7), computed here from its parts."""
+def test_score_is_the_encoder_loss() -> None:
+    """An image's score is the loss on that image alone (eq. 5 and 7)."""
     detector = small(kappa=0.5).eval()
     images = to_batch(cookies(2, (32, 48)))
     with torch.no_grad():
         residuals = detector.residuals(images)
         assert residuals.score is not None
-        drawn = detector.generator(torch.tanh(detector.encoder(2 * images - 1)))
+        reconstruction = detector.generator(torch.tanh(detector.encoder(2 * images - 1)))
         for index in range(2):
-            of_image = (2 * images[index] - 1 - drawn[index]).square().mean()
-            features = [detector.critic.body(each[index : index + 1]) for each in (2 * images - 1, drawn)]
-            expected = of_image + 0.5 * (features[0] - features[1]).square().mean()
+            image_error = (2 * images[index] - 1 - reconstruction[index]).square().mean()
+            features = [detector.critic.body(each[index : index + 1]) for each in (2 * images - 1, reconstruction)]
+            expected = image_error + 0.5 * (features[0] - features[1]).square().mean()
             torch.testing.assert_close(residuals.score[index], expected)
             torch.testing.assert_close(detector.loss(images[index : index + 1]), expected)
-    torch.testing.assert_close(residuals.values, (drawn + 1) / 2 - images)
+    torch.testing.assert_close(residuals.values, (reconstruction + 1) / 2 - images)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (2, 3)])
-def test_networks_are_of_the_images_size(size: tuple[int, int]) -> None:
+def test_networks_match_the_image_size(size: tuple[int, int]) -> None:
     height, width = 16 * size[0], 16 * size[1]
-    drawn = Generator(5, [8, 8, 4, 2, 1], size)(torch.randn(2, 5))
-    assert drawn.shape == (2, 3, height, width)
-    assert drawn.abs().max() <= 1
-    assert Downward([1, 2, 4, 8, 8], size[0] * size[1], 7, "batch")(drawn).shape == (2, 7)
+    images = Generator(5, [8, 8, 4, 2, 1], size)(torch.randn(2, 5))
+    assert images.shape == (2, 3, height, width)
+    assert images.abs().max() <= 1
+    assert DownsamplingNetwork([1, 2, 4, 8, 8], size[0] * size[1], 7, "batch")(images).shape == (2, 7)
 
 
-def test_the_papers_protocol() -> None:
+def test_paper_protocol() -> None:
     gan, encoder = FAnoGan(FAnoGanConfig()).plan("paper")
     assert (gan.optimizer, gan.learning_rate, gan.betas, gan.batch_size) == ("adam", 1e-4, (0.0, 0.9), 64)
     assert (encoder.optimizer, encoder.learning_rate, encoder.batch_size) == ("rmsprop", 5e-5, 64)
@@ -126,28 +126,28 @@ def test_the_papers_protocol() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("image_size=72", "multiples of 16 from 32 on"),
-        ("image_size=16", "multiples of 16 from 32 on"),
+        ("image_size=72", "multiples of 16, at least 32"),
+        ("image_size=16", "multiples of 16, at least 32"),
         ("width=0", "at least 1"),
         ("kappa=-1", "must not be negative"),
         ("shift=-0.1", "shift between 0 and 0.5"),
         ("degrees=nan", "degrees must lie"),
     ],
 )
-def test_what_does_not_fit_is_said(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_raise(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_texts(FAnoGanConfig, [text, "smoothing_sigma=0"])
 
 
-def test_training_images_are_augmented_and_held_out_ones_are_not(tmp_path: Path) -> None:
+def test_only_training_images_are_augmented(tmp_path: Path) -> None:
     detector = small(degrees=10.0, shift=0.1)
-    seen: list[Tensor] = []
-    detector.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder_inputs: list[Tensor] = []
+    detector.encoder.register_forward_pre_hook(lambda _, inputs: encoder_inputs.append(inputs[0]))
     stage = descent(detector, 1, tmp_path).learner
     images = to_batch(np.asarray(cookies(2, (32, 48))))
     stage.loss(images)
     stage.objectives()[0].loss(images)
-    torch.testing.assert_close(seen[0], 2 * images - 1)
-    assert not torch.allclose(seen[1], seen[0], atol=0.1)
+    torch.testing.assert_close(encoder_inputs[0], 2 * images - 1)
+    assert not torch.allclose(encoder_inputs[1], encoder_inputs[0], atol=0.1)

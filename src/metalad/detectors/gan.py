@@ -1,4 +1,4 @@
-"""What methods share that train a network against another: losses, the gradient penalty, strided stacks, a stage."""
+"""Shared parts of the GAN-based methods: settings, losses, gradient penalty, convolution stacks, training stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,68 +17,69 @@ from metalad.runtime.settings import setting
 from metalad.training.loop import Learner, Objective
 
 EPOCH_IMAGES = 10_000
-"""Augmented images that Bergmann et al. (CVPR 2019) count as an epoch, whatever the number of real ones."""
+"""Augmented images per epoch in Bergmann et al. (CVPR 2019), independent of the number of training images."""
 INITIAL_DEVIATION = 0.02
 SLOPE = 0.2
+"""Negative slope of the leaky ReLU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig(DetectorConfig):
-    """Settings of the methods that draw images from codes."""
+    """Settings of the methods that generate images from latent codes."""
 
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
-        "own", "image score: the method's own error, or the map's maximum, its mean, the mean of its highest 1 %"
+        "own", "image score: the method's own error, or maximum, mean, or mean of the highest 1 % of the map"
     )
-    width: int = setting(8, "channels of the first layer, of which the others' are multiples; as published: 64")
-    latent: int = setting(64, "length of the code that an image is drawn from")
-    degrees: float = setting(5.0, "training images are turned by up to so many degrees, either way")
-    shift: float = setting(0.02, "training images are moved by up to this part of their side, either way")
-    flip: bool = setting(True, "half of the training images are mirrored; false for what has a left and a right")
+    width: int = setting(8, "channels of the first layer; those of the others are multiples; 64 in the paper")
+    latent: int = setting(64, "length of the latent code that an image is generated from")
+    degrees: float = setting(5.0, "maximum rotation of training images, in degrees, in both directions")
+    shift: float = setting(0.02, "maximum shift of training images, as a fraction of their side, in all directions")
+    flip: bool = setting(True, "mirror half of the training images; false for objects that are not symmetric")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Check the settings."""
         super().__post_init__()
         if min(self.width, self.latent) < 1:
             raise ConfigError("width and latent must be at least 1")
         check_augmentation(self.degrees, self.shift)
 
     def augmented(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Return each image turned, shifted and mirrored by chance."""
+        """Return randomly rotated, shifted and mirrored images."""
         return augment(images, degrees=self.degrees, shift=self.shift, flip=self.flip)
 
 
-def grid_of(image_size: tuple[int, int], halvings: int) -> tuple[int, int]:
-    """Return the places down and across that are left of an image after so many halvings, at least two each.
+def bottleneck_size(image_size: tuple[int, int], halvings: int) -> tuple[int, int]:
+    """Return the height and width of an image after a number of halvings; each is at least 2.
 
     Raises:
-        ConfigError: the image cannot be halved so often.
+        ConfigError: the image cannot be halved that many times.
     """
     height, width = (side >> halvings for side in image_size)
     if any(side % 2**halvings for side in image_size) or min(height, width) < 2:
         raise ConfigError(
-            f"image_size is {image_size[0]}x{image_size[1]}; the networks halve it {halvings} times: take multiples of "
-            f"{2**halvings} from {2 ** (halvings + 1)} on"
+            f"image_size is {image_size[0]}x{image_size[1]}; the networks halve it {halvings} times: use multiples of "
+            f"{2**halvings}, at least {2 ** (halvings + 1)}"
         )
     return height, width
 
 
 def signed(images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
-    """Turn images in [0, 1] into the range of a generator that ends in a hyperbolic tangent, [-1, 1]."""
+    """Convert images from [0, 1] to [-1, 1], the output range of a generator with a final hyperbolic tangent."""
     return 2 * images - 1
 
 
 def unsigned(images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
-    """Turn images in [-1, 1] into images in [0, 1]."""
+    """Convert images from [-1, 1] to [0, 1]."""
     return (images + 1) / 2
 
 
 def adversarial_loss(logits: Float[Tensor, "*batch"], *, real: bool) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of a discriminator's logits, where all should be called real, or all fake.
+    """Return the mean binary cross-entropy of a discriminator's logits, with the target real or fake for all images.
 
-    With `real` for a generator's images, this is the generator's own loss that does not saturate (Goodfellow 2014).
+    For generated images and `real=True`, this is the non-saturating loss of the generator (Goodfellow 2014).
     """
-    wanted = torch.full_like(logits, float(real), dtype=torch.float32)
-    return F.binary_cross_entropy_with_logits(logits.float(), wanted)
+    target = torch.full_like(logits, float(real), dtype=torch.float32)
+    return F.binary_cross_entropy_with_logits(logits.float(), target)
 
 
 def gradient_penalty(
@@ -86,21 +87,22 @@ def gradient_penalty(
     real: Float[Tensor, "batch 3 height width"],
     fake: Float[Tensor, "batch 3 height width"],
 ) -> Float[Tensor, ""]:
-    """Return the mean of (‖∇critic‖ − 1)² at a point drawn between each real image and a fake (Gulrajani 2017, eq. 3).
+    """Return the mean of (‖∇critic‖ − 1)² at random points between real and fake images (Gulrajani 2017, eq. 3).
 
-    The norm is that of all pixels of an image. The critic must treat the images of a batch apart, so no batch norm.
+    The norm is computed over all pixels of an image. The critic must process the images of a batch independently, so it
+    must not contain batch normalization.
     """
-    share = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype)
-    between = (real + share * (fake.to(real.dtype) - real)).detach().requires_grad_()
-    # A gradient of a gradient drowns in half precision; autocast must not touch it.
+    fraction = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype)
+    interpolated = (real + fraction * (fake.to(real.dtype) - real)).detach().requires_grad_()
+    # Second-order gradients are too inaccurate in half precision, so autocast is disabled.
     with torch.autocast(real.device.type, enabled=False):
-        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    penalty: Tensor = (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
+        (gradient,) = torch.autograd.grad(critic(interpolated).sum(), interpolated, create_graph=True)
+    penalty: Tensor = (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()
     return penalty
 
 
-def start_small(network: nn.Module) -> None:
-    """Draw the initial weights of all convolutions and linear layers as DCGAN does (Radford 2016): N(0, 0.02²)."""
+def initialize_weights(network: nn.Module) -> None:
+    """Initialize the weights of all convolutions and linear layers from N(0, 0.02²), as in DCGAN (Radford 2016)."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
@@ -110,30 +112,30 @@ def start_small(network: nn.Module) -> None:
             nn.init.normal_(layer.weight, mean=1.0, std=INITIAL_DEVIATION)
 
 
-def halving(channels: Sequence[int], *, kernel: int, padding: int) -> nn.Sequential:
-    """Stack convolutions of stride 2, each with batch norm, but for the first, and leaky ReLU (Radford 2016)."""
+def strided_convolutions(channels: Sequence[int], *, kernel: int, padding: int) -> nn.Sequential:
+    """Stack convolutions of stride 2 with leaky ReLU; all but the first have batch normalization (Radford 2016)."""
     layers: list[nn.Module] = []
-    for number, (before, after) in enumerate(pairwise(channels)):
-        layers.append(nn.Conv2d(before, after, kernel, 2, padding, bias=number == 0))
-        if number:
-            layers.append(nn.BatchNorm2d(after))
+    for index, (inputs, outputs) in enumerate(pairwise(channels)):
+        layers.append(nn.Conv2d(inputs, outputs, kernel, 2, padding, bias=index == 0))
+        if index:
+            layers.append(nn.BatchNorm2d(outputs))
         layers.append(nn.LeakyReLU(SLOPE))
     return nn.Sequential(*layers)
 
 
-def doubling(channels: Sequence[int], *, kernel: int, padding: int) -> nn.Sequential:
-    """Stack transposed convolutions of stride 2, each with batch norm and ReLU (Radford 2016)."""
+def transposed_convolutions(channels: Sequence[int], *, kernel: int, padding: int) -> nn.Sequential:
+    """Stack transposed convolutions of stride 2 with batch normalization and ReLU (Radford 2016)."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(channels):
-        convolution = nn.ConvTranspose2d(before, after, kernel, 2, padding, bias=False)
-        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+    for inputs, outputs in pairwise(channels):
+        convolution = nn.ConvTranspose2d(inputs, outputs, kernel, 2, padding, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
 class Stage(Learner):
-    """A stage of training in which some networks of a method learn, and its others stay in evaluation mode.
+    """A training stage in which some networks of a method are trained and the others stay in evaluation mode.
 
-    held_out: the loss to validate by; gradients are off while it is computed.
+    held_out: the validation loss; it is computed without gradients.
     """
 
     def __init__(
@@ -147,14 +149,14 @@ class Stage(Learner):
         self._objectives, self._held_out = tuple(objectives), held_out
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Return the loss that held-out images are judged by."""
+        """Return the validation loss."""
         return self._held_out(images)
 
     def objectives(self) -> tuple[Objective, ...]:
-        """Return what a step minimises, one after the other."""
+        """Return the objectives that a training step minimizes one after the other."""
         return self._objectives
 
 
 def parameters_of(*networks: nn.Module) -> tuple[nn.Parameter, ...]:
-    """Return the parameters of several networks, as an objective wants them."""
+    """Return the parameters of several networks, for an `Objective`."""
     return tuple(parameter for network in networks for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""What methods share that rebuild an image and hold the difference against it."""
+"""Base class of the methods that score an image by its difference from a reconstruction."""
 
 from abc import abstractmethod
 
@@ -10,13 +10,13 @@ from metalad.detectors.residuals import Residuals
 
 
 class Reconstructor(GradientDetector):
-    """A method that learns to rebuild good images; what it rebuilds otherwise is out of place."""
+    """A method that is trained to reconstruct good images; a large reconstruction error indicates an anomaly."""
 
     @abstractmethod
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Rebuild RGB images in [0, 1]; values are near that range but need not keep to it."""
+        """Return the reconstructions of RGB images in [0, 1]; their values may lie slightly outside of that range."""
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return reconstruction minus image; its square, summed over colours, is the error map of most papers."""
-        rebuilt = self.reconstruct(images)
-        return Residuals(rebuilt - images, rebuilt.clamp(0, 1))
+        """Return reconstruction minus image; its square, summed over colors, is the error map of most papers."""
+        reconstruction = self.reconstruct(images)
+        return Residuals(reconstruction - images, reconstruction.clamp(0, 1))

@@ -16,12 +16,12 @@ from metalad.detectors.gan import (
     GanConfig,
     Stage,
     adversarial_loss,
-    doubling,
-    grid_of,
-    halving,
+    bottleneck_size,
+    initialize_weights,
     parameters_of,
     signed,
-    start_small,
+    strided_convolutions,
+    transposed_convolutions,
     unsigned,
 )
 from metalad.detectors.residuals import Residuals
@@ -45,7 +45,7 @@ class AnoGanConfig(GanConfig):
     def __post_init__(self) -> None:
         """Validate the settings."""
         super().__post_init__()
-        grid_of(self.image_size, HALVINGS)
+        bottleneck_size(self.image_size, HALVINGS)
         if self.search_steps < 1 or not self.search_rate > 0 or not 0 <= self.feature_weight <= 1:
             raise ConfigError("search_steps must be at least 1, search_rate more than 0, feature_weight in [0, 1]")
 
@@ -59,7 +59,7 @@ class AnoGan(GradientDetector):
 
     def __init__(self, config: AnoGanConfig) -> None:
         super().__init__(config)
-        height, width = grid_of(config.image_size, HALVINGS)
+        height, width = bottleneck_size(config.image_size, HALVINGS)
         widths = [factor * config.width for factor in (1, 2, 4, 8, 8)]
         top = widths[-1]
         self.generator = nn.Sequential(
@@ -67,14 +67,14 @@ class AnoGan(GradientDetector):
             nn.Unflatten(1, (top, height, width)),
             nn.BatchNorm2d(top),
             nn.ReLU(),
-            doubling(widths[::-1], kernel=4, padding=1),
+            transposed_convolutions(widths[::-1], kernel=4, padding=1),
             nn.ConvTranspose2d(config.width, 3, 4, 2, 1),
             nn.Tanh(),
         )
-        self.features = halving([3, *widths], kernel=4, padding=1)
+        self.features = strided_convolutions([3, *widths], kernel=4, padding=1)
         self.verdict = nn.Linear(top * height * width, 1)
         for network in (self.generator, self.features, self.verdict):
-            start_small(network)
+            initialize_weights(network)
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return 50 epochs of 10,000 augmented images (Bergmann et al., CVPR 2019), or fewer, smaller steps."""

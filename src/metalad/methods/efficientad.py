@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.distillation import Part, fill_in_order, trained_backbone, varied
+from metalad.detectors.distillation import PartLearner, load_in_order, random_variants, trained_backbone
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import IMAGENET_DEVIATION, IMAGENET_MEAN, Tap
@@ -162,8 +162,8 @@ class EfficientAD(GradientDetector):
     def learner(self, stage: str) -> Learner:
         """Return the teacher with the source of its targets, or student and autoencoder."""
         if stage == "teacher":
-            return Part(self.teacher, partial(self._teacher_loss, self._source()))
-        return Part(nn.ModuleList([self.student, self.autoencoder]), self.loss)
+            return PartLearner(self.teacher, partial(self._teacher_loss, self._source()))
+        return PartLearner(nn.ModuleList([self.student, self.autoencoder]), self.loss)
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Fit the standardization of the teacher's targets, or of its output, on the training images."""
@@ -171,14 +171,14 @@ class EfficientAD(GradientDetector):
         with torch.no_grad():
             if stage == "teacher":
                 source = self._source()
-                crops = (varied(batch, self.config.image_size) for batch in batches(pixels, self.device))
+                crops = (random_variants(batch, self.config.image_size) for batch in batches(pixels, self.device))
                 self.described.fit(self._source_features(source, crop) for crop in crops)
                 return
             if isinstance(self.teacher, Backbone):
                 self.teacher.load(self.config.weights)
                 self.teacher.to(self.device)
             elif self.config.teacher_weights:
-                fill_in_order(self.teacher, self.config.teacher_weights)
+                load_in_order(self.teacher, self.config.teacher_weights)
             self.target.fit(self._teacher_features(batch) for batch in batches(pixels, self.device))
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
@@ -186,7 +186,7 @@ class EfficientAD(GradientDetector):
         target, predicted = self._targets_and_predictions(images)
         loss = hard_loss((predicted[:, : self.config.channels] - target).square())
         if self.config.penalty == "varied":
-            penalized = self.student(_normalised(varied(images, self.config.image_size)))
+            penalized = self.student(_normalised(random_variants(images, self.config.image_size)))
             loss = loss + penalized[:, : self.config.channels].float().square().mean()
         if self.config.jitter:
             images = jittered(images)
@@ -228,7 +228,7 @@ class EfficientAD(GradientDetector):
         return trained_backbone(config.backbone, config.taps, config.weights, self.device)
 
     def _teacher_loss(self, source: Backbone, images: Tensor) -> Tensor:
-        crops = varied(images, self.config.image_size)
+        crops = random_variants(images, self.config.image_size)
         with torch.no_grad():
             target = self.described(self._source_features(source, crops))
         difference: Tensor = self.teacher(_normalised(crops)).float() - target

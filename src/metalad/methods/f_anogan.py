@@ -18,8 +18,8 @@ from metalad.detectors.gan import (
     EPOCH_IMAGES,
     GanConfig,
     Stage,
+    bottleneck_size,
     gradient_penalty,
-    grid_of,
     parameters_of,
     signed,
     unsigned,
@@ -50,7 +50,7 @@ class FAnoGanConfig(GanConfig):
     def __post_init__(self) -> None:
         """Validate the settings."""
         super().__post_init__()
-        grid_of(self.image_size, HALVINGS)
+        bottleneck_size(self.image_size, HALVINGS)
         if not self.kappa >= 0:
             raise ConfigError(f"kappa is {self.kappa}; it must not be negative")
 
@@ -64,7 +64,7 @@ class FAnoGan(GradientDetector):
 
     def __init__(self, config: FAnoGanConfig) -> None:
         super().__init__(config)
-        height, width = grid_of(config.image_size, HALVINGS)
+        height, width = bottleneck_size(config.image_size, HALVINGS)
         widths = [factor * config.width for factor in (1, 2, 4, 8, 8)]
         self.generator = Generator(config.latent, widths[::-1], (height, width))
         self.critic = DownsamplingNetwork(widths, height * width, 1, "layer")

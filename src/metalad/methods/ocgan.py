@@ -18,11 +18,11 @@ from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
 from metalad.detectors.gan import (
     Stage,
     adversarial_loss,
-    doubling,
-    halving,
+    initialize_weights,
     parameters_of,
     signed,
-    start_small,
+    strided_convolutions,
+    transposed_convolutions,
     unsigned,
 )
 from metalad.detectors.residuals import Residuals
@@ -79,7 +79,7 @@ class OcGan(GradientDetector):
         inner = [config.width * factor for factor in widths]
         self.encoder = nn.Sequential(downsampling([3, *inner, config.latent]), nn.Tanh())
         self.decoder = nn.Sequential(
-            doubling([config.latent, *inner[::-1]], kernel=5, padding=0),
+            transposed_convolutions([config.latent, *inner[::-1]], kernel=5, padding=0),
             nn.Dropout(0.5),
             nn.ConvTranspose2d(inner[0], 3, 5, 2),
             nn.Tanh(),
@@ -91,7 +91,7 @@ class OcGan(GradientDetector):
             nn.Flatten(), nn.Linear(config.latent, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32),
             nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1),
         )  # fmt: skip
-        start_small(self)
+        initialize_weights(self)
 
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
         """Return 150 epochs with random codes and 51 with mined ones, as published, or fewer steps of small batches."""
@@ -177,7 +177,9 @@ class OcGan(GradientDetector):
 
 def downsampling(channels: list[int]) -> nn.Sequential:
     """Stack unpadded 5×5 convolutions of stride 2 down to one pixel; the last has no activation."""
-    return nn.Sequential(halving(channels[:-1], kernel=5, padding=0), nn.Conv2d(channels[-2], channels[-1], 5, 2))
+    return nn.Sequential(
+        strided_convolutions(channels[:-1], kernel=5, padding=0), nn.Conv2d(channels[-2], channels[-1], 5, 2)
+    )
 
 
 def _discrimination_loss(real: Tensor, fake: Tensor) -> Tensor:

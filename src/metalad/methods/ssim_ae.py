@@ -26,7 +26,7 @@ class SsimAutoencoder(AutoencoderDetector):
     channels = 1
     config: SsimAutoencoderConfig
 
-    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
+    def network_input(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
         """Return the gray images, the network's input."""
         return luminance(images)
 

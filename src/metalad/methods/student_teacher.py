@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
-from metalad.detectors.distillation import Part, fit_standardization, trained_backbone, varied
+from metalad.detectors.distillation import PartLearner, fit_standardization, random_variants, trained_backbone
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import TAPPED_STAGES, HookPoint, Tap, channels_of
@@ -158,14 +158,14 @@ class PatchEnsemble(nn.Module):
     def prepare_teachers(self, pixels: Pixels, device: torch.device) -> None:
         """Fit the standardization of the teachers' targets."""
         source = self.source(device)
-        crops = (varied(batch, (side,) * 2) for side in self.sides for batch in batches(pixels, device))
+        crops = (random_variants(batch, (side,) * 2) for side in self.sides for batch in batches(pixels, device))
         self.described.fit(_patch_features(source, patches) for patches in crops)
 
     def teachers_loss(self, source: Backbone, images: Tensor) -> Tensor:
         """Return the loss of all teachers: knowledge distillation plus compactness (eq. 1 and 4)."""
         losses = []
         for side, teacher, decoder in zip(self.sides, self.teachers, self.decoders, strict=True):
-            patches = varied(images, (side, side), copies=math.ceil(self.config.patches / len(images)))
+            patches = random_variants(images, (side, side), copies=math.ceil(self.config.patches / len(images)))
             with torch.no_grad():
                 target = self.described(_patch_features(source, patches)).flatten(1)
             descriptors = teacher(patches).flatten(1)
@@ -232,8 +232,8 @@ class StudentTeacher(GradientDetector):
         ensemble = self.ensemble
         if stage == "teacher" and isinstance(ensemble, PatchEnsemble):
             teachers = nn.ModuleList([ensemble.teachers, ensemble.decoders])
-            return Part(teachers, partial(ensemble.teachers_loss, ensemble.source(self.device)))
-        return Part(ensemble.students, self.loss)
+            return PartLearner(teachers, partial(ensemble.teachers_loss, ensemble.source(self.device)))
+        return PartLearner(ensemble.students, self.loss)
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Fit the standardization of the teachers' targets, or of their output, on the training images."""
