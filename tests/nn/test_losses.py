@@ -27,13 +27,13 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 @cache
 def first_image(path: Path) -> np.ndarray:
-    """The image at a path, or the first one below it, as one plane triple in [0, 1]."""
+    """Return the image at a path, or its first training image, with channels first, in [0, 1]."""
     file = path if path.is_file() else min((path / "train" / "good").iterdir())
     return np.moveaxis(resize_image(read_image(file), (96, 128)), -1, 0) / 255.0
 
 
-def full_oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """scikit-image's map."""
+def padded_reference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the SSIM map of scikit-image, including the border."""
     _, full = structural_similarity(  # type: ignore[no-untyped-call]
         one,
         other,
@@ -44,49 +44,49 @@ def full_oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         channel_axis=0,
         full=True,
     )
-    found: np.ndarray = full
-    return found
+    reference: np.ndarray = full
+    return reference
 
 
-def oracle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The same where the whole window fits."""
-    return full_oracle(one, other)[:, 5:-5, 5:-5]
+def reference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the SSIM map of scikit-image where the whole window fits."""
+    return padded_reference(one, other)[:, 5:-5, 5:-5]
 
 
 @pytest.fixture
 def double_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The window in double precision, to tell the formula from rounding."""
+    """Replace the window by one in double precision, to test the formula without rounding errors."""
 
     def window(size: int, device: torch.device, dtype: torch.dtype = torch.double) -> Tensor:
         del device, dtype
         kernel = torch.exp(-0.5 * (torch.arange(-5, 6).double() / 1.5) ** 2)
         kernel /= kernel.sum()
-        places = torch.arange(size - 10)[:, None] + torch.arange(11)
-        return torch.zeros(size - 10, size, dtype=torch.double).scatter_(1, places, kernel.expand(size - 10, 11))
+        columns = torch.arange(size - 10)[:, None] + torch.arange(11)
+        return torch.zeros(size - 10, size, dtype=torch.double).scatter_(1, columns, kernel.expand(size - 10, 11))
 
     monkeypatch.setattr(losses, "window_matrix", window)
 
 
 @pytest.mark.parametrize("names", PAIRS)
 @pytest.mark.usefixtures("double_window")
-def test_ssim_is_scikit_images_on_real_images(shared_data: Path, names: tuple[str, str]) -> None:
+def test_ssim_equals_scikit_image_on_real_images(shared_data: Path, names: tuple[str, str]) -> None:
     one, other = (first_image(shared_data / name) for name in names)
-    found = ssim_map(torch.from_numpy(one)[None], torch.from_numpy(other)[None])[0]
-    np.testing.assert_allclose(found.numpy(), oracle(one, other), atol=1e-6)
+    result = ssim_map(torch.from_numpy(one)[None], torch.from_numpy(other)[None])[0]
+    np.testing.assert_allclose(result.numpy(), reference(one, other), atol=1e-6)
 
 
 @pytest.mark.parametrize("names", PAIRS)
-def test_ssim_in_single_precision_is_near_enough(shared_data: Path, names: tuple[str, str]) -> None:
+def test_ssim_in_single_precision_is_accurate(shared_data: Path, names: tuple[str, str]) -> None:
     one, other = (first_image(shared_data / name) for name in names)
-    found = ssim_map(torch.from_numpy(one).float()[None], torch.from_numpy(other).float()[None])[0]
-    # Variances are small differences of squares; the mean, which the loss takes, is better than any one place.
-    np.testing.assert_allclose(found.numpy(), oracle(one, other), atol=1e-3)
-    assert found.mean().item() == pytest.approx(oracle(one, other).mean(), abs=1e-6)
+    result = ssim_map(torch.from_numpy(one).float()[None], torch.from_numpy(other).float()[None])[0]
+    # Variances are small differences of squares; the mean, which the loss uses, is more accurate than single values.
+    np.testing.assert_allclose(result.numpy(), reference(one, other), atol=1e-3)
+    assert result.mean().item() == pytest.approx(reference(one, other).mean(), abs=1e-6)
 
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(11, 30), st.integers(11, 30))
-def test_an_image_is_wholly_similar_to_itself(seed: int, height: int, width: int) -> None:
+def test_ssim_of_identical_images_is_1(seed: int, height: int, width: int) -> None:
     image = noise(seed, 2, 3, height, width)
     torch.testing.assert_close(ssim_map(image, image), torch.ones(2, 3, height - 10, width - 10))
     assert l1_ssim_loss(image, image).item() == pytest.approx(-1, abs=1e-6)
@@ -94,7 +94,7 @@ def test_an_image_is_wholly_similar_to_itself(seed: int, height: int, width: int
 
 @settings(deadline=None)
 @given(SEEDS)
-def test_similarity_is_symmetric_and_bounded(seed: int) -> None:
+def test_ssim_is_symmetric_and_bounded(seed: int) -> None:
     one, other = noise(seed, 1, 3, 16, 20), noise(seed + 1, 1, 3, 16, 20)
     similarity = ssim_map(one, other)
     torch.testing.assert_close(similarity, ssim_map(other, one))
@@ -103,14 +103,14 @@ def test_similarity_is_symmetric_and_bounded(seed: int) -> None:
 
 @settings(deadline=None)
 @given(SEEDS)
-def test_similarity_turns_and_mirrors_with_the_images(seed: int) -> None:
+def test_ssim_is_equivariant_to_transposition_and_flip(seed: int) -> None:
     one, other = noise(seed, 1, 3, 16, 20), noise(seed + 1, 1, 3, 16, 20)
     torch.testing.assert_close(ssim_map(one.mT, other.mT), ssim_map(one, other).mT, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ssim_map(one.flip(-1), other.flip(-1)), ssim_map(one, other).flip(-1))
 
 
 @pytest.mark.usefixtures("double_window")
-def test_the_gradient_of_the_map_is_its_slope() -> None:
+def test_gradient_of_ssim_map_passes_gradcheck() -> None:
     one = noise(0, 1, 2, 12, 13).double().requires_grad_()
     other = noise(1, 1, 2, 12, 13).double().requires_grad_()
     torch.autograd.gradcheck(ssim_map, (one, other))
@@ -118,20 +118,22 @@ def test_the_gradient_of_the_map_is_its_slope() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.sampled_from([1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]), st.floats(0, 1))
-def test_the_mean_and_its_gradient_are_the_maps(seed: int, batch: int, likeness: float) -> None:
+def test_mean_ssim_and_its_gradient_equal_those_of_the_map(seed: int, batch: int, similarity: float) -> None:
     other = noise(seed, batch, 3, 13, 16)
-    one = likeness * other + (1 - likeness) * noise(seed + 1, batch, 3, 13, 16)
-    found, expected = (one.clone().requires_grad_() for _ in range(2))
-    mean, whole = mean_ssim(found, other), ssim_map(expected, other).mean()
-    torch.testing.assert_close(mean, whole, atol=1e-6, rtol=1e-5)
-    (slope,), (right,) = torch.autograd.grad(3 * mean, found), torch.autograd.grad(3 * whole, expected)
-    torch.testing.assert_close(slope, right, atol=1e-3 * float(right.abs().max()) + 1e-6, rtol=0)
+    one = similarity * other + (1 - similarity) * noise(seed + 1, batch, 3, 13, 16)
+    images, same_images = (one.clone().requires_grad_() for _ in range(2))
+    mean, expected = mean_ssim(images, other), ssim_map(same_images, other).mean()
+    torch.testing.assert_close(mean, expected, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(3 * mean, images)
+    (expected_gradient,) = torch.autograd.grad(3 * expected, same_images)
+    tolerance = 1e-3 * float(expected_gradient.abs().max()) + 1e-6
+    torch.testing.assert_close(gradient, expected_gradient, atol=tolerance, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.floats(0.05, 0.5))
-def test_the_loss_is_the_mean_error_minus_the_mean_similarity(seed: int, shift: float) -> None:
-    """Both parts are means: neither the number of images nor their size changes their weights."""
+def test_loss_is_mean_absolute_error_minus_mean_ssim(seed: int, shift: float) -> None:
+    """Both terms are means: their weights do not depend on the number or size of the images."""
     image = noise(seed, 1, 3, 16, 16) * 0.4
     loss = l1_ssim_loss(image + shift, image)
     assert (loss + ssim_map(image + shift, image).mean()).item() == pytest.approx(shift, abs=1e-6)
@@ -140,7 +142,7 @@ def test_the_loss_is_the_mean_error_minus_the_mean_similarity(seed: int, shift: 
 
 
 @pytest.mark.parametrize("similarity", [ssim_map, mean_ssim])
-def test_autocast_does_not_touch_similarity(similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_ssim_ignores_autocast(similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
     one, other = noise(0, 1, 3, 16, 16), noise(1, 1, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = similarity(one, other)
@@ -149,14 +151,14 @@ def test_autocast_does_not_touch_similarity(similarity: Callable[[Tensor, Tensor
 
 @pytest.mark.parametrize("names", PAIRS)
 @pytest.mark.usefixtures("double_window")
-def test_padded_ssim_is_scikit_images_up_to_the_edge(shared_data: Path, names: tuple[str, str]) -> None:
+def test_padded_ssim_equals_scikit_image_including_the_border(shared_data: Path, names: tuple[str, str]) -> None:
     one, other = (first_image(shared_data / name) for name in names)
-    found = padded_ssim_map(torch.from_numpy(one)[None], torch.from_numpy(other)[None])[0]
-    np.testing.assert_allclose(found.numpy(), full_oracle(one, other), atol=1e-6)
+    result = padded_ssim_map(torch.from_numpy(one)[None], torch.from_numpy(other)[None])[0]
+    np.testing.assert_allclose(result.numpy(), padded_reference(one, other), atol=1e-6)
 
 
 @settings(deadline=None)
 @given(SEEDS)
-def test_padded_ssim_is_the_same_where_the_window_fits(seed: int) -> None:
+def test_padded_ssim_equals_ssim_where_the_window_fits(seed: int) -> None:
     one, other = noise(seed, 1, 1, 16, 20), noise(seed + 1, 1, 1, 16, 20)
     torch.testing.assert_close(padded_ssim_map(one, other)[..., 5:-5, 5:-5], ssim_map(one, other))

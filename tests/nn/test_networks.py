@@ -1,4 +1,4 @@
-"""Networks of timm, by a stand-in with timm's interface where timm is not installed, and by itself where it is."""
+"""Networks of timm: with a stub of timm's interface, and with timm itself if it is installed."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from metalad.runtime.errors import ConfigError
 
 
 class Pyramid(nn.Module):
-    """What timm calls a network with intermediate maps: three stages, two of them of stride 8."""
+    """A network with timm's interface for intermediate maps: three stages, the last two with stride 8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,18 +42,18 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (name, pretrained, num_classes) == ("pyramid", False, 0)
         return Pyramid()
 
-    stand_in = ModuleType("timm")
-    stand_in.__dict__.update(
+    stub = ModuleType("timm")
+    stub.__dict__.update(
         create_model=create_model,
         is_model=lambda name: name == "pyramid",
         list_models=lambda: ["pyramid"],
         get_pretrained_cfg=lambda _: SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25)),
     )
-    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    monkeypatch.setitem(sys.modules, "timm", stub)
 
 
 @pytest.mark.usefixtures("timm")
-def test_a_network_of_timm_gives_the_last_map_of_each_stride_as_it_was_trained(tmp_path: Path) -> None:
+def test_timm_network_returns_the_last_map_of_each_stride(tmp_path: Path) -> None:
     trained = Pyramid()
     save_file({**trained.state_dict(), "head.weight": torch.rand(2, 7)}, tmp_path / "pyramid.safetensors")
     backbone = Backbone("pyramid", ("s8", "s4"))
@@ -63,24 +63,26 @@ def test_a_network_of_timm_gives_the_last_map_of_each_stride_as_it_was_trained(t
     images = torch.rand(2, 3, 32, 24)
     with torch.no_grad():
         deep, fine = backbone(images)
-        normalised = (images - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.5, 0.25])[
+        standardized = (images - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.5, 0.25])[
             :, None, None
         ]
-        wanted = trained.forward_intermediates(normalised, indices=[0, 2], intermediates_only=True, stop_early=True)
-    torch.testing.assert_close([fine, deep], wanted)
+        expected = trained.forward_intermediates(standardized, indices=[0, 2], intermediates_only=True, stop_early=True)
+    torch.testing.assert_close([fine, deep], expected)
 
 
 @pytest.mark.usefixtures("timm")
-def test_a_tap_that_a_network_of_timm_lacks_and_a_name_unknown_to_it_are_refused() -> None:
-    with pytest.raises(ConfigError, match="pyramid has no tap s16; take among s4, s8"):
+def test_unknown_timm_taps_and_names_raise_config_error() -> None:
+    with pytest.raises(ConfigError, match="pyramid has no tap s16; available: s4, s8"):
         Backbone("pyramid", ("s4", "s16"))
-    with pytest.raises(ConfigError, match="no backbone 'pyramide', nor has timm one; near it are: pyramid"):
+    with pytest.raises(ConfigError, match=r"unknown backbone 'pyramide', in timm too; did you mean pyramid\?"):
         Backbone("pyramide", ("s4",))
 
 
-def test_without_timm_its_networks_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_backbone_without_timm_lists_the_available_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"no backbone 'resnet34'; there are: lite0, .*, and where the package timm"):
+    with pytest.raises(
+        ConfigError, match=r"unknown backbone 'resnet34'; available: lite0, .*, and the networks of the"
+    ):
         Backbone("resnet34", ("s4",))
 
 
@@ -88,15 +90,17 @@ def test_without_timm_its_networks_are_not_there(monkeypatch: pytest.MonkeyPatch
     ("name", "taps", "channels"),
     [("resnet34", ("s4", "s8", "s16", "s32"), (64, 128, 256, 512)), ("efficientnet_b0", ("s16", "s8"), (112, 40))],
 )
-def test_networks_of_the_real_timm(name: str, taps: tuple[Tap, ...], channels: tuple[int, ...], tmp_path: Path) -> None:
+def test_networks_of_installed_timm(
+    name: str, taps: tuple[Tap, ...], channels: tuple[int, ...], tmp_path: Path
+) -> None:
     real = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
     save_file(real.create_model(name).state_dict(), tmp_path / "weights.safetensors")
     backbone = Backbone(name, taps)
     backbone.load(str(tmp_path / "weights.safetensors"))
     with torch.no_grad():
-        found = backbone(torch.rand(1, 3, 64, 96))
+        outputs = backbone(torch.rand(1, 3, 64, 96))
     strides = [int(tap[1:]) for tap in taps]
-    assert [tuple(maps.shape[1:]) for maps in found] == [
+    assert [tuple(maps.shape[1:]) for maps in outputs] == [
         (width, 64 // stride, 96 // stride) for width, stride in zip(channels, strides, strict=True)
     ]
-    assert all(maps.isfinite().all() for maps in found)
+    assert all(maps.isfinite().all() for maps in outputs)
