@@ -19,39 +19,41 @@ def fitted(**changes: object) -> FeatureDictionary:
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.95, 1.0])
-def test_the_components_are_scikit_learns(variance: float) -> None:
+def test_principal_components_match_scikit_learn(variance: float) -> None:
     rng = np.random.default_rng(0)
     points = (rng.standard_normal((300, 12)) * np.geomspace(10, 0.1, 12)).astype(np.float32)
     centre, directions = principal_components(torch.from_numpy(points), variance)
     reference = PCA(None if variance == 1 else variance, svd_solver="full").fit(points)
     np.testing.assert_allclose(centre, reference.mean_, atol=1e-5)
-    same = np.abs(reference.components_ @ directions.numpy())
-    np.testing.assert_allclose(same, np.eye(len(reference.components_)), atol=1e-3)
+    cosines = np.abs(reference.components_ @ directions.numpy())
+    np.testing.assert_allclose(cosines, np.eye(len(reference.components_)), atol=1e-3)
 
 
-def test_the_map_is_the_distance_from_the_nearest_word() -> None:
-    """Window by window, in double precision; read off the map at the window's centre."""
+def test_map_is_the_distance_from_the_nearest_entry() -> None:
+    """Each window in double precision; the map is compared at window centers."""
     model, image = fitted(stride=4), to_batch(cookies(6, SIZE)[5:])
     assert model.config.grid == (5, 9)
-    shown = model.raw_map(model.residuals(image))[0]
-    assert shown.shape == SIZE
-    found = model.distances(image)[0]
+    anomaly_map = model.raw_map(model.residuals(image))[0]
+    assert anomaly_map.shape == SIZE
+    distances = model.distances(image)[0]
     for row, column in ((0, 0), (2, 5), (4, 8)):
         window = image[:, :, 4 * row : 4 * row + 16, 4 * column : 4 * column + 16]
         reduced = (model.describe(window).double() - model.centre.double()) @ model.projection.double()
         expected = float(torch.cdist(reduced, model.dictionary.double()).min())
-        assert float(found[row, column]) == pytest.approx(expected, rel=1e-4)
-    for row, column in ((0, 0), (4, 8)):  # where nothing lies beyond, the map is flat
-        assert float(shown[31 * (row > 0), 47 * (column > 0)]) == pytest.approx(float(found[row, column]), rel=1e-5)
+        assert float(distances[row, column]) == pytest.approx(expected, rel=1e-4)
+    for row, column in ((0, 0), (4, 8)):  # the map is constant outside the outermost centers
+        assert float(anomaly_map[31 * (row > 0), 47 * (column > 0)]) == pytest.approx(
+            float(distances[row, column]), rel=1e-5
+        )
 
 
-def test_a_hot_window_lights_up_its_own_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_of_one_window_is_shown_around_its_center(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fitted(stride=8)
     spot = torch.zeros(1, *model.config.grid)
     spot[0, 1, 3] = 1.0
     monkeypatch.setattr(model, "distances", lambda _: spot)
-    shown = model.residuals(torch.zeros(1, 3, *SIZE)).values[0, 0]
-    weights = shown / shown.sum()
+    anomaly_map = model.residuals(torch.zeros(1, 3, *SIZE)).values[0, 0]
+    weights = anomaly_map / anomaly_map.sum()
     rows, columns = torch.arange(32) + 0.5, torch.arange(48) + 0.5
     assert float((weights.sum(1) * rows).sum()) == pytest.approx(8 + 8, abs=1e-4)
     assert float((weights.sum(0) * columns).sum()) == pytest.approx(24 + 8, abs=1e-4)
@@ -68,11 +70,11 @@ def test_a_hot_window_lights_up_its_own_centre(monkeypatch: pytest.MonkeyPatch) 
         {"dictionary_size": 0},
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
+def test_invalid_settings_raise(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         FeatureDictionaryConfig(**({"image_size": SIZE} | changes))  # type: ignore[arg-type]
 
 
-def test_no_image_is_too_few() -> None:
+def test_zero_images_raise() -> None:
     with pytest.raises(DataError, match="at least 1"):
         FeatureDictionary(FeatureDictionaryConfig()).fit(np.zeros((0, 256, 256, 3), np.uint8), 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from metalad.methods.mkd import MKD, MKDConfig, _Guided
+from metalad.methods.mkd import MKD, MKDConfig, _GuidedReLU
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import IMAGENET_DEVIATION, IMAGENET_MEAN
 from metalad.nn.pixels import to_batch
@@ -18,12 +18,12 @@ def small(**changes: object) -> MKD:
     torch.manual_seed(0)
     model = MKD(MKDConfig(image_size=SIZE, smoothing_sigma=1.0, **changes))  # type: ignore[arg-type]
     model.prepare("train", cookies(6, SIZE), 0)
-    model.loss(to_batch(cookies(4, SIZE)))  # batch norm sees the images once
+    model.loss(to_batch(cookies(4, SIZE)))  # updates the running statistics of batch norm
     return model.eval()
 
 
-def test_the_papers_networks_have_the_papers_parameters() -> None:
-    """VGG-16's 14.71M and the cloner's 0.344M: 15.06M."""
+def test_parameter_counts_match_the_paper() -> None:
+    """VGG-16 14.71M, cloner 0.344M, total 15.06M."""
     model = MKD(MKDConfig(backbone="vgg16", standardised=False))
     assert sum(tensor.numel() for tensor in model.source.parameters()) == 14_714_688
     assert sum(tensor.numel() for tensor in model.cloner.parameters()) == 343_984
@@ -33,7 +33,7 @@ def test_the_papers_networks_have_the_papers_parameters() -> None:
 
 @pytest.mark.parametrize(("backbone", "standardised"), [("lite0", True), ("vgg16", False), ("resnet18", False)])
 @pytest.mark.parametrize("size", [(64, 96), (50, 77)])
-def test_source_and_cloner_say_maps_of_one_shape(backbone: str, standardised: bool, size: tuple[int, int]) -> None:
+def test_source_and_cloner_return_maps_of_equal_shape(backbone: str, standardised: bool, size: tuple[int, int]) -> None:
     model = MKD(MKDConfig(image_size=size, backbone=backbone, standardised=standardised))
     images = torch.zeros(1, 3, *size)
     shapes = [maps.shape for maps in model.source(images)]
@@ -42,8 +42,8 @@ def test_source_and_cloner_say_maps_of_one_shape(backbone: str, standardised: bo
         assert abs(shape[2] - size[0] / stride) < 1
 
 
-def test_vggs_critical_layers_follow_its_poolings(tmp_path: Path) -> None:
-    """Against the layers one by one, by torchvision's indices 9, 16, 23 and 30."""
+def test_critical_layers_of_vgg_are_the_outputs_of_pooling(tmp_path: Path) -> None:
+    """The reference applies single layers; torchvision's indices are 9, 16, 23 and 30."""
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
     inputs = 3
@@ -62,27 +62,27 @@ def test_vggs_critical_layers_follow_its_poolings(tmp_path: Path) -> None:
             maps = layer(maps)
             if index in (9, 16, 23, 30):
                 expected.append(maps)
-        for found, wanted in zip(model.source(images), expected, strict=True):
-            torch.testing.assert_close(found, wanted)
+        for actual, target in zip(model.source(images), expected, strict=True):
+            torch.testing.assert_close(actual, target)
 
 
-def test_the_difference_is_in_direction_and_length() -> None:
+def test_difference_is_cosine_distance_plus_squared_difference() -> None:
     model = small(length_weight=0.3)
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
-        found = model.differences(images)
-        for layer, (unit, wanted, said) in enumerate(
+        differences = model.differences(images)
+        for layer, (standardize, features, predicted) in enumerate(
             zip(model.units, model.source(images), model.cloner(images), strict=True)
         ):
-            known = unit(wanted).double().flatten(1)
-            cloned = said.double().flatten(1)
-            cosine = (known * cloned).sum(1) / known.norm(dim=1) / cloned.norm(dim=1)
-            expected = 1 - cosine + 0.3 * (known - cloned).square().mean(1)
-            torch.testing.assert_close(found[:, layer].double(), expected, rtol=1e-5, atol=0)
+            target = standardize(features).double().flatten(1)
+            cloned = predicted.double().flatten(1)
+            cosine = (target * cloned).sum(1) / target.norm(dim=1) / cloned.norm(dim=1)
+            expected = 1 - cosine + 0.3 * (target - cloned).square().mean(1)
+            torch.testing.assert_close(differences[:, layer].double(), expected, rtol=1e-5, atol=0)
 
 
-def test_the_map_is_the_slope_of_the_score() -> None:
-    """Against the change of the score over a small step along the gradient."""
+def test_map_is_the_gradient_of_the_score() -> None:
+    """The reference is the change of the score over a small step along the gradient."""
     model = small(gradient="plain")
     images = to_batch(cookies(2, SIZE))
     with torch.inference_mode():
@@ -94,15 +94,15 @@ def test_the_map_is_the_slope_of_the_score() -> None:
     assert (scores > 0).all()
 
 
-def test_the_own_score_is_the_difference_of_the_last_three_layers() -> None:
+def test_own_score_is_the_difference_of_the_last_three_layers() -> None:
     model = small()
     images = to_batch(cookies(2, SIZE))
     with torch.inference_mode():
-        score = model(images).score
+        score = model.residuals(images).score
         torch.testing.assert_close(score, model.differences(images)[:, 1:].sum(1))
 
 
-def test_guided_gradients_differ_and_the_forward_pass_does_not() -> None:
+def test_guided_gradients_differ_and_the_forward_pass_is_equal() -> None:
     model = small()
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
@@ -111,25 +111,25 @@ def test_guided_gradients_differ_and_the_forward_pass_does_not() -> None:
     assert (plain - guided).abs().max() > 1e-3 * plain.abs().max()
 
 
-def test_guided_leads_back_only_what_is_positive() -> None:
+def test_guided_relu_passes_only_positive_gradients() -> None:
     maps = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(_Guided.apply(maps), maps, torch.tensor([1.0, -1.0, 1.0]))  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad(_GuidedReLU.apply(maps), maps, torch.tensor([1.0, -1.0, 1.0]))  # type: ignore[no-untyped-call]
     assert gradient.tolist() == [0.0, 0.0, 1.0]
 
 
-def test_only_the_cloner_learns() -> None:
+def test_only_the_cloner_is_trained() -> None:
     model = small()
-    learning = {id(tensor) for tensor in model.objectives()[0].parameters}
-    assert learning == {id(tensor) for tensor in model.cloner.parameters()}
+    trained = {id(tensor) for tensor in model.objectives()[0].parameters}
+    assert trained == {id(tensor) for tensor in model.cloner.parameters()}
     assert isinstance(model.source.backbone, Backbone)
 
 
 @pytest.mark.parametrize("changes", [{"length_weight": -1.0}, {"image_size": (31, 64)}, {"standardised": False}])
-def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
+def test_invalid_settings_raise(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         MKDConfig(**changes)  # type: ignore[arg-type]
 
 
-def test_vgg_needs_its_weights() -> None:
+def test_vgg_without_weights_raises() -> None:
     with pytest.raises(ConfigError, match="weights=PATH"):
         MKD(MKDConfig(backbone="vgg16", standardised=False)).prepare("train", cookies(1), 0)

@@ -21,8 +21,8 @@ def small(**settings: float) -> OcGan:
     return OcGan(OcGanConfig(image_size=(29, 29), **values))  # type: ignore[arg-type]
 
 
-def sure(detector: OcGan) -> OcGan:
-    """Make its weights as large as trained ones are, so that codes matter."""
+def with_large_weights(detector: OcGan) -> OcGan:
+    """Scale the weights to the size of trained ones, so that outputs depend on the code."""
     with torch.no_grad():
         for network in (detector.decoder, detector.classifier):
             for layer in network.modules():
@@ -36,19 +36,19 @@ def descent(detector: OcGan, stage: int, folder: Path) -> Descent:
 
 
 @pytest.mark.parametrize("side", [29, 61, 125])
-def test_images_go_through_one_pixel_and_back(side: int) -> None:
+def test_network_shapes(side: int) -> None:
     detector = OcGan(OcGanConfig(image_size=(side, side), width=4)).eval()
     images = torch.rand(2, 3, side, side)
     code = detector.encoder(2 * images - 1)
     assert code.shape == (2, 16, 1, 1)
     assert code.abs().max() < 1
-    assert detector.rebuild(images).shape == images.shape
+    assert detector.reconstruct(images).shape == images.shape
     assert detector.image_discriminator(images).shape == detector.classifier(images).shape == (2, 1, 1, 1)
     assert detector.code_discriminator(code).shape == (2, 1)
 
 
-def test_the_networks_are_the_authors() -> None:
-    """Channels of each convolution and linear layer, at the default settings."""
+def test_channels_match_the_authors_code() -> None:
+    """Output channels of each convolution and linear layer, with default settings."""
     detector = OcGan(OcGanConfig())
 
     def channels(network: nn.Module) -> list[int]:
@@ -66,15 +66,15 @@ def test_the_networks_are_the_authors() -> None:
     assert channels(detector.code_discriminator) == [128, 64, 32, 16, 1]
 
 
-def test_mined_codes_draw_what_the_classifier_calls_fake() -> None:
-    """From the same random codes; each by itself, so that a code's batch does not matter."""
-    detector = sure(small(mining_steps=20, mining_rate=0.1))
+def test_mining_moves_codes_towards_images_labeled_as_fake() -> None:
+    """The same random codes; each is mined independently of the others in the batch."""
+    detector = with_large_weights(small(mining_steps=20, mining_rate=0.1))
     torch.manual_seed(1)
     start = 2 * torch.rand(6, 4, 1, 1) - 1
     torch.manual_seed(1)
-    mined = detector.mined(6)
+    mined = detector.mined_codes(6)
     torch.manual_seed(1)
-    torch.testing.assert_close(detector.mined(1)[0], mined[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector.mined_codes(1)[0], mined[0], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         before, after = (
             adversarial_loss(detector.classifier(detector.decoder(codes)), real=False)
@@ -85,72 +85,74 @@ def test_mined_codes_draw_what_the_classifier_calls_fake() -> None:
     assert not mined.requires_grad
 
 
-def test_one_mining_step_is_a_gradient_step() -> None:
-    """Of the cross-entropy of the code's own image, here by finite differences."""
-    detector = sure(small(mining_rate=3.0))
+def test_mining_step_is_a_gradient_step() -> None:
+    """The reference gradient of the cross-entropy is a finite difference."""
+    detector = with_large_weights(small(mining_rate=3.0))
     torch.manual_seed(1)
     start = 2 * torch.rand(2, 4, 1, 1) - 1
     torch.manual_seed(1)
-    mined = detector.mined(2)
+    mined = detector.mined_codes(2)
 
-    def of(code: Tensor) -> float:
-        return float(nn.functional.softplus(precise.classifier(precise.decoder(code[None].tanh()))).sum())
+    def fake_loss(code: Tensor) -> float:
+        return float(
+            nn.functional.softplus(double_detector.classifier(double_detector.decoder(code[None].tanh()))).sum()
+        )
 
-    precise, first = detector.double(), start[0].double()
+    double_detector, first = detector.double(), start[0].double()
     with torch.no_grad():
         steps = 1e-5 * torch.eye(4, dtype=torch.double).reshape(4, 4, 1, 1)
-        slope = torch.tensor([(of(first + step) - of(first - step)) / 2e-5 for step in steps])
-    assert slope.norm() > 1e-3
-    torch.testing.assert_close(mined[0, :, 0, 0].double(), (first[:, 0, 0] - 3 * slope).tanh(), rtol=1e-3, atol=1e-5)
+        gradient = torch.tensor([(fake_loss(first + step) - fake_loss(first - step)) / 2e-5 for step in steps])
+    assert gradient.norm() > 1e-3
+    torch.testing.assert_close(mined[0, :, 0, 0].double(), (first[:, 0, 0] - 3 * gradient).tanh(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_each_objective_moves_its_own_networks(tmp_path: Path, stage: int) -> None:
+def test_each_objective_updates_its_own_networks(tmp_path: Path, stage: int) -> None:
     detector, images = small(), to_batch(cookies(4, (29, 29)))
     run = descent(detector, stage, tmp_path)
     detector.eval()
     run.learner.train()
     names = ({"encoder", "decoder"}, {"image_discriminator", "code_discriminator"}, {"classifier"})
-    for objective, wanted in zip(run.objectives, names, strict=True):
+    for objective, expected in zip(run.objectives, names, strict=True):
         weights = {name: part.detach().clone() for name, part in detector.named_parameters()}
         optimizer = torch.optim.SGD(objective.parameters, 0.1)
         optimizer.zero_grad()
         objective.loss(images).backward(inputs=objective.parameters)  # type: ignore[no-untyped-call]
         optimizer.step()
         now = dict(detector.named_parameters())
-        moved = {name.partition(".")[0] for name, was in weights.items() if not torch.equal(was, now[name])}
-        assert moved == wanted
+        updated = {name.partition(".")[0] for name, old in weights.items() if not torch.equal(old, now[name])}
+        assert updated == expected
 
 
 def test_only_the_second_stage_mines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    mined = OcGan.mined
+    counts: list[int] = []
+    mined_codes = OcGan.mined_codes
 
-    def noted(self: OcGan, count: int) -> Tensor:
-        asked.append(count)
-        return mined(self, count)
+    def recorded(self: OcGan, count: int) -> Tensor:
+        counts.append(count)
+        return mined_codes(self, count)
 
-    monkeypatch.setattr(OcGan, "mined", noted)
+    monkeypatch.setattr(OcGan, "mined_codes", recorded)
     for stage, expected in ((0, []), (1, [4])):
         run = descent(small(), stage, tmp_path)
         run.learner.train()
         run.objectives[0].loss(to_batch(cookies(4, (29, 29))))
-        assert asked == expected
+        assert counts == expected
 
 
-def test_noise_must_be_removed() -> None:
-    """In training the code is that of a noisy image, and the clean one is wanted; to judge, nothing is added."""
+def test_noise_is_added_in_training_only() -> None:
+    """Training encodes noisy images and compares with clean ones; evaluation adds no noise."""
     detector, images = small(noise=0.5).eval(), to_batch(cookies(2, (29, 29)))
-    seen: list[Tensor] = []
-    detector.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    encoder_inputs: list[Tensor] = []
+    detector.encoder.register_forward_pre_hook(lambda _, inputs: encoder_inputs.append(inputs[0].detach()))
     run = descent(detector, 0, Path())
     run.objectives[0].loss(images)
     detector.loss(images)
-    assert float((seen[0] - (2 * images - 1)).std()) == pytest.approx(0.5, rel=0.1)
-    torch.testing.assert_close(seen[1], 2 * images - 1)
+    assert float((encoder_inputs[0] - (2 * images - 1)).std()) == pytest.approx(0.5, rel=0.1)
+    torch.testing.assert_close(encoder_inputs[1], 2 * images - 1)
 
 
-def test_the_score_is_the_mean_squared_error() -> None:
+def test_score_is_the_mean_squared_error() -> None:
     detector, images = small().eval(), to_batch(cookies(2, (29, 29)))
     with torch.no_grad():
         residuals = detector.residuals(images)
@@ -159,20 +161,20 @@ def test_the_score_is_the_mean_squared_error() -> None:
         torch.testing.assert_close(residuals.score.mean(), detector.loss(images))
 
 
-def test_the_papers_protocol_mines_in_the_last_51_epochs() -> None:
+def test_paper_protocol_mines_in_the_last_51_epochs() -> None:
     random, mined = OcGan(OcGanConfig()).plan("paper")
     assert (random.max_epochs, mined.max_epochs) == (150, 51)
     for plan in (random, mined):
         assert (plan.batch_size, plan.learning_rate, plan.betas, plan.steps) == (512, 2e-4, (0.5, 0.999), None)
 
 
-def test_its_map_is_ours() -> None:
+def test_method_is_image_level() -> None:
     assert method_named("ocgan").image_level
     assert copy.deepcopy(small()).has_own_score
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("image_size=64", "squares of 29, 61 or 125"),
         ("image_size=61x29", "squares of 29, 61 or 125"),
@@ -181,6 +183,6 @@ def test_its_map_is_ours() -> None:
         ("noise=-1", "must not be negative"),
     ],
 )
-def test_what_does_not_fit_is_said(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_raise(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_texts(OcGanConfig, [text])

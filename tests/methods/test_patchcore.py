@@ -22,86 +22,91 @@ def fitted(images: int = 4, **changes: object) -> PatchCore:
     return model
 
 
-def test_a_bank_member_scores_zero() -> None:
-    model, images = fitted(bank_fraction=1.0), cookies(4, SIZE)
-    prediction = model(to_batch(images))
+def test_members_of_the_bank_have_score_zero() -> None:
+    model, images = fitted(bank_fraction=1.0), to_batch(cookies(4, SIZE))
+    prediction = model.predict(images, model.residuals(images), "raw")
     assert torch.count_nonzero(prediction.score) == 0
     assert torch.count_nonzero(prediction.anomaly_map) == 0
 
 
-def test_the_map_is_the_distance_from_the_nearest_in_the_bank() -> None:
-    """Against the plain distances of all pairs, in double precision."""
+def test_map_is_the_distance_from_the_nearest_feature_in_the_bank() -> None:
+    """The reference computes the distances of all pairs in double precision."""
     model, images = fitted(), to_batch(cookies(6, SIZE)[4:])
     pairs = (model.patches(images).double()[..., None, :] - model.bank.double()).square().sum(-1).sqrt()
     expected = pairs.amin(-1)
     torch.testing.assert_close(model.distances(images).double(), expected, rtol=1e-5, atol=0)
-    prediction = model(images)
+    prediction = model.predict(images, model.residuals(images), "raw")
     torch.testing.assert_close(prediction.score.double(), expected.flatten(1).amax(1), rtol=1e-5, atol=0)
-    shown = model.raw_map(model.residuals(images))
-    torch.testing.assert_close(shown[:, 4::8, 4::8].double(), expected, rtol=1e-5, atol=0)
+    anomaly_map = model.raw_map(model.residuals(images))
+    torch.testing.assert_close(anomaly_map[:, 4::8, 4::8].double(), expected, rtol=1e-5, atol=0)
 
 
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=40)
-def test_the_coreset_is_the_plain_greedy_one(count: int, points: int, seed: int) -> None:
-    cloud = torch.randn(max(count, points), 3, generator=torch.Generator().manual_seed(seed))
-    chosen = coreset(cloud, count, seed).tolist()
-    assert len(set(chosen)) == count
-    distances = torch.cdist(cloud.double(), cloud.double())
+def test_coreset_matches_plain_greedy_selection(count: int, points: int, seed: int) -> None:
+    all_points = torch.randn(max(count, points), 3, generator=torch.Generator().manual_seed(seed))
+    selected = coreset(all_points, count, seed).tolist()
+    assert len(set(selected)) == count
+    distances = torch.cdist(all_points.double(), all_points.double())
     for number in range(1, count):
-        left = distances[:, chosen[:number]].amin(1)
-        assert left[chosen[number]] == pytest.approx(float(left.max()), rel=1e-5)
+        distance = distances[:, selected[:number]].amin(1)
+        assert distance[selected[number]] == pytest.approx(float(distance.max()), rel=1e-5)
 
 
-def test_repeated_points_are_each_chosen_once() -> None:
+def test_duplicate_points_are_selected_once_each() -> None:
     assert sorted(coreset(torch.ones(5, 2), 5, 0).tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_the_nearest_is_found_across_chunks() -> None:
+def test_nearest_works_across_chunks() -> None:
     bank, queries = torch.randn(5000, 4), torch.randn(50, 4)
     assert torch.equal(nearest(queries, bank), torch.cdist(queries, bank).argmin(1))
     assert torch.equal(nearest(bank[4090:4100], bank), torch.arange(4090, 4100))
 
 
-@pytest.mark.parametrize(("fraction", "most", "expected"), [(0.1, 10_000, 0.1), (1.0, 10_000, 1.0), (1.0, 7, None)])
-def test_the_bank_has_the_wanted_size(fraction: float, most: int, expected: float | None) -> None:
+@pytest.mark.parametrize(
+    ("fraction", "bank_size", "expected"), [(0.1, 10_000, 0.1), (1.0, 10_000, 1.0), (1.0, 7, None)]
+)
+def test_bank_has_the_configured_size(fraction: float, bank_size: int, expected: float | None) -> None:
     patches = 3 * 8 * 10
-    model = fitted(3, bank_fraction=fraction, bank_size=most)
-    assert len(model.bank) == (most if expected is None else math.ceil(expected * patches))
+    model = fitted(3, bank_fraction=fraction, bank_size=bank_size)
+    assert len(model.bank) == (bank_size if expected is None else math.ceil(expected * patches))
 
 
-def test_the_most_abnormal_patch_counts_unsmoothed() -> None:
+def test_score_is_the_unsmoothed_maximum() -> None:
     images = to_batch(cookies(6, SIZE)[4:])
-    sharp, soft = fitted(smoothing_sigma=0.0), fitted(smoothing_sigma=8.0)
-    assert torch.equal(sharp(images).score, soft(images).score)
-    assert (soft(images).anomaly_map.flatten(1).amax(1) < soft(images).score).all()
+    sharp, soft = (
+        model.predict(images, model.residuals(images), "raw")
+        for model in (fitted(smoothing_sigma=0.0), fitted(smoothing_sigma=8.0))
+    )
+    assert torch.equal(sharp.score, soft.score)
+    assert (soft.anomaly_map.flatten(1).amax(1) < soft.score).all()
 
 
 @pytest.mark.parametrize(
     "changes", [{"bank_fraction": 0.0}, {"bank_fraction": 2.0}, {"bank_size": 0}, {"candidates": 0}]
 )
-def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
+def test_invalid_settings_raise(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         PatchCoreConfig(**changes)  # type: ignore[arg-type]
 
 
-def test_no_image_is_too_few() -> None:
+def test_zero_images_raise() -> None:
     with pytest.raises(DataError, match="at least 1"):
         PatchCore(PatchCoreConfig()).fit(np.zeros((0, 224, 224, 3), np.uint8), 0)
 
 
-def test_the_bank_is_chosen_from_as_many_patches_as_wanted() -> None:
+def test_bank_is_selected_from_the_configured_number_of_candidates() -> None:
     model, images = fitted(bank_fraction=1.0, candidates=50), cookies(4, SIZE)
     assert len(model.bank) == 50
     patches = model.patches(to_batch(images)).flatten(0, 2)
-    apart = torch.cdist(model.bank, patches, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    torch.testing.assert_close(apart, torch.zeros(50), atol=1e-4, rtol=0)
+    distances = torch.cdist(model.bank, patches, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    torch.testing.assert_close(distances, torch.zeros(50), atol=1e-4, rtol=0)
     assert len({tuple(vector.tolist()) for vector in model.bank}) == 50
     assert torch.equal(model.bank, fitted(bank_fraction=1.0, candidates=50).bank)
 
 
 @pytest.mark.parametrize("grid", ["s4", "s8", "s16"])
-def test_a_spot_shows_at_its_place_on_every_grid(grid: str) -> None:
+def test_spot_is_localized_on_every_grid(grid: str) -> None:
     model, image = fitted(grid=grid), cookies(5, SIZE)[4:]
     spotted = image.copy()
     spotted[0, 40:48, 56:64] = (255, 0, 255)

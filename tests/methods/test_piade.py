@@ -12,11 +12,11 @@ from metalad.runtime.settings import from_texts
 from tests.cookies import cookies
 
 SIZE = (56, 88)
-"""Like the paper's 120, a size that the decoder reaches by itself."""
+"""Like the paper's 120: an image size that the decoder outputs without interpolation."""
 
 
 def prepared(**changes: object) -> Piade:
-    """A model that begins with its trained weights, and has not learnt."""
+    """A model with pretrained encoder weights, not trained."""
     torch.manual_seed(0)
     values = {"image_size": SIZE, "smoothing_sigma": 1.0} | changes
     model = Piade(PiadeConfig(**values)).eval()  # type: ignore[arg-type]
@@ -37,8 +37,8 @@ def images() -> torch.Tensor:
 # Size
 
 
-def test_with_resnet_18_it_has_the_papers_size() -> None:
-    """Counted by hand: ResNet-18 without its classifier, and what the authors' code puts around it."""
+def test_parameter_count_with_resnet_18_matches_the_paper() -> None:
+    """The reference counts ResNet-18 without its classifier and the other parts of the authors' code."""
     model = Piade(PiadeConfig(backbone="resnet18"))
     attention = sum(2 * channels * channels // 16 for channels in (64, 64, 128, 256, 512))
     pyramid = sum(512 * 512 // part + 2 * 512 // part for part in (1, 2, 4, 8))
@@ -47,22 +47,22 @@ def test_with_resnet_18_it_has_the_papers_size() -> None:
     image_decoder = sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel in layers) + 2 * 80
     expected = {"network": 11_176_512, "attention": attention, "pyramid": pyramid, "capsules": 2 * 120 * 64 * 8}
     expected |= {"vector_decoder": vector_decoder, "image_decoder": image_decoder}
-    found = {name: sum(part.numel() for part in child.parameters()) for name, child in model.named_children()}
-    compared = found.pop("judge_network")
-    assert {name: count for name, count in found.items() if count} == expected
+    counts = {name: sum(part.numel() for part in child.parameters()) for name, child in model.named_children()}
+    perceptual = counts.pop("judge_network")
+    assert {name: count for name, count in counts.items() if count} == expected
     assert sum(expected.values()) == 16_174_643
-    assert compared == 15_792
+    assert perceptual == 15_792
 
 
 @pytest.mark.parametrize("side", [56, 120])
-def test_the_decoder_reaches_the_papers_size_by_itself(side: int) -> None:
+def test_decoder_outputs_the_papers_size(side: int) -> None:
     model = Piade(PiadeConfig(image_size=(side, side), smoothing_sigma=1.0))
     twice = 2 * model.config.grid[0]
     with torch.no_grad():
         assert model.image_decoder.eval()(torch.zeros(1, 208, twice, twice)).shape == (1, 3, side, side)
 
 
-def test_another_size_is_interpolated() -> None:
+def test_other_sizes_are_interpolated() -> None:
     model = prepared(image_size=(40, 64))
     assert model.reconstruct(to_batch(cookies(2, (40, 64)))).shape == (2, 3, 40, 64)
 
@@ -70,7 +70,7 @@ def test_another_size_is_interpolated() -> None:
 # Parts
 
 
-def test_attention_weighs_channels_by_their_means() -> None:
+def test_attention_weights_channels_by_their_means() -> None:
     torch.manual_seed(0)
     attention, maps = Attention(32), torch.randn(2, 32, 3, 5)
     means = maps.mean((2, 3))
@@ -79,7 +79,7 @@ def test_attention_weighs_channels_by_their_means() -> None:
     torch.testing.assert_close(attention(maps), torch.einsum("nchw,nc->nchw", maps, weights))
 
 
-def test_the_pyramid_has_four_widths_and_forgets_the_place() -> None:
+def test_pyramid_has_four_widths_and_ignores_positions() -> None:
     torch.manual_seed(0)
     pyramid, maps = Pyramid(64).eval(), torch.randn(2, 64, 3, 5)
     capsules = pyramid(maps)
@@ -88,20 +88,20 @@ def test_the_pyramid_has_four_widths_and_forgets_the_place() -> None:
     torch.testing.assert_close(capsules, pyramid(maps.flip(3)))
 
 
-def test_the_encoder_begins_with_its_trained_weights(model: Piade) -> None:
-    known = Backbone("lite0", ("s32",))
-    known.load()
-    for name, tensor in known.network.state_dict().items():
+def test_encoder_starts_with_pretrained_weights(model: Piade) -> None:
+    reference = Backbone("lite0", ("s32",))
+    reference.load()
+    for name, tensor in reference.network.state_dict().items():
         assert torch.equal(model.network.state_dict()[name], tensor), name
 
 
-def test_features_are_compared_in_units_of_their_variance(model: Piade) -> None:
-    (seen,) = model.judge_network(to_batch(cookies(4, SIZE)))
-    variance = np.var(seen.transpose(0, 1).flatten(1).numpy(), axis=1, ddof=1)
+def test_perceptual_features_are_scaled_by_their_variance(model: Piade) -> None:
+    (features,) = model.judge_network(to_batch(cookies(4, SIZE)))
+    variance = np.var(features.transpose(0, 1).flatten(1).numpy(), axis=1, ddof=1)
     np.testing.assert_allclose(model.seen_variance[:, 0, 0].numpy(), np.maximum(variance, MIN_VARIANCE), rtol=1e-4)
 
 
-def test_all_learns_but_what_compares(images: torch.Tensor) -> None:
+def test_all_parts_are_trained_except_the_perceptual_network(images: torch.Tensor) -> None:
     model = prepared().train()
     model.loss(images).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
@@ -114,22 +114,22 @@ def test_all_learns_but_what_compares(images: torch.Tensor) -> None:
     assert first.abs().max() > 0
 
 
-def test_what_compares_reaches_the_reconstruction(model: Piade, images: torch.Tensor) -> None:
-    rebuilt = images.flip(3).requires_grad_()
-    model._seen_error(rebuilt, images).sum().backward()  # type: ignore[no-untyped-call]
-    assert rebuilt.grad is not None
-    assert (rebuilt.grad.abs().amax((1, 2, 3)) > 0).all()
+def test_perceptual_error_has_gradients_for_the_reconstruction(model: Piade, images: torch.Tensor) -> None:
+    reconstruction = images.flip(3).requires_grad_()
+    model._perceptual_error(reconstruction, images).sum().backward()  # type: ignore[no-untyped-call]
+    assert reconstruction.grad is not None
+    assert (reconstruction.grad.abs().amax((1, 2, 3)) > 0).all()
 
 
 # Loss, map and score
 
 
-def test_the_loss_is_the_papers_sum(model: Piade, images: torch.Tensor) -> None:
+def test_loss_matches_the_paper(model: Piade, images: torch.Tensor) -> None:
     with torch.no_grad():
-        rebuilt = model.reconstruct(images)
-        seen, wanted = (model.judge_network(some)[0] for some in (rebuilt, images))
-        perceptual = ((seen - wanted) ** 2 / model.seen_variance).mean()
-        expected = ((rebuilt - images) ** 2).mean() - ssim_map(rebuilt, images).mean() + perceptual
+        reconstruction = model.reconstruct(images)
+        features, target = (model.judge_network(some)[0] for some in (reconstruction, images))
+        perceptual = ((features - target) ** 2 / model.seen_variance).mean()
+        expected = ((reconstruction - images) ** 2).mean() - ssim_map(reconstruction, images).mean() + perceptual
         torch.testing.assert_close(model.loss(images), expected)
         score = model.residuals(images).score
     assert score is not None
@@ -137,45 +137,45 @@ def test_the_loss_is_the_papers_sum(model: Piade, images: torch.Tensor) -> None:
     torch.testing.assert_close(score.mean(), expected + 1)
 
 
-def test_the_map_is_error_and_structure(model: Piade, images: torch.Tensor) -> None:
+def test_map_is_squared_error_plus_dissimilarity(model: Piade, images: torch.Tensor) -> None:
     with torch.no_grad():
-        rebuilt, found = model.reconstruct(images), model.raw_map(model.residuals(images))
-    structure = F.pad(1 - ssim_map(rebuilt, images).mean(1, keepdim=True), (5, 5, 5, 5), mode="replicate")[:, 0]
-    torch.testing.assert_close(found, ((rebuilt - images) ** 2).sum(1) + structure)
+        reconstruction, anomaly_map = model.reconstruct(images), model.raw_map(model.residuals(images))
+    structure = F.pad(1 - ssim_map(reconstruction, images).mean(1, keepdim=True), (5, 5, 5, 5), mode="replicate")[:, 0]
+    torch.testing.assert_close(anomaly_map, ((reconstruction - images) ** 2).sum(1) + structure)
 
 
-def test_what_is_rebuilt_without_fault_scores_nothing(
+def test_perfect_reconstruction_has_score_zero(
     model: Piade, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "reconstruct", lambda seen: seen.clone())
+    monkeypatch.setattr(model, "reconstruct", lambda inputs: inputs.clone())
     residuals = model.residuals(images)
     assert residuals.score is not None
     torch.testing.assert_close(residuals.score, torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(model.raw_map(residuals), torch.zeros(3, *SIZE), rtol=0, atol=1e-5)
 
 
-def test_a_single_image_cannot_be_learnt_from() -> None:
+def test_training_with_a_single_image_raises() -> None:
     model = prepared().train()
     with pytest.raises(DataError, match="at least 2 good images"):
         model.loss(to_batch(cookies(1, SIZE)))
 
 
-def test_the_papers_protocol_is_the_authors(model: Piade) -> None:
+def test_paper_protocol_matches_the_authors_code(model: Piade) -> None:
     (plan,) = model.plan("paper")
     assert (plan.learning_rate, plan.batch_size, plan.max_epochs, plan.weight_decay) == (1e-3, 60, 400, 1e-3)
     assert plan.keep == "last"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("vectors=0", "vectors is 0"), ("backbone=lite2", "one of lite0, lite1, resnet18, wide_resnet50_2")],
 )
-def test_what_does_not_fit_is_said(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_raise(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_texts(PiadeConfig, [text])
 
 
-def test_a_resnet_without_a_file_is_refused() -> None:
+def test_resnet_without_weights_raises() -> None:
     model = Piade(PiadeConfig(backbone="resnet18", image_size=(24, 24), smoothing_sigma=1.0))
     with pytest.raises(ConfigError, match="name a file"):
         model.prepare("train", cookies(2, (24, 24)), 0)

@@ -7,10 +7,10 @@ from torch import nn
 
 from metalad.detectors.base import Protocol
 from metalad.methods.student_teacher import (
-    Answers,
-    BackboneSchool,
-    PatchSchool,
-    Pyramid,
+    BackboneEnsemble,
+    FeaturesAndPredictions,
+    PatchEnsemble,
+    PyramidStudent,
     StudentTeacher,
     StudentTeacherConfig,
     compactness,
@@ -34,38 +34,38 @@ def config(**changes: object) -> StudentTeacherConfig:
 
 
 def small(**changes: object) -> StudentTeacher:
-    """Untrained, but with the units of what a backbone says."""
+    """An untrained model; with a backbone as teacher, the standardization is fitted."""
     torch.manual_seed(0)
     model = StudentTeacher(config(**changes)).eval()
-    if isinstance(model.ensemble, BackboneSchool):
+    if isinstance(model.ensemble, BackboneEnsemble):
         model.prepare("students", cookies(3, SIZE), 0)
     return model
 
 
-def test_a_pyramid_has_the_backbones_places() -> None:
-    """Of any size, with sides that no stride divides, at the taps asked for alone."""
+def test_student_maps_have_the_size_of_the_backbones_maps() -> None:
+    """Only the configured taps; sizes include sides that the strides do not divide."""
     backbone = Backbone("lite0", ("s8", "s32"))
     backbone.load()
     for size in ((64, 96), (67, 90), (65, 33)):
         image = torch.rand(2, 3, *size)
-        said = Pyramid(4, {"s8": 5, "s32": 7})(image)
-        assert list(said) == ["s8", "s32"]
-        assert [maps.shape[1] for maps in said.values()] == [5, 7]
-        assert [maps.shape[-2:] for maps in said.values()] == [maps.shape[-2:] for maps in backbone(image)]
+        predicted = PyramidStudent(4, {"s8": 5, "s32": 7})(image)
+        assert list(predicted) == ["s8", "s32"]
+        assert [maps.shape[1] for maps in predicted.values()] == [5, 7]
+        assert [maps.shape[-2:] for maps in predicted.values()] == [maps.shape[-2:] for maps in backbone(image)]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 51)])
-def test_maps_fit_the_image_and_lie_where_the_student_is_wrong(size: tuple[int, int]) -> None:
-    """An error planted at one place of a tap is found at the pixels around it, and nowhere far."""
+def test_error_map_fits_the_image_and_localizes_an_error(size: tuple[int, int]) -> None:
+    """An error at one position of a tap appears at the pixels around it only."""
     model = small(image_size=size, taps=("s8",))
     images = torch.rand(1, 3, *size)
     with torch.no_grad():
-        ((wanted, said, stride),) = model.ensemble.answers(images)
+        ((target, predicted, stride),) = model.ensemble.features_and_predictions(images)
         assert stride == 8
-        planted = wanted.clone()
-        planted[0, :, 3, 2] += 100
-        answers = Answers(wanted, planted.expand_as(said), stride)
-        model.ensemble.answers = lambda images: iter([answers])  # type: ignore[method-assign]  # noqa: ARG005
+        disturbed = target.clone()
+        disturbed[0, :, 3, 2] += 100
+        outputs = FeaturesAndPredictions(target, disturbed.expand_as(predicted), stride)
+        model.ensemble.features_and_predictions = lambda images: iter([outputs])  # type: ignore[method-assign]  # noqa: ARG005
         error = model.errors(images)[0, 0, 0]
     assert error.shape == size
     assert error[24:32, 16:24].min() > 0.2 * error.max()
@@ -73,52 +73,52 @@ def test_maps_fit_the_image_and_lie_where_the_student_is_wrong(size: tuple[int, 
     assert error.max() < 1e-6
 
 
-def test_places_that_a_backbone_rounds_away_are_filled_up() -> None:
-    """VGG's poolings leave out an odd row or column; a pyramid rounds up."""
+def test_missing_border_positions_are_padded() -> None:
+    """VGG's pooling drops an odd row or column; the student rounds up."""
     torch.manual_seed(0)
     model = StudentTeacher(config(backbone="vgg16", taps=("s4", "s8"), image_size=(38, 51))).eval()
     for tensor in model.ensemble.get_submodule("teacher").parameters():
         tensor.normal_(0, 0.05)
     images = torch.rand(1, 3, 38, 51)
     with torch.no_grad():
-        answers = list(model.ensemble.answers(images))
-        assert [wanted.shape[-2:] for wanted, _, _ in answers] == [(9, 12), (4, 6)]
-        assert [said.shape[-2:] for _, said, _ in answers] == [(9, 12), (4, 6)]
+        outputs = list(model.ensemble.features_and_predictions(images))
+        assert [target.shape[-2:] for target, _, _ in outputs] == [(9, 12), (4, 6)]
+        assert [predicted.shape[-2:] for _, predicted, _ in outputs] == [(9, 12), (4, 6)]
         error = model.errors(images)[0, 0, 0]
     assert error.shape == (38, 51)
     assert torch.equal(error[-2:, 48:], error[35, 47].expand(2, 3))
 
 
-def test_the_backbone_is_frozen_and_kept_with_the_model() -> None:
+def test_backbone_is_frozen_and_stored_with_the_model() -> None:
     model = small(**OF_BACKBONE)
     reference = Backbone("lite0", ("s4", "s8"))
     reference.load()
     stored = model.state_dict()
     for name, tensor in reference.state_dict().items():
-        assert torch.equal(stored[f"school.teacher.{name}"], tensor)
+        assert torch.equal(stored[f"ensemble.teacher.{name}"], tensor)
     learner = model.learner("students")
     learner.train()
     model.loss(to_batch(cookies(2, SIZE))).backward()  # type: ignore[no-untyped-call]
     assert all(tensor.grad is None for tensor in model.ensemble.get_submodule("teacher").parameters())
     assert all(tensor.grad is not None for tensor in model.ensemble.students.parameters())
     for name, tensor in reference.state_dict().items():
-        assert torch.equal(model.state_dict()[f"school.teacher.{name}"], tensor)
+        assert torch.equal(model.state_dict()[f"ensemble.teacher.{name}"], tensor)
 
 
-def test_the_targets_are_the_backbones_taps_standardised() -> None:
-    """Over the images that the units were learnt from, mean 0 and deviation 1 in each channel."""
+def test_targets_are_the_standardized_features_of_the_backbone() -> None:
+    """On the images used for fitting, each channel has mean 0 and standard deviation 1."""
     model = small(**OF_BACKBONE)
     with torch.no_grad():
-        answers = list(model.ensemble.answers(to_batch(cookies(3, SIZE))))
-    assert [(wanted.shape[1], stride) for wanted, _, stride in answers] == [(24, 4), (40, 8)]
-    for wanted, _, _ in answers:
-        values = wanted.double().transpose(0, 1).flatten(1)
+        outputs = list(model.ensemble.features_and_predictions(to_batch(cookies(3, SIZE))))
+    assert [(target.shape[1], stride) for target, _, stride in outputs] == [(24, 4), (40, 8)]
+    for target, _, _ in outputs:
+        values = target.double().transpose(0, 1).flatten(1)
         torch.testing.assert_close(values.mean(1), torch.zeros(len(values)).double(), rtol=0, atol=1e-3)
         torch.testing.assert_close(values.std(1, correction=0), torch.ones(len(values)).double(), rtol=1e-3, atol=0)
 
 
-def test_the_papers_networks_have_26_million_parameters() -> None:
-    """Three scales of a teacher and three students, each with a decoder to ResNet-18's 512 numbers."""
+def test_parameter_count_matches_the_paper() -> None:
+    """Three scales, each with a teacher and three students, and decoders to ResNet-18's 512 features."""
     networks = [nn.ModuleList([PatchNetwork(side, 128, 128), nn.Linear(128, 512)]) for side in NETWORKS]
     assert sum(4 * tensor.numel() for tensor in nn.ModuleList(networks).parameters()) == 25_951_744
 
@@ -133,28 +133,31 @@ def test_compactness_is_the_squared_correlation() -> None:
 
 
 @each_teacher
-def test_error_and_spread_are_those_of_a_mixture(changes: dict[str, object]) -> None:
-    """Eq. 8 and 9, written out in NumPy, at the places that the map is made of."""
+def test_error_and_variance_match_the_paper(changes: dict[str, object]) -> None:
+    """Eq. 8 and 9 in NumPy, at the stride of the scale."""
     model = small(**changes | {"dense": True})
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
-        found = model.errors(images)
-        answers = list(model.ensemble.answers(images))
-    assert found.shape == (2, len(answers), 2, *SIZE)
-    for index, (wanted, said, stride) in enumerate(answers):
-        known, each = wanted.double().numpy(), said.double().numpy()
-        mean = each.mean(0)
-        error, spread = np.square(mean - known).sum(1), np.square(each).sum(2).mean(0) - np.square(mean).sum(1)
-        for part, expected in enumerate((error, spread)):
-            fine = torch.from_numpy(expected)[:, None]
+        errors = model.errors(images)
+        outputs = list(model.ensemble.features_and_predictions(images))
+    assert errors.shape == (2, len(outputs), 2, *SIZE)
+    for index, (target, predicted, stride) in enumerate(outputs):
+        features, predictions = target.double().numpy(), predicted.double().numpy()
+        mean = predictions.mean(0)
+        error, variance = (
+            np.square(mean - features).sum(1),
+            np.square(predictions).sum(2).mean(0) - np.square(mean).sum(1),
+        )
+        for part, expected in enumerate((error, variance)):
+            upsampled = torch.from_numpy(expected)[:, None]
             if stride > 1:
-                fine = nn.functional.interpolate(fine, SIZE, mode="bilinear")
-            torch.testing.assert_close(found[:, index, part].double(), fine[:, 0], rtol=1e-3, atol=1e-5)
+                upsampled = nn.functional.interpolate(upsampled, SIZE, mode="bilinear")
+            torch.testing.assert_close(errors[:, index, part].double(), upsampled[:, 0], rtol=1e-3, atol=1e-5)
 
 
-def test_students_that_know_the_teacher_find_nothing() -> None:
+def test_students_equal_to_the_teacher_have_residual_zero() -> None:
     model = small(**DISTILLED)
-    assert isinstance(model.ensemble, PatchSchool)
+    assert isinstance(model.ensemble, PatchEnsemble)
     for teacher, students in zip(model.ensemble.teachers, model.ensemble.students, strict=True):
         for student in students.children():
             student.load_state_dict(teacher.state_dict())
@@ -163,23 +166,25 @@ def test_students_that_know_the_teacher_find_nothing() -> None:
 
 
 @each_teacher
-def test_the_map_is_the_papers_but_for_a_constant(changes: dict[str, object]) -> None:
-    """Eq. 10 and 11, with means and deviations over the held-out images."""
+def test_map_equals_the_papers_up_to_a_constant(changes: dict[str, object]) -> None:
+    """Eq. 10 and 11, with means and standard deviations over the held-out images."""
     model, held_out = small(**changes), cookies(3, SIZE)
     model.conclude(held_out, held_out)
     new = to_batch(cookies(5, SIZE)[3:])
     with torch.no_grad():
-        found = model.raw_map(model.residuals(new)).double().numpy()
-        known, maps = model.errors(to_batch(held_out)).double().numpy(), model.errors(new).double().numpy()
-    expected = np.zeros_like(found)
+        anomaly_map = model.raw_map(model.residuals(new)).double().numpy()
+        held_out_maps, maps = model.errors(to_batch(held_out)).double().numpy(), model.errors(new).double().numpy()
+    expected = np.zeros_like(anomaly_map)
     for scale in range(2):
         for part in range(2):
-            values = known[:, scale, part]
+            values = held_out_maps[:, scale, part]
             expected += (maps[:, scale, part] - values.mean()) / values.std(ddof=1) / 2
-    np.testing.assert_allclose(found - found.min(), expected - expected.min(), rtol=0, atol=1e-4 * float(found.max()))
+    np.testing.assert_allclose(
+        anomaly_map - anomaly_map.min(), expected - expected.min(), rtol=0, atol=1e-4 * float(anomaly_map.max())
+    )
 
 
-def test_teacher_and_students_learn_in_turn() -> None:
+def test_teacher_and_students_are_trained_in_separate_stages() -> None:
     model = small(**DISTILLED)
     teacher, students = (
         {id(tensor) for tensor in model.learner(stage).objectives()[0].parameters} for stage in ("teacher", "students")
@@ -188,24 +193,24 @@ def test_teacher_and_students_learn_in_turn() -> None:
     assert teacher | students == {id(tensor) for tensor in model.parameters()}
 
 
-def test_only_a_distilled_teacher_is_taught() -> None:
+def test_only_a_distilled_teacher_is_trained() -> None:
     protocols: tuple[Protocol, ...] = ("default", "paper")
     for protocol in protocols:
         assert [plan.stage for plan in small(**DISTILLED).plan(protocol)] == ["teacher", "students"]
         assert [plan.stage for plan in small(**OF_BACKBONE).plan(protocol)] == ["students"]
 
 
-def test_a_distilled_model_comes_back_from_its_file(tmp_path: Path) -> None:
-    wanted = config(**DISTILLED, patches=9, students=2)
-    model = train(put_cookies(tmp_path / "images", 5), tmp_path / "run", method=wanted, epochs=1, device="cpu")
+def test_distilled_model_is_restored_from_its_file(tmp_path: Path) -> None:
+    settings = config(**DISTILLED, patches=9, students=2)
+    model = train(put_cookies(tmp_path / "images", 5), tmp_path / "run", method=settings, epochs=1, device="cpu")
     assert list(model.header.training["stages"]) == ["teacher", "students"]
     images = to_batch(cookies(2, SIZE))
     with torch.no_grad():
         assert torch.equal(model.detector(images)[1], read_model(model.path).detector(images)[1])
 
 
-def test_the_teachers_loss_falls_to_knowledge() -> None:
-    """A decoder of the wanted mean has a knowledge loss of 1: targets are standardised."""
+def test_training_lowers_the_teacher_loss() -> None:
+    """Predicting the mean gives a knowledge loss of 1, since targets are standardized."""
     model = small(**DISTILLED | {"scales": (17,)})
     pixels = cookies(8, SIZE)
     model.prepare("teacher", pixels, 0)
@@ -233,6 +238,6 @@ def test_the_teachers_loss_falls_to_knowledge() -> None:
         {"taps": ("s8", "s8")},
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
+def test_invalid_settings_raise(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         StudentTeacher(StudentTeacherConfig(**{"smoothing_sigma": 1.0, **changes}))  # type: ignore[arg-type]

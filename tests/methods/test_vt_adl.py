@@ -38,7 +38,7 @@ def mixture(components: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 @pytest.mark.parametrize(("capsule", "total"), [(True, 41_100_563), (False, 24_323_347)])
-def test_each_part_has_the_size_of_the_authors(capsule: bool, total: int) -> None:
+def test_parameter_counts_match_the_authors_code(capsule: bool, total: int) -> None:
     with torch.device("meta"):
         model = VtAdl(VtAdlConfig(capsule=capsule, **PUBLISHED))  # type: ignore[arg-type]
     patch, width, hidden, tokens = 3 * 64 * 64, 512, 1024, 65
@@ -50,14 +50,14 @@ def test_each_part_has_the_size_of_the_authors(capsule: bool, total: int) -> Non
     density = width * 10 + 2 * width * 10 * width
     expected = {"transformer": transformer, "decoder": decoder, "density": density}
     expected |= {"capsule": 4096 * 512 * 8} if capsule else {}
-    found = {name: sum(part.numel() for part in child.parameters()) for name, child in model.named_children()}
-    assert {name: count for name, count in found.items() if count} == expected
+    counts = {name: sum(part.numel() for part in child.parameters()) for name, child in model.named_children()}
+    assert {name: count for name, count in counts.items() if count} == expected
     assert sum(expected.values()) == total
     assert [round(count / 1e6, 2) for count in (transformer, decoder, density)] == [18.93, 0.14, 5.25]
 
 
 @pytest.mark.parametrize("side", [16, 64, 256, 512, 1024])
-def test_the_decoder_rebuilds_the_images_size(side: int) -> None:
+def test_decoder_outputs_the_image_size(side: int) -> None:
     with torch.device("meta"):
         model = VtAdl(
             VtAdlConfig(image_size=(side, side), patch_size=side // 2, smoothing_sigma=1.0, width=64, heads=1)
@@ -65,7 +65,7 @@ def test_the_decoder_rebuilds_the_images_size(side: int) -> None:
         assert model.decoder(torch.empty(2, 1, 8, 8)).shape == (2, 3, side, side)
 
 
-def test_a_size_that_doubling_does_not_reach_is_interpolated() -> None:
+def test_other_sizes_are_interpolated() -> None:
     model = small()
     assert model.reconstruct(torch.randn(2, 24, 64)).shape == (2, 3, *SIZE)
 
@@ -75,27 +75,27 @@ def test_a_size_that_doubling_does_not_reach_is_interpolated() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 1000))
-def test_the_cost_is_the_mixtures_likelihood(components: int, seed: int) -> None:
+def test_cost_is_the_negative_log_likelihood_of_the_mixture(components: int, seed: int) -> None:
     embeddings, logits, means, log_variances = mixture(components, seed)
     parts = Independent(Normal(means, (log_variances / 2).exp()), 1)
-    law = MixtureSameFamily(Categorical(logits=logits), parts)
+    distribution = MixtureSameFamily(Categorical(logits=logits), parts)
     constant = 8 / 2 * math.log(2 * math.pi)
-    found = mixture_cost(embeddings, logits, means, log_variances, "logsumexp")
-    torch.testing.assert_close(found, -law.log_prob(embeddings) - constant, rtol=1e-4, atol=1e-4)  # type: ignore[no-untyped-call]
-    each = -parts.log_prob(embeddings[..., None, :]) - constant  # type: ignore[no-untyped-call]
-    expected = (Categorical(logits=logits).probs * each).sum(-1)
+    nll = mixture_cost(embeddings, logits, means, log_variances, "logsumexp")
+    torch.testing.assert_close(nll, -distribution.log_prob(embeddings) - constant, rtol=1e-4, atol=1e-4)  # type: ignore[no-untyped-call]
+    component_nll = -parts.log_prob(embeddings[..., None, :]) - constant  # type: ignore[no-untyped-call]
+    expected = (Categorical(logits=logits).probs * component_nll).sum(-1)
     repo = mixture_cost(embeddings, logits, means, log_variances, "repo")
     torch.testing.assert_close(repo, expected, rtol=1e-4, atol=1e-4)
-    assert (repo >= found - 1e-5).all()
-    assert (found >= -1e-6).all()
+    assert (repo >= nll - 1e-5).all()
+    assert (nll >= -1e-6).all()
 
 
-def test_one_component_makes_both_costs_the_same() -> None:
+def test_both_costs_are_equal_for_one_component() -> None:
     one, other = (mixture_cost(*mixture(1), kind) for kind in ("repo", "logsumexp"))
     torch.testing.assert_close(one, other)
 
 
-def test_no_variance_is_below_1_nor_without_bound() -> None:
+def test_variances_are_at_least_1_and_bounded() -> None:
     torch.manual_seed(0)
     density = MixtureDensity(8, 3)
     for size in (0.0, 1.0, 1e6):
@@ -125,28 +125,28 @@ def test_attention_is_scaled_by_the_whole_width() -> None:
     torch.testing.assert_close(block(tokens)[0], tokens[0] + block.output(torch.cat(heads, 1)))
 
 
-def test_tokens_are_patches_in_reading_order() -> None:
-    """Without blocks nothing mixes, and an embedding depends on the pixels of its own patch alone."""
+def test_tokens_are_patches_in_row_major_order() -> None:
+    """Without blocks, an embedding depends only on the pixels of its own patch."""
     model, images = small(), torch.rand(1, 3, *SIZE, requires_grad=True)
     model.transformer.blocks = nn.Sequential()
     for token in (0, 5, 6, 23):
         (gradient,) = torch.autograd.grad(model.embed(images)[0, token].square().sum(), images)
-        seen = gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)).flatten()
-        assert seen.nonzero().flatten().tolist() == [token]
+        influence = gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)).flatten()
+        assert influence.nonzero().flatten().tolist() == [token]
 
 
-def test_a_patch_knows_of_all_others() -> None:
+def test_embedding_depends_on_all_patches() -> None:
     model, images = small(), torch.rand(1, 3, *SIZE, requires_grad=True)
     (gradient,) = torch.autograd.grad(model.embed(images)[0, 7].square().sum(), images)
     assert (gradient.abs().amax((0, 1)).reshape(4, 8, 6, 8).amax((1, 3)) > 0).all()
 
 
-def test_noise_is_for_training_only() -> None:
+def test_noise_is_added_in_training_only() -> None:
     model, images = small(noise=0.5), torch.rand(4, 3, *SIZE)
     with torch.no_grad():
-        calm = model.embed(images)
-        assert torch.equal(calm, model.embed(images))
-        noise = model.train().embed(images) - calm
+        noise_free = model.embed(images)
+        assert torch.equal(noise_free, model.embed(images))
+        noise = model.train().embed(images) - noise_free
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
     assert float(noise.mean()) == pytest.approx(0, abs=0.03)
     assert torch.equal(small(noise=0.0).train().embed(images), small().embed(images))
@@ -155,15 +155,17 @@ def test_noise_is_for_training_only() -> None:
 # Loss, map and score
 
 
-def test_the_loss_is_the_authors() -> None:
+def test_loss_matches_the_authors_code() -> None:
     model, images = small(), to_batch(cookies(3, SIZE))
     embeddings = model.embed(images)
-    rebuilt, costs = model.reconstruct(embeddings), model.cost(embeddings)
-    expected = 5 * ((rebuilt - images) ** 2).mean() - 0.5 * ssim_map(rebuilt, images).mean() + costs.sum() / 3
+    reconstruction, costs = model.reconstruct(embeddings), model.cost(embeddings)
+    expected = (
+        5 * ((reconstruction - images) ** 2).mean() - 0.5 * ssim_map(reconstruction, images).mean() + costs.sum() / 3
+    )
     torch.testing.assert_close(model.loss(images), expected)
 
 
-def test_all_parts_learn() -> None:
+def test_all_parts_are_trained() -> None:
     model = small().train()
     model.loss(to_batch(cookies(3, SIZE))).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
@@ -172,29 +174,31 @@ def test_all_parts_learn() -> None:
 
 
 @pytest.mark.parametrize("token", [0, 8, 23])
-def test_the_map_shows_a_costly_patch_in_its_place(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_shows_the_patch_of_high_cost(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     costs = torch.full((1, 24), 2.0)
     costs[0, token] = 7.0
     monkeypatch.setattr(model, "cost", lambda _: costs)
-    found = model.raw_map(model.residuals(torch.rand(1, 3, *SIZE)))[0]
-    assert float(found.min()) == pytest.approx(2.0)
-    row, column = divmod(int(found.argmax()), SIZE[1])
+    anomaly_map = model.raw_map(model.residuals(torch.rand(1, 3, *SIZE)))[0]
+    assert float(anomaly_map.min()) == pytest.approx(2.0)
+    row, column = divmod(int(anomaly_map.argmax()), SIZE[1])
     assert (row // 8, column // 8) == divmod(token, 6)
 
 
-def test_the_own_score_is_error_structure_and_the_costliest_patch() -> None:
+def test_own_score_is_error_plus_dissimilarity_plus_maximum_cost() -> None:
     model, images = small(image_score="own"), to_batch(cookies(3, SIZE))
     with torch.no_grad():
         embeddings = model.embed(images)
-        rebuilt, costs = model.reconstruct(embeddings), model.cost(embeddings)
-        for image, other, cost, score in zip(images, rebuilt, costs, model(images).score, strict=True):
+        reconstruction, costs = model.reconstruct(embeddings), model.cost(embeddings)
+        scores = model.residuals(images).score
+        assert scores is not None
+        for image, other, cost, score in zip(images, reconstruction, costs, scores, strict=True):
             structure = ssim_map(other[None], image[None]).mean()
             torch.testing.assert_close(score, ((other - image) ** 2).mean() + 1 - structure + cost.max())
             assert score > 0
 
 
-def test_the_sum_of_all_patches_is_what_is_rebuilt_without_a_capsule() -> None:
+def test_without_capsule_the_sum_of_embeddings_is_decoded() -> None:
     model, embeddings = small(capsule=False), torch.randn(1, 24, 64)
     shuffled = embeddings[:, torch.randperm(24)]
     torch.testing.assert_close(model.reconstruct(embeddings), model.reconstruct(shuffled))
@@ -202,13 +206,13 @@ def test_the_sum_of_all_patches_is_what_is_rebuilt_without_a_capsule() -> None:
     assert not torch.allclose(routed.reconstruct(embeddings), routed.reconstruct(shuffled))
 
 
-def test_the_papers_protocol_is_the_authors() -> None:
+def test_paper_protocol_matches_the_authors_code() -> None:
     (plan,) = small().plan("paper")
     assert (plan.learning_rate, plan.batch_size, plan.max_epochs, plan.weight_decay) == (1e-4, 8, 400, 1e-4)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("patch_size=15", "patch_size 15 does not divide image_size 256x256"),
         ("patch_size=0", "patch_size 0"),
@@ -220,6 +224,6 @@ def test_the_papers_protocol_is_the_authors() -> None:
         ("mdn=em", "one of repo, logsumexp"),
     ],
 )
-def test_what_does_not_fit_is_said(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_raise(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_texts(VtAdlConfig, [text])
