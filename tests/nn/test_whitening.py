@@ -22,7 +22,7 @@ def test_whitening_is_the_inverse_cholesky_factor(count: int) -> None:
 
 def test_result_does_not_depend_on_the_batch() -> None:
     covariance = covariances(CHUNK + 1, 4).double()
-    single = [whitening(matrix[None], torch.tensor(0.1))[0] for matrix in covariance]
+    single = [whitening(matrix[None], 0.1)[0] for matrix in covariance]
     assert torch.equal(whitening(covariance, 0.1), torch.stack(single))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import explained, replacing, write_bytes, write_json, write_text
+from metalad.runtime.files import os_errors_as_run_errors, replacing, write_bytes, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -17,11 +17,11 @@ def names(folder: Path) -> list[str]:
 
 def write_half(path: Path, interruption: BaseException) -> None:
     with replacing(path) as temporary:
-        temporary.write_text("half of the n")
+        temporary.write_text("half")
         raise interruption
 
 
-def test_new_content_stands_in_a_new_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_write_creates_the_folder_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b.txt", "grün\n")
     assert (tmp_path / "a" / "b.txt").read_bytes() == "grün\n".encode()
     write_bytes(tmp_path / "a" / "b.txt", b"\x00\xff")
@@ -30,7 +30,7 @@ def test_new_content_stands_in_a_new_folder_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_keeps_the_old_content(tmp_path: Path, interruption: type[BaseException]) -> None:
+def test_interrupted_write_keeps_the_old_content(tmp_path: Path, interruption: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(interruption):
@@ -39,15 +39,15 @@ def test_an_interrupted_write_keeps_the_old_content(tmp_path: Path, interruption
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_the_new_content_is_invisible_until_it_is_whole(tmp_path: Path) -> None:
+def test_new_content_is_invisible_until_complete(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "a.txt").exists()
-        assert temporary.parent == tmp_path  # a rename across disks would not be atomic
+        assert temporary.parent == tmp_path  # renaming across file systems is not atomic
     assert (tmp_path / "a.txt").read_text() == "half"
 
 
-REFUSALS = {
+MESSAGES = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk is full; free some space or choose another folder",
     errno.EACCES: "no permission; choose a folder that you may write",
@@ -56,28 +56,28 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("number", REFUSALS)
-def test_a_refusal_of_the_system_is_explained(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", MESSAGES)
+def test_os_errors_become_run_errors_with_a_remedy(tmp_path: Path, number: int) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RunError, match=f"cannot write {path}: {REFUSALS[number]}"):
+    with pytest.raises(RunError, match=f"cannot write {path}: {MESSAGES[number]}"):
         write_half(path, OSError(number, os.strerror(number)))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_files_and_folders_in_the_way_are_explained(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_raises_run_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "full").mkdir(parents=True)
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt", tmp_path / "folder"):
-        with pytest.raises(RunError, match="a file stands where a folder is needed, or the reverse"):
+        with pytest.raises(RunError, match="a file exists where a folder is needed, or the reverse"):
             write_text(path, "x")
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_only_the_system_is_explained() -> None:
-    with pytest.raises(ValueError, match="ours"), explained(Path("a.txt")):
-        raise ValueError("ours")
+def test_other_errors_are_not_converted() -> None:
+    with pytest.raises(ValueError, match="unrelated"), os_errors_as_run_errors(Path("a.txt")):
+        raise ValueError("unrelated")
 
 
 JSON = st.recursive(
@@ -89,19 +89,19 @@ JSON = st.recursive(
 
 @settings(max_examples=40, deadline=None)
 @given(value=JSON)
-def test_json_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
     write_json(path, value)
     assert json.loads(path.read_text(encoding="utf-8")) == value
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("nan")]}])
-def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
+def test_json_rejects_nan_and_infinity(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", value)
     assert names(tmp_path) == []
 
 
-def test_a_name_as_long_as_may_be_can_be_written(tmp_path: Path) -> None:
-    write_text(tmp_path / ("n" * 255), "whole")
-    assert (tmp_path / ("n" * 255)).read_text() == "whole"
+def test_file_name_of_maximum_length_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "content")
+    assert (tmp_path / ("n" * 255)).read_text() == "content"

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,16 +14,16 @@ from metalad.runtime.settings import check_choices, describe, from_json, from_te
 
 @dataclass(frozen=True, kw_only=True)
 class Oven:
-    """One setting of every type."""
+    """Example with one setting of every type."""
 
-    degrees: float = setting(180.0, "how hot")
-    minutes: int = setting(20, "how long")
-    fan: bool = setting(False, "whether the air moves")
+    degrees: float = setting(180.0, "temperature")
+    minutes: int = setting(20, "duration")
+    fan: bool = setting(False, "circulate the air")
     size: tuple[int, int] = setting((40, 60), "height and width")
-    shelves: tuple[Literal["top", "middle", "low"], ...] = setting(("middle",), "which shelves")
-    mode: Literal["bake", "grill"] = setting("bake", "what it does")
-    name: str = setting("oven", "what it is called")
-    timer: int | None = setting(None, "when it rings")
+    shelves: tuple[Literal["top", "middle", "low"], ...] = setting(("middle",), "shelves in use")
+    mode: Literal["bake", "grill"] = setting("bake", "heating mode")
+    name: str = setting("oven", "display name")
+    timer: int | None = setting(None, "minutes until the alarm")
 
 
 OVENS = st.builds(
@@ -40,29 +41,29 @@ OVENS = st.builds(
 
 @settings(deadline=None)
 @given(OVENS)
-def test_what_is_described_can_be_read_back(oven: Oven) -> None:
+def test_texts_round_trip(oven: Oven) -> None:
     values = dataclasses.asdict(oven)
-    shown = [
+    texts = [
         f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values.items()
     ]
-    assert from_texts(Oven, shown) == oven
+    assert from_texts(Oven, texts) == oven
 
 
 @settings(deadline=None)
 @given(OVENS)
-def test_a_config_comes_back_from_json(oven: Oven) -> None:
+def test_json_round_trip(oven: Oven) -> None:
     assert from_json(Oven, json.loads(json.dumps(dataclasses.asdict(oven)))) == oven
 
 
-def test_defaults_stand_where_nothing_is_said() -> None:
+def test_missing_values_get_defaults() -> None:
     assert from_texts(Oven, []) == from_json(Oven, {}) == Oven()
 
 
-def test_describe_gives_each_setting_its_default_and_help() -> None:
+def test_describe_returns_default_and_help_of_each_setting() -> None:
     described = describe(Oven)
     assert [name for name, _, _ in described] == [field.name for field in dataclasses.fields(Oven)]
     assert ("size", "40,60", "height and width") in described
-    assert ("timer", "None", "when it rings") in described
+    assert ("timer", "None", "minutes until the alarm") in described
 
 
 @pytest.mark.parametrize(
@@ -79,20 +80,20 @@ def test_describe_gives_each_setting_its_default_and_help() -> None:
         ("shelves=top,low", "shelves", ("top", "low")),
     ],
 )
-def test_values_are_written_as_people_do(text: str, name: str, value: object) -> None:
+def test_accepted_value_formats(text: str, name: str, value: object) -> None:
     assert getattr(from_texts(Oven, [text]), name) == value
 
 
-def test_the_last_of_two_values_counts() -> None:
+def test_last_value_wins() -> None:
     assert from_texts(Oven, ["minutes=1", "minutes=2"]).minutes == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("minutes", "'minutes' has no value; write NAME=VALUE"),
         ("", "'' has no value"),
-        ("minute=3", "Oven has no setting 'minute'; it has: degrees, fan, minutes"),
+        ("minute=3", "Oven has no setting 'minute'; did you mean minutes?"),
         ("minutes=1.5", "minutes='1.5': expected a whole number"),
         ("minutes=", "minutes='': expected a whole number"),
         ("degrees=hot", "degrees='hot': expected a number"),
@@ -104,19 +105,36 @@ def test_the_last_of_two_values_counts() -> None:
         ("timer=soon", "timer='soon': expected a whole number, or none"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(text: str, said: str) -> None:
+def test_invalid_text_raises_config_error_of_one_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_texts(Oven, [text])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_json_with_an_unknown_setting_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("degree", "did you mean degrees?"),
+        ("shelf", "did you mean shelves?"),
+        ("tmode", "did you mean mode or timer?"),
+        ("volts", "available: degrees, fan, minutes, mode, name, shelves, size, timer"),
+    ],
+)
+def test_unknown_setting_suggests_similar_names(name: str, hint: str) -> None:
+    message = re.escape(f"Oven has no setting {name!r}; {hint}")
+    with pytest.raises(ConfigError, match=message):
+        from_texts(Oven, [f"{name}=1"])
+    with pytest.raises(ConfigError, match=message):
+        from_json(Oven, {name: 1})
+
+
+def test_unknown_setting_in_json_raises_config_error() -> None:
     with pytest.raises(ConfigError, match="Oven has no setting 'volts'"):
         from_json(Oven, {"volts": 230})
 
 
-def test_a_misspelt_choice_is_seen_without_a_type_checker() -> None:
+def test_invalid_choice_raises_config_error() -> None:
     with pytest.raises(ConfigError, match="mode='boil': expected one of bake, grill"):
         check_choices(Oven(mode="boil"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"shelves=.*each one of top, middle, low"):

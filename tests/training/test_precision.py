@@ -9,29 +9,31 @@ from metalad.training.precision import Precision, fastest_precision, product_rat
 
 
 @pytest.fixture(autouse=True)
-def _nothing_probed_yet() -> Iterator[None]:
+def _clear_cache() -> Iterator[None]:
     fastest_precision.cache_clear()
     yield
     fastest_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("gain", "wanted"), [(2.2, "bf16"), (1.31, "bf16"), (1.29, "fp32"), (1.0, "fp32"), (0.2, "fp32")]
+    ("speedup", "expected"), [(2.2, "bf16"), (1.31, "bf16"), (1.29, "fp32"), (1.0, "fp32"), (0.2, "fp32")]
 )
-def test_bf16_is_taken_where_it_is_well_faster(monkeypatch: pytest.MonkeyPatch, gain: float, wanted: Precision) -> None:
-    rates = {torch.float32: 1e11, torch.bfloat16: gain * 1e11}
+def test_bf16_is_used_above_the_minimum_speedup(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, expected: Precision
+) -> None:
+    rates = {torch.float32: 1e11, torch.bfloat16: speedup * 1e11}
     monkeypatch.setattr(precision, "product_rate", lambda dtype, device: rates[dtype])  # noqa: ARG005
-    assert fastest_precision("cpu") == wanted
+    assert fastest_precision("cpu") == expected
 
 
-def test_a_rate_is_the_work_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 3, 1 and 2 seconds."""
+def test_rate_is_work_divided_by_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three measured times are 3, 1 and 2 seconds."""
     clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     assert product_rate(torch.float32, size=16, repeats=3) == 2 * 16**3
 
 
-def test_probing_draws_nothing_from_the_stream_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurement_does_not_change_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "SIZE", 8)
     rate = product_rate
     monkeypatch.setattr(precision, "product_rate", lambda dtype, device: rate(dtype, device, size=8, repeats=1))
@@ -42,7 +44,7 @@ def test_probing_draws_nothing_from_the_stream_of_chance(monkeypatch: pytest.Mon
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_probing_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurement_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
 
     def rate(dtype: torch.dtype, device: str) -> float:

@@ -1,4 +1,4 @@
-"""Several processes train one model: shares, sums, and runs by torchrun that are killed, resumed and compared."""
+"""Data-parallel training: shares, sums, and runs with torchrun that are killed, resumed and compared."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 
 from metalad.pipelines.train import train
 from metalad.storage.model_file import read_model
-from metalad.training.loop import _stream
-from metalad.training.process_group import ALONE, ProcessGroup, joined
+from metalad.training.loop import _epoch_seed
+from metalad.training.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from tests.tiny import TINY, TINY_SETTINGS, tiny_category
 
-STILL = ["degrees=0", "shift=0", "photometric=0"]
-"""Training images as they are: each process changes its own share by chance of its own."""
+NO_AUGMENTATION = ["degrees=0", "shift=0", "photometric=0"]
+"""Augmentation is disabled, because its random values differ between processes."""
 
 LOSS_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4
-"""Relative to the largest weight of a tensor: sums are taken in another order, and Adam divides small by small."""
+"""Relative to the largest weight of a tensor: the order of summation differs, and Adam divides small numbers."""
 
-# Rank 1 is killed as it begins the third epoch, when the second was saved.
+# Rank 1 is killed at the start of the third epoch, after the checkpoint of the second.
 SCRIPT = """
 import os, signal, sys
 from metalad.cli import main as cli
@@ -36,7 +36,7 @@ metalad.pipelines.train.fastest_precision = lambda device="cpu": "fp32"
 gradient.CHECKPOINT_SECONDS = 0.0
 epoch = gradient.Descent._epoch
 def killed(descent, *arguments):
-    if "KILL" in os.environ and descent.state.epoch == 2 and descent.team.rank == 1:
+    if "KILL" in os.environ and descent.state.epoch == 2 and descent.group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return epoch(descent, *arguments)
 gradient.Descent._epoch = killed
@@ -45,47 +45,49 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @given(st.integers(0, 40), st.integers(1, 7))
-def test_shares_are_the_batch(images: int, size: int) -> None:
-    chosen = np.arange(images)
-    shares = [ProcessGroup(rank, size).shard(chosen) for rank in range(size)]
-    np.testing.assert_array_equal(np.concatenate(shares), chosen)
+def test_shares_are_disjoint_and_cover_the_batch(images: int, size: int) -> None:
+    batch = np.arange(images)
+    shares = [ProcessGroup(rank, size).shard(batch) for rank in range(size)]
+    np.testing.assert_array_equal(np.concatenate(shares), batch)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_alone_nothing_is_sent() -> None:
+def test_single_process_communicates_nothing() -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0]))
-    assert float(ALONE.backward((weight**2).sum(), [weight], 1.0)) == 9.0
+    assert float(SINGLE_PROCESS.backward((weight**2).sum(), [weight], 1.0)) == 9.0
     assert weight.grad is not None
     assert weight.grad.tolist() == [6.0]
     value = {"a": (1, 2)}
-    assert ALONE.broadcast(value) is value
-    assert ALONE.total(0.1) == 0.1
-    with joined(torch.device("cpu")) as process_group:
-        assert process_group is ALONE
+    assert SINGLE_PROCESS.broadcast(value) is value
+    assert SINGLE_PROCESS.total(0.1) == 0.1
+    with join_process_group(torch.device("cpu")) as process_group:
+        assert process_group is SINGLE_PROCESS
 
 
-def test_each_process_draws_noise_of_its_own_the_first_as_one_alone() -> None:
-    assert _stream(5, 3, 0) == int(np.random.SeedSequence([5, 3]).generate_state(1)[0])
-    assert len({_stream(5, 3, rank) for rank in range(8)}) == 8
+def test_ranks_have_different_seeds_and_rank_0_that_of_a_single_process() -> None:
+    assert _epoch_seed(5, 3, 0) == int(np.random.SeedSequence([5, 3]).generate_state(1)[0])
+    assert len({_epoch_seed(5, 3, rank) for rank in range(8)}) == 8
 
 
 @pytest.fixture(scope="module")
 def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_category(
-        tmp_path_factory.mktemp("data") / "cookie", train=19
-    )  # 17 to learn from: the second batch is one image, and one share of it empty
+    # 17 images are used for training: the second batch is one image, and one share of it is empty.
+    return tiny_category(tmp_path_factory.mktemp("data") / "cookie", train=19)
 
 
-def torchrun(category: Path, out: Path, *more: str, kill: bool = False) -> subprocess.CompletedProcess[str]:
+def torchrun(category: Path, out: Path, *options: str, kill: bool = False) -> subprocess.CompletedProcess[str]:
     script = out.parent / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    settings = [word for setting in (*TINY_SETTINGS, *STILL) for word in ("--set", setting)]
-    words = [str(script), "train", str(category), "--out", str(out), *settings, "--device", "cpu", "--quiet", *more]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = [part for setting in (*TINY_SETTINGS, *NO_AUGMENTATION) for part in ("--set", setting)]
+    command = [str(script), "train", str(category), "--method", "metal", "--out", str(out), *settings]
+    command += ["--device", "cpu", "--quiet", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if kill:
         environment["KILL"] = "1"
-    return subprocess.run([*line, *words], capture_output=True, text=True, check=False, env=environment, timeout=300)
+    return subprocess.run(
+        [*launcher, *command], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
 
 
 def losses(run: Path) -> list[list[float]]:
@@ -93,23 +95,23 @@ def losses(run: Path) -> list[list[float]]:
     return [[row["training_loss"], row["validation_loss"]] for row in rows]
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo to sum with")
-def test_two_processes_killed_and_gone_on_with_end_where_one_does(
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of torch lacks the gloo backend")
+def test_two_killed_and_resumed_processes_match_a_single_process(
     category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metalad.pipelines.train.fastest_precision", lambda _="cpu": "fp32")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    still = dataclasses.replace(TINY, degrees=0.0, shift=0.0, photometric=0.0)
-    train(category, tmp_path / "one", method=still, epochs=5, device="cpu")
+    config = dataclasses.replace(TINY, degrees=0.0, shift=0.0, photometric=0.0)
+    train(category, tmp_path / "one", method=config, epochs=5, device="cpu")
     torch.set_num_threads(threads)
-    is_main = torchrun(category, tmp_path / "two", "--epochs", "5", kill=True)
-    assert is_main.returncode != 0
+    killed = torchrun(category, tmp_path / "two", "--epochs", "5", kill=True)
+    assert killed.returncode != 0
     assert len(losses(tmp_path / "two")) == 2
     assert not (tmp_path / "two" / "model.safetensors").exists()
-    again = torchrun(category, tmp_path / "two", "--epochs", "5", "--resume", "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["method"] == "metal"  # told once
+    resumed = torchrun(category, tmp_path / "two", "--epochs", "5", "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["method"] == "metal"  # printed by rank 0 only
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=LOSS_TOLERANCE)
     one, two = (read_model(tmp_path / name).detector.state_dict() for name in ("one", "two"))
     assert set(one) == set(two)
