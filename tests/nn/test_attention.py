@@ -13,7 +13,7 @@ def encoder(mask: Mask, depth: int, *, neighbours: bool = False, reach: int = 0)
     torch.manual_seed(0)
     return MaskedEncoder(
         values=5,
-        places=torch.arange(6.0)[:, None],
+        positions=torch.arange(6.0)[:, None],
         width=8,
         embedding_width=7,
         heads=2,

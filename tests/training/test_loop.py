@@ -37,7 +37,7 @@ class Small(Learner):
         torch.manual_seed(3)
         self.first = nn.Linear(108, 7)
         self.layers = nn.Sequential(self.first, nn.Dropout(0.3), nn.Linear(7, 108))
-        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("images_seen", torch.zeros(()))
         self.killed_at, self.calls = killed_at, 0
 
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
@@ -45,7 +45,7 @@ class Small(Learner):
         if self.calls == self.killed_at:
             raise Killed
         if self.training:
-            self.get_buffer("seen").add_(len(images))
+            self.get_buffer("images_seen").add_(len(images))
         flat = images.flatten(1)
         error: Tensor = (self.layers(flat) - flat).square().mean()
         return error
@@ -116,30 +116,30 @@ def test_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(
 ) -> None:
     """An epoch has two steps and one validation: three calls of the loss."""
     plan = dataclasses.replace(SHORT, schedule=schedule)
-    whole, resumed = Small(), Small()
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    best = train(whole, tmp_path / "whole", plan, precision=precision)
+    uninterrupted, resumed = Small(), Small()
+    (tmp_path / "uninterrupted").mkdir()
+    (tmp_path / "killed").mkdir()
+    best = train(uninterrupted, tmp_path / "uninterrupted", plan, precision=precision)
     with pytest.raises(Killed):
-        train(Small(killed_at), tmp_path / "cut", plan, precision=precision)
-    assert (tmp_path / "cut" / "checkpoint.safetensors").exists() == (killed_at > 3)
-    again = train(resumed, tmp_path / "cut", plan, precision=precision)
-    assert identical_weights(whole, resumed)
-    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+        train(Small(killed_at), tmp_path / "killed", plan, precision=precision)
+    assert (tmp_path / "killed" / "checkpoint.safetensors").exists() == (killed_at > 3)
+    again = train(resumed, tmp_path / "killed", plan, precision=precision)
+    assert identical_weights(uninterrupted, resumed)
+    assert history(tmp_path / "killed") == history(tmp_path / "uninterrupted")
     assert dataclasses.replace(again, seconds=0.0) == dataclasses.replace(best, seconds=0.0)
     assert resumed.calls == 18 - 3 * ((killed_at - 1) // 3)
 
 
 @pytest.mark.usefixtures("_checkpoint_each_epoch")
 def test_run_killed_several_times_is_bit_identical(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    whole, last = Small(), Small()
-    train(whole, tmp_path / "whole")
+    (tmp_path / "uninterrupted").mkdir()
+    uninterrupted, last = Small(), Small()
+    train(uninterrupted, tmp_path / "uninterrupted")
     for _ in range(4):
         with contextlib.suppress(Killed):
             train(Small(killed_at=5), tmp_path)
     train(last, tmp_path)
-    assert identical_weights(whole, last)
+    assert identical_weights(uninterrupted, last)
 
 
 @pytest.mark.usefixtures("_checkpoint_each_epoch")
@@ -386,17 +386,17 @@ def train_stages(module: Staged, folder: Path) -> list[Epoch]:
 @pytest.mark.usefixtures("_checkpoint_each_epoch")
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 8, 12])
 def test_run_killed_in_a_later_stage_is_bit_identical(tmp_path: Path, killed_at: int) -> None:
-    whole, resumed = Staged(), Staged()
-    selected = train_stages(whole, tmp_path / "whole")
+    uninterrupted, resumed = Staged(), Staged()
+    selected = train_stages(uninterrupted, tmp_path / "uninterrupted")
     assert [epoch.stage for epoch in selected] == ["teacher", "student"]
-    assert whole.prepared == ["teacher", "student"]
+    assert uninterrupted.prepared == ["teacher", "student"]
     with pytest.raises(Killed):
-        train_stages(Staged(killed_at), tmp_path / "cut")
-    train_stages(resumed, tmp_path / "cut")
-    assert identical_weights(whole, resumed)
-    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+        train_stages(Staged(killed_at), tmp_path / "killed")
+    train_stages(resumed, tmp_path / "killed")
+    assert identical_weights(uninterrupted, resumed)
+    assert history(tmp_path / "killed") == history(tmp_path / "uninterrupted")
     assert resumed.prepared == (["student"] if killed_at <= 3 else [])
-    assert [row["stage"] for row in history(tmp_path / "whole")] == ["teacher"] * 6 + ["student"] * 4
+    assert [row["stage"] for row in history(tmp_path / "uninterrupted")] == ["teacher"] * 6 + ["student"] * 4
 
 
 def test_modules_that_are_not_trained_are_in_evaluation_mode(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Metal(Reconstructor):
             {
                 token: MaskedEncoder(
                     values=values * config.squares_in(token),
-                    places=config.positions(token),
+                    positions=config.positions(token),
                     width=config.width * config.squares_in(token),
                     embedding_width=config.hidden_width,
                     heads=config.heads,

@@ -88,9 +88,9 @@ class MaskedEncoder(nn.Module):
       leaks: exp(0) is not 0, and the residual path carries the token's own content around the attention.
     - `none`: a plain encoder.
 
-    places: positions of the tokens, in tokens. neighbours: initialize each head to attend to a neighbor on one side
-    (see `neighbor_bias`) instead of uniformly. reach: tokens within this distance along every axis are masked like
-    the token itself.
+    positions: coordinates of the tokens, in tokens. neighbours: initialize each head to attend to a neighbor on one
+    side (see `neighbor_bias`) instead of uniformly. reach: tokens within this distance along every axis are masked
+    like the token itself.
     """
 
     hidden: Tensor
@@ -99,7 +99,7 @@ class MaskedEncoder(nn.Module):
         self,
         *,
         values: int,
-        places: Float[Tensor, "tokens axes"],
+        positions: Float[Tensor, "tokens axes"],
         width: int,
         embedding_width: int,
         heads: int,
@@ -110,13 +110,13 @@ class MaskedEncoder(nn.Module):
         reach: int = 0,
     ) -> None:
         super().__init__()
-        tokens = len(places)
-        bias = neighbor_bias(places, heads, 1 + reach) if neighbours else None
+        tokens = len(positions)
+        bias = neighbor_bias(positions, heads, 1 + reach) if neighbours else None
         self.mask = mask
         self.embedding = perceptron(values, embedding_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.blocks = nn.ModuleList(MaskedBlock(width, heads, feed_forward_ratio, mask, bias) for _ in range(depth))
-        distance = (places[:, None] - places[None]).abs().amax(-1)
+        distance = (positions[:, None] - positions[None]).abs().amax(-1)
         self.register_buffer("hidden", distance <= reach, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch tokens values"]) -> Float[Tensor, "batch tokens width"]:
@@ -129,7 +129,7 @@ class MaskedEncoder(nn.Module):
 
 
 def neighbor_bias(
-    places: Float[Tensor, "tokens axes"], heads: int, first: int = 1
+    positions: Float[Tensor, "tokens axes"], heads: int, first: int = 1
 ) -> Float[Tensor, "heads tokens tokens"]:
     """Return initial attention logits with which each head attends to the position `first` tokens to one side.
 
@@ -138,8 +138,8 @@ def neighbor_bias(
     then does not have to find the neighboring tokens first (after d'Ascoli 2021, who initializes heads as the taps of
     a convolution).
     """
-    axes = places.shape[1]
+    axes = positions.shape[1]
     directions = torch.eye(axes).repeat_interleave(2, 0) * torch.tensor([-1.0, 1.0]).repeat(axes)[:, None]
     head = torch.arange(heads)
     offsets = directions[head % len(directions)] * (first + head // len(directions))[:, None]
-    return -2 * (places[None, None] - places[None, :, None] - offsets[:, None, None]).square().sum(-1).log1p()
+    return -2 * (positions[None, None] - positions[None, :, None] - offsets[:, None, None]).square().sum(-1).log1p()

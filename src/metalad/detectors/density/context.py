@@ -51,7 +51,7 @@ class ContextPrediction(nn.Module):
         self.grid = (math.ceil(grid[0] / self.pooling), math.ceil(grid[1] / self.pooling))
         self.encoder = MaskedEncoder(
             values=self.component_count,
-            places=torch.cartesian_prod(*(torch.arange(float(side)) for side in self.grid)),
+            positions=torch.cartesian_prod(*(torch.arange(float(side)) for side in self.grid)),
             width=WIDTH,
             embedding_width=HIDDEN,
             heads=HEADS,
