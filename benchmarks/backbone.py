@@ -1,8 +1,8 @@
-"""Time a backbone on a CPU that takes a batch a few images at a time, and the search for k-means' nearest centres.
+"""Time a backbone on a CPU that processes a batch a few images at a time, and the nearest-center search of k-means.
 
-python benchmarks/backbone.py [--backbone lite0] [--threads N]
+python -m benchmarks.backbone [--backbone lite0] [--threads N]
 
-A column holds the pixels taken at once; times are ratios to the whole batch, the best of five.
+Columns: pixels processed at once. Times are relative to the whole batch, the best of five.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     backbone = Backbone(arguments.backbone, ("s4", "s8", "s16"))
-    for tensor in backbone.state_dict().values():  # as fast as trained ones
+    for tensor in backbone.state_dict().values():  # constant weights are as fast as trained ones
         torch.nn.init.constant_(tensor, 0.01)
     print("images", *(f"{pixels:>7}" for pixels in PIXELS), "  at once, s", sep="  ")
     for count, side in BATCHES:
@@ -36,31 +36,31 @@ def main() -> None:
         whole = best_at_once(backbone, images, count * side**2)
         parts = [best_at_once(backbone, images, pixels) for pixels in PIXELS]
         print(f"{count}x{side}²", *(f"{part / whole:7.2f}" for part in parts), f"{whole:12.2f}", sep="  ")
-    points, centres = torch.randn(30_000, 176), torch.randn(1024, 176)
-    whole = best(lambda: torch.cdist(points, centres).argmin(1))
+    points, centers = torch.randn(30_000, 176), torch.randn(1024, 176)
+    whole = best(lambda: torch.cdist(points, centers).argmin(1))
     print(
-        f"nearest of 1,024 centres, to cdist: {best(lambda: clustering._nearest_centers(points, centres)) / whole:.2f}"
+        f"nearest of 1,024 centers, to cdist: {best(lambda: clustering._nearest_centers(points, centers)) / whole:.2f}"
     )
 
 
 def best_at_once(backbone: Backbone, images: Tensor, pixels: int) -> float:
-    """Return the shortest time that a batch takes, so many pixels at once."""
-    usual, backbones.PIXELS_AT_ONCE = backbones.PIXELS_AT_ONCE, pixels
+    """Return the shortest time of a batch with this number of pixels at once."""
+    default, backbones.PIXELS_AT_ONCE = backbones.PIXELS_AT_ONCE, pixels
     try:
         return best(partial(backbone, images))
     finally:
-        backbones.PIXELS_AT_ONCE = usual
+        backbones.PIXELS_AT_ONCE = default
 
 
 def best(function: Callable[[], object], repeats: int = 5) -> float:
-    """Return the shortest of a few calls, in seconds."""
-    taken = []
+    """Return the shortest duration of several calls, in seconds."""
+    durations = []
     with torch.no_grad():
         for _ in range(repeats):
             start = time.perf_counter()
             function()
-            taken.append(time.perf_counter() - start)
-    return min(taken)
+            durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 if __name__ == "__main__":

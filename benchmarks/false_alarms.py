@@ -1,11 +1,11 @@
-"""Count the false alarms on good images that took no part in anything, at the rates that were wanted.
+"""Count false alarms on held-out good images, for the requested false-alarm rates.
 
-python benchmarks/false_alarms.py CATEGORY... [--method metal_features] [--folds 4] [--seed 0]
+python -m benchmarks.false_alarms CATEGORY... [--method metal_features] [--folds 4] [--seed 0]
 
-All good images of a category, those for testing too, are shuffled and dealt into folds; a model learns from all folds
-but one, sets its thresholds as any run does, and judges the one left out. No defect is ever looked at. Where the good
-images for testing were taken otherwise than those for training, this is not what a line would see: it asks whether the
-thresholds keep their word for good images like those learnt from, which is all that they promise.
+All good images of a category, training and test, are split at random into folds. A model is trained on all folds but
+one, sets its thresholds as usual, and scores the remaining fold. Defects are not used. Where good test images were
+taken under other conditions than good training images, this does not predict the rate in production: it measures
+whether the thresholds are right for good images of the same distribution, which is all that they claim.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
+from benchmarks.harness.studies import Finding, write_study
+from benchmarks.harness.suite_run import RESULTS
 from metalad.data import Sample, load_images, read_category
-from metalad.pipelines.benchmark.run import RESULTS
-from metalad.pipelines.benchmark.studies import Finding, write_study
 from metalad.pipelines.train import train
-from metalad.storage.model_file import Model
+from metalad.storage.model_file import StoredModel
 
 RATES = (0.01, 0.05)
 CONFIDENCE = 0.95
@@ -51,28 +51,28 @@ def main() -> None:
 
 
 def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.ndarray:
-    """Return how many good images are rejected at each of the rates, each by a model that never saw it."""
+    """Return the number of rejected good images at each rate; each image is scored by a model not trained on it."""
     fold = np.random.default_rng(seed).permutation(len(good)) % folds
     alarms = np.zeros(len(RATES), int)
     for left_out in tqdm(range(folds), method, leave=False):
         fitted = [sample for sample, number in zip(good, fold, strict=True) if number != left_out]
-        judged = [sample for sample, number in zip(good, fold, strict=True) if number == left_out]
+        held_out = [sample for sample, number in zip(good, fold, strict=True) if number == left_out]
         with tempfile.TemporaryDirectory() as temporary:
             linked = Path(temporary, "good")
             linked.mkdir()
             for number, sample in enumerate(fitted):
                 (linked / f"{number:05}{sample.path.suffix}").symlink_to(sample.path.absolute())
             model = train(linked, Path(temporary, "run"), method=method, seed=seed)
-        scores = score(model, judged)
+        scores = score(model, held_out)
         alarms += [int((scores > model.threshold(rate)).sum()) for rate in RATES]
     return alarms
 
 
-def score(model: Model, samples: Sequence[Sample]) -> np.ndarray:
+def score(model: StoredModel, samples: Sequence[Sample]) -> np.ndarray:
     images = load_images(samples, model.detector.config.image_size, strict=True)
     with torch.no_grad():
         residuals = model.detector.residuals_of(images.pixels)
-        return model.detector.scores(residuals, model.scoring(None)).numpy()
+        return model.detector.image_scores(residuals, model.scoring(None)).numpy()
 
 
 def finding(category: str, images: int, alarms: np.ndarray) -> Finding:

@@ -1,9 +1,9 @@
-"""Time predict beside its parts and beside the time that the model's matrix products alone would take.
+"""Time `predict`, its parts, and the matrix products of the model alone.
 
-python benchmarks/inference.py [--run RUN] [--image FILE] [--count 64]   images a second
-python benchmarks/inference.py --count 2000 --memory                    the process's peak memory, and no timing
+python -m benchmarks.inference [--run RUN] [--image FILE] [--count 64]   images per second
+python -m benchmarks.inference --count 2000 --memory                    the peak memory of the process, no timing
 
-The second is to be run with two counts, in two processes: memory must not grow with the number of images.
+Run the second with two counts, in two processes: memory must not grow with the number of images.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from metalad.pipelines.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
 from torch.utils.flop_counter import FlopCounterMode
 
 from metalad.data.images import find_images, read_image, resize_image
@@ -26,7 +27,6 @@ from metalad.detectors.out_of_fold import calibrate
 from metalad.methods import method_named
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.demo import DATA
-from metalad.pipelines.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
 from metalad.pipelines.predict.sources import find_sources
 from metalad.storage.model_file import read_model
 from metalad.training.precision import product_rate
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def untrained(name: str) -> Detector:
-    """Return a method with its default config, calibrated on noise: as fast as a trained one."""
+    """Return a method with default settings, calibrated on noise: as fast as a trained model."""
     method = method_named(name)
     torch.manual_seed(0)
     detector = method.load()(method.load_config()())
@@ -86,21 +86,21 @@ def time_predict(detector: Detector, folder: Path, out: Path, batch_size: int, *
 
 
 def decode(folder: Path, size: tuple[int, int]) -> None:
-    """Decode and resize all, in as many threads as predict takes."""
+    """Decode and resize all images, in as many threads as `predict` uses."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_WORKERS)) as pool:
         for _ in pool.map(lambda path: resize_image(read_image(path), size).shape, find_images(folder)):
             pass
 
 
 def report_model(detector: Detector, batch_size: int, repeats: int = 10) -> None:
-    """Print the model's rate and the part of the machine's rate that it reaches."""
+    """Print the model's rate and its fraction of the machine's rate."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, *detector.config.image_size, 3), np.uint8)
 
     def model() -> None:
         with torch.inference_mode():
             detector(to_batch(pixels)).score.sum().item()
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():  # it cannot count in inference mode
+    with FlopCounterMode(display=False) as counter, torch.no_grad():  # the counter does not work in inference mode
         detector(to_batch(pixels))
     operations = int(counter.get_total_flops())
     taken = min(seconds(model) for _ in range(repeats))
@@ -113,14 +113,14 @@ def report_model(detector: Detector, batch_size: int, repeats: int = 10) -> None
 
 
 def seconds(function: Callable[[], None]) -> float:
-    """Return how long a call takes."""
+    """Return the duration of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def peak_megabytes() -> float:
-    """Return the most memory that this process has held; the unit is KiB on Linux, bytes on macOS."""
+    """Return the peak memory of this process; the system reports KiB on Linux, bytes on macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

@@ -1,9 +1,9 @@
-"""Draw what the three masks let through, epoch by epoch, from the rows of the suite `leak`.
+"""Plot how the three masks leak information, by number of epochs, from the rows of the suite `leak`.
 
-python benchmarks/leak.py OUT.png [--results benchmarks/results]
+python -m benchmarks.leak OUT.png [--results benchmarks/results]
 
-Left: the validation loss of the longest run of each mask. A loss that falls below the blind mask's can only come from
-the patch itself. Right: what localization gains or loses by it.
+Left: the validation loss of the longest run of each mask. A loss below that of the blind mask means that the patch
+itself leaks into its reconstruction. Right: the effect on localization.
 """
 
 import argparse
@@ -13,14 +13,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metalad.pipelines.benchmark.rows import Row
-from metalad.pipelines.benchmark.run import RESULTS, known_rows
-from metalad.pipelines.benchmark.suites import MASKS, suite_named
+from benchmarks.harness.suite_run import RESULTS, known_rows
+from benchmarks.harness.suites import MASKS, suite_named
+from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.runtime.files import replacing
 
-COLOURS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
+COLORS = {"blind": "#2f6f9f", "zero-logit": "#c26a2d", "none": "#6d8b3c"}
 WIDTHS = {"blind": 1.6, "zero-logit": 4.0, "none": 1.2}
-"""The literal mask and none lie one on the other: the one is drawn wide, so that both are seen."""
+"""The curves of the mask as printed and of no mask coincide: one line is wide, so that both are visible."""
 METRICS = {"pixel_auroc": "-", "pixel_auroc_fpr30": "--"}
 NAMES = {"pixel_auroc": "full", "pixel_auroc_fpr30": "to FPR 0.3"}
 
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = list(known_rows(arguments.results, suite_named("leak")).values())
     if not rows:
-        raise SystemExit("no rows yet: metalad benchmark leak --data ROOT")
+        raise SystemExit("no rows yet: python -m benchmarks leak --data ROOT")
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     losses, areas = figure.subplots(1, 2)
     for mask in MASKS:
@@ -48,29 +48,29 @@ def main() -> None:
         figure.savefig(temporary, format="png", dpi=100)
 
 
-def runs(rows: Sequence[Row], mask: str) -> Iterator[Row]:
+def runs(rows: Sequence[ResultRow], mask: str) -> Iterator[ResultRow]:
     return (row for row in rows if row.config["mask"] == mask)
 
 
-def length(row: Row) -> int:
-    """Return the epochs that a run was trained for; its weights are those of the best of them."""
+def length(row: ResultRow) -> int:
+    """Return the number of epochs of a run; its weights are those of the best epoch."""
     return int(row.training["epochs"])
 
 
-def draw_losses(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
+def draw_losses(axes: Axes, mask: str, rows: Sequence[ResultRow]) -> None:
     if rows:
         epochs, _, validation = zip(*rows[-1].training["losses"], strict=True)
-        axes.plot(epochs, validation, color=COLOURS[mask], linewidth=WIDTHS[mask], label=mask)
+        axes.plot(epochs, validation, color=COLORS[mask], linewidth=WIDTHS[mask], label=mask)
 
 
-def draw_areas(axes: Axes, mask: str, rows: Sequence[Row]) -> None:
+def draw_areas(axes: Axes, mask: str, rows: Sequence[ResultRow]) -> None:
     for metric, style in METRICS.items():
         values = [row.metrics["raw"]["model"][metric] for row in rows]
         axes.plot(
             [length(row) for row in rows],
             values,
             style,
-            color=COLOURS[mask],
+            color=COLORS[mask],
             linewidth=WIDTHS[mask],
             marker="o",
             markersize=3,

@@ -1,28 +1,28 @@
-"""Draw how long the published training takes each configuration of Table 3, and how far down, from the suite's rows.
+"""Plot the loss curves of the published training for each configuration of Table 3, from the rows of the suite.
 
-python benchmarks/lengths.py CATEGORY OUT.png [--results benchmarks/results]
+python -m benchmarks.lengths CATEGORY OUT.png [--results benchmarks/results]
 
-The validation loss of each run over its epochs, with the raw pixel AUROC up to a false-positive rate of 0.3 at its end;
-across them the loss that the mean good image would have, where `plateau.py` has measured it.
+The validation loss of each run over its epochs, with the raw pixel AUROC up to a false-positive rate of 0.3 at its end.
+The horizontal line is the loss of the mean good image as a reconstruction, measured by `plateau.py`.
 """
 
 import argparse
 from pathlib import Path
 
-from leak import COLOURS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plateau import MEAN, STUDY
 
-from metalad.pipelines.benchmark.rows import Row
-from metalad.pipelines.benchmark.run import RESULTS, known_rows
-from metalad.pipelines.benchmark.studies import read_study
-from metalad.pipelines.benchmark.suites import suite_named
+from benchmarks.harness.studies import read_study
+from benchmarks.harness.suite_run import RESULTS, known_rows
+from benchmarks.harness.suites import suite_named
+from benchmarks.leak import COLORS
+from benchmarks.plateau import MEAN, STUDY
+from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.runtime.files import replacing
 
 STYLES = {("squares",): "-", ("squares", "rows"): "--", ("squares", "columns"): "-.", ("rows", "columns"): ":"}
-ROOM = 0.12
-"""Above the plateau that is worth looking at; before it, all fall alike."""
+MARGIN = 0.12
+"""Height of the plot above the highest final loss; above it, all curves are alike."""
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def main() -> None:
     cells = [cell for cell in suite.cells() if (cell.category, cell.protocol) == (arguments.category, "paper")]
     found = [(cell.configuration.label, rows[cell.key]) for cell in cells if cell.key in rows]
     if not found:
-        raise SystemExit(f"no rows yet: metalad benchmark table-3 --data ROOT --protocol paper --only {cells[0].name}")
+        raise SystemExit(
+            f"no rows yet: python -m benchmarks table-3 --data ROOT --protocol paper --only {cells[0].name}"
+        )
     figure = Figure(figsize=(11.0, 4.0), layout="constrained")
     axes = figure.subplots()
     for label, row in found:
@@ -46,7 +48,7 @@ def main() -> None:
             name = f"{MEAN}: {finding.values['to 0.3']:.3f}"
             axes.axhline(float(str(finding.values["validation loss"])), color="#8a93a3", linewidth=0.8, label=name)
     highest = max(row.training["validation_loss"] for _, row in found)
-    axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, highest + ROOM), xlim=(0, None))
+    axes.set(xlabel="epochs", ylabel="validation loss", ylim=(None, highest + MARGIN), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#d5dae1", linewidth=0.6)
     figure.legend(
@@ -56,13 +58,13 @@ def main() -> None:
         figure.savefig(temporary, format="png", dpi=100)
 
 
-def draw(axes: Axes, label: str, row: Row) -> None:
+def draw(axes: Axes, label: str, row: ResultRow) -> None:
     epochs, _, validation = zip(*row.training["losses"], strict=True)
     area = row.metrics["raw"]["model"]["pixel_auroc_fpr30"]
     name = f"{label.partition(',')[0]}, {row.config['mask']}, seed {row.seed}: {area:.3f}"
     style = STYLES.get(tuple(row.config["tokens"]), (0, (1, 4)))
-    axes.plot(epochs, validation, color=COLOURS[row.config["mask"]], linestyle=style, linewidth=1.5, label=name)
-    axes.plot(epochs[-1], validation[-1], "o", color=COLOURS[row.config["mask"]], markersize=4)
+    axes.plot(epochs, validation, color=COLORS[row.config["mask"]], linestyle=style, linewidth=1.5, label=name)
+    axes.plot(epochs[-1], validation[-1], "o", color=COLORS[row.config["mask"]], markersize=4)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Time the streaming pixel metrics on a full-size test set, and their peak memory; AUROC beside scikit-learn's.
+"""Time the streaming pixel metrics on a full-size test set, measure their memory, and compare AUROC with scikit-learn.
 
-python benchmarks/metrics.py [--data CATEGORY] [--images 83] [--side 900] [--no-sklearn]
+python -m benchmarks.metrics [--data CATEGORY] [--images 83] [--side 900] [--no-sklearn]
 
-The maps are smooth and synthetic, made anew for each pass so that they are never in memory together; making them is
-not timed. `--data` takes the masks of a category's test images instead of ellipses.
+The maps are smooth and synthetic, and generated again for each pass, so that they are never in memory together;
+generating them is not timed. `--data` uses the masks of a category's test images instead of ellipses.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure_streaming(masks: partial[Iterator[np.ndarray]]) -> PixelMetrics:
-    """Add every map, compute every metric; print values, time and the process's peak memory."""
+    """Add all maps, compute all metrics, and print values, time and the peak memory of the process."""
     pixels, adding, count, total = PixelMetrics(), 0.0, 0, 0
     for anomaly_map, mask in with_maps(masks()):
         start = time.perf_counter()
@@ -66,8 +66,8 @@ def measure_streaming(masks: partial[Iterator[np.ndarray]]) -> PixelMetrics:
 
 
 def compare(masks: partial[Iterator[np.ndarray]], pixels: PixelMetrics) -> None:
-    """Print scikit-learn's AUROC over the same pixels, its time, and how far ours is from it."""
-    from sklearn.metrics import roc_auc_score  # here, so that it does not weigh on the peak above
+    """Print scikit-learn's AUROC over the same pixels, its time, and the difference to the streaming AUROC."""
+    from sklearn.metrics import roc_auc_score  # imported here, so that it does not count in the peak memory above
 
     images = list(with_maps(masks()))
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images])
@@ -83,7 +83,7 @@ def compare(masks: partial[Iterator[np.ndarray]], pixels: PixelMetrics) -> None:
 
 
 def with_maps(masks: Iterator[np.ndarray]) -> Iterator[Image]:
-    """Yield each mask with a smooth positive map that is somewhat higher, blurredly, where the mask is true."""
+    """Yield each mask with a smooth positive map that has somewhat higher, blurred values inside the mask."""
     rng = np.random.default_rng(0)
     for mask in masks:
         coarse = max(8, mask.shape[0] // 4)
@@ -114,7 +114,7 @@ def real_masks(category: Path, side: int) -> Iterator[np.ndarray]:
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process has held, in MiB; Linux counts it in KiB, macOS in bytes."""
+    """Return the peak memory of this process in MiB; the system reports KiB on Linux, bytes on macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

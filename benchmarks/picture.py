@@ -1,10 +1,10 @@
-"""Draw what a model makes of a category's test images, as one picture for the README.
+"""Draw the results of a model on a category's test images as one picture for the README.
 
-python benchmarks/picture.py RUN DATA OUT.png
+python -m benchmarks.picture RUN DATA OUT.png
 
-A column an image: input, reconstruction where the method makes one, the map over the input, ground truth, verdict. The
-images are chosen by rank and not by hand: of the defective ones those of highest, upper-quartile, middle and lowest
-score, of the good ones those of highest and middle score.
+One column per image: input, reconstruction if the method has one, the map over the input, ground truth, decision. The
+images are chosen by rank, not by hand: the defective images of highest, upper-quartile, median and lowest score, and
+the good images of highest and median score.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from metalad.data import Sample, load_images, read_category
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.rendering import render
 from metalad.runtime.files import replacing
-from metalad.storage.model_file import Model, read_model
+from metalad.storage.model_file import StoredModel, read_model
 from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Caption, SheetCell, sheet
 
-HEADINGS = ("input", "rebuilt from\nits context", "anomaly map", "ground truth", "verdict")
+HEADINGS = ("input", "reconstructed\nfrom context", "anomaly map", "ground truth", "decision")
 SIDE, GAP, PICTURE_WIDTH = 108, 10, 174
-COLOURS = 256
+COLORS = 256
 
 
 def main() -> None:
@@ -36,18 +36,18 @@ def main() -> None:
     model = read_model(arguments.run)
     images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
     columns: list[list[SheetCell]] = [[heading(text) for text in HEADINGS]]
-    for index in chosen(score(model, images.pixels), images.samples):
+    for index in select_images(score(model, images.pixels), images.samples):
         columns.append(column(model, images.samples[index], images.pixels[index]))
     rows = [row for row in zip(*columns, strict=True) if any(cell is not None for cell in row[1:])]
     whole = Image.fromarray(sheet(rows, (SIDE, *(PICTURE_WIDTH for _ in columns[1:])), GAP))
     with replacing(arguments.out) as temporary:
-        small = whole.quantize(COLOURS, Image.Quantize.FASTOCTREE)
+        small = whole.quantize(COLORS, Image.Quantize.FASTOCTREE)
         small.save(temporary, "PNG", optimize=True)
     print(f"{arguments.out}: {whole.width} x {whole.height} px, {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
-def score(model: Model, pixels: UInt8[np.ndarray, "images height width 3"]) -> np.ndarray:
-    """Return the image scores, computed a few images at a time."""
+def score(model: StoredModel, pixels: UInt8[np.ndarray, "images height width 3"]) -> np.ndarray:
+    """Return the image scores, computed in batches."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), 16):
@@ -56,8 +56,8 @@ def score(model: Model, pixels: UInt8[np.ndarray, "images height width 3"]) -> n
     return np.concatenate(parts)
 
 
-def chosen(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
-    """Return the places of the images to show."""
+def select_images(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
+    """Return the indices of the images to show."""
     order = np.argsort(-scores, kind="stable").tolist()
     defective = [index for index in order if samples[index].abnormal]
     good = [index for index in order if not samples[index].abnormal]
@@ -66,24 +66,24 @@ def chosen(scores: np.ndarray, samples: tuple[Sample, ...]) -> list[int]:
 
 
 def heading(text: str) -> Caption:
-    """Return what stands before a row."""
+    """Return the heading of a row."""
     return Caption(tuple((line, 16, QUIET) for line in text.splitlines()))
 
 
-def column(model: Model, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[SheetCell]:
-    """Judge one image: its pictures, and whether it is OK, its score, and whether that is right."""
+def column(model: StoredModel, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[SheetCell]:
+    """Return the pictures of one image, the decision, its score, and whether the decision is correct."""
     rendering = render(model.detector, sample, pixels, model.scoring(None))
     threshold = model.threshold()
-    times = rendering.score / threshold
-    abnormal = times > 1
-    wrong = "false alarm" if abnormal else "missed defect"
-    verdict = Caption((
-        ("NG" if abnormal else "OK", 32, RED if abnormal else GREEN),
-        (f"{times:.2f} x threshold", 16, INK),
-        ("right" if abnormal == sample.abnormal else wrong, 16, QUIET),
+    ratio = rendering.score / threshold
+    anomalous = ratio > 1
+    wrong = "false alarm" if anomalous else "missed defect"
+    decision = Caption((
+        ("NG" if anomalous else "OK", 32, RED if anomalous else GREEN),
+        (f"{ratio:.2f} x threshold", 16, INK),
+        ("correct" if anomalous == sample.abnormal else wrong, 16, QUIET),
     ))  # fmt: skip
-    print(f"{sample.name}: {times:.2f} x threshold")
-    return [rendering.image, rendering.reconstruction, rendering.overlay(threshold), rendering.white_truth, verdict]
+    print(f"{sample.name}: {ratio:.2f} x threshold")
+    return [rendering.image, rendering.reconstruction, rendering.overlay(threshold), rendering.white_truth, decision]
 
 
 if __name__ == "__main__":

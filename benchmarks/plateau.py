@@ -1,28 +1,30 @@
-"""Train the shapes of Table 3 behind the plateau of the blind mask, by small batches: a CPU can, in half an hour each.
+"""Train the configurations of Table 3 with the blind mask beyond their plateau, with small batches.
 
-python benchmarks/plateau.py CATEGORY WORK [--only squares+rows ...] [--steps 6400] [--batch-size 8] [--seed 0]
+python -m benchmarks.plateau CATEGORY WORK [--only squares+rows ...] [--steps 6400] [--batch-size 8] [--seed 0]
 
-The published training takes batches of 64 for up to 3,000 epochs. What gets over the plateau is the number of steps at
-its learning rate, not the number of images in each: batches of 8 cost a fraction. WORK keeps the checkpoints; a shape
-that was stopped goes on from there, and one that has its line in the study is not trained again. The first line is what
-the mean good image would have as a reconstruction of everything: where the plateau lies.
+The published training uses batches of 64 for up to 3,000 epochs. The number of steps at its learning rate decides
+whether training passes the plateau, not the number of images per step: batches of 8 cost a fraction, half an hour per
+configuration on a CPU. WORK contains the checkpoints: an interrupted configuration resumes there, and one with a line
+in the study is not trained again. The first line is for the mean good image as the reconstruction of every image: its
+loss is that of the plateau.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from scoring import measured, unsmoothed
 from torch import nn
 
+from benchmarks.harness.declaration import paper_column
+from benchmarks.harness.paper import TABLES
+from benchmarks.harness.studies import Finding, Value, read_study, write_study
+from benchmarks.harness.suite_run import RESULTS
+from benchmarks.harness.suites import suite_named
+from benchmarks.scoring import measured, unsmoothed
 from metalad.data import Category, Images, load_images, read_category, split_validation
 from metalad.methods.metal import Metal, MetalConfig
 from metalad.nn.pixels import to_batch
-from metalad.pipelines.benchmark.declaration import Configuration
-from metalad.pipelines.benchmark.paper import TABLES
-from metalad.pipelines.benchmark.run import RESULTS
-from metalad.pipelines.benchmark.studies import Finding, Value, read_study, write_study
-from metalad.pipelines.benchmark.suites import suite_named
+from metalad.pipelines.benchmark.cells import Configuration
 from metalad.pipelines.train import VALIDATION_FRACTION
 from metalad.runtime.settings import from_texts
 from metalad.training.loop import Training, descend
@@ -47,28 +49,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     plan = Training(learning_rate=1e-4, batch_size=arguments.batch_size, steps=arguments.steps)
-    papers = {MEAN: MEAN} | {label: configuration.paper for label, configuration in BLIND.items()}
-    order = list(papers.values())
+    columns = {MEAN: MEAN} | {label: paper_column(configuration) for label, configuration in BLIND.items()}
+    order = list(columns.values())
     for label in (MEAN, *arguments.only):
         done = read_study(arguments.out, STUDY)
-        if any(finding.values["Table 3"] == papers[label] for finding in done):
+        if any(finding.values["Table 3"] == columns[label] for finding in done):
             continue
         if label == MEAN:
-            finding = of_the_mean(arguments.category, arguments.seed)
+            finding = measure_mean_image(arguments.category, arguments.seed)
         else:
-            finding = trained(arguments.category, arguments.work / label, BLIND[label], plan, arguments.seed)
+            finding = train_configuration(
+                arguments.category, arguments.work / label, BLIND[label], plan, arguments.seed
+            )
         print(*finding.values.values(), sep="  ", flush=True)
         lines = sorted([*done, finding], key=lambda line: order.index(str(line.values["Table 3"])))
         print(write_study(arguments.out, STUDY, lines))
 
 
-def trained(folder: Path, work: Path, configuration: Configuration, plan: Training, seed: int) -> Finding:
+def train_configuration(folder: Path, work: Path, configuration: Configuration, plan: Training, seed: int) -> Finding:
     config = from_texts(MetalConfig, configuration.settings)
     category, training, validation = read(folder, config, seed)
     torch.manual_seed(seed)
     detector = Metal(config)
     work.mkdir(parents=True, exist_ok=True)
-    (kept,) = descend(
+    (selected,) = descend(
         detector,
         [plan.resolved(len(training))],
         seed=seed,
@@ -78,19 +82,19 @@ def trained(folder: Path, work: Path, configuration: Configuration, plan: Traini
         validation=validation.pixels,
         progress=True,
     )
-    printed = TABLES["Table 3"].number(folder.name, configuration.paper or "")
+    printed = TABLES["Table 3"].number(folder.name, paper_column(configuration) or "")
     values: dict[str, Value] = {
-        "Table 3": configuration.paper,
+        "Table 3": paper_column(configuration),
         "printed": printed.value if printed else None,
         "steps": plan.steps,
         "images a step": plan.batch_size,
-        "validation loss": kept.validation_loss,
+        "validation loss": selected.validation_loss,
     }
-    return Finding(values | judged(detector, category))
+    return Finding(values | measure(detector, category))
 
 
-def of_the_mean(folder: Path, seed: int) -> Finding:
-    """Judge by a network that knows the mean and whose decoder adds nothing to it."""
+def measure_mean_image(folder: Path, seed: int) -> Finding:
+    """Return the metrics of a network that outputs the mean image: its decoder adds zero."""
     shape = BLIND["squares"].settings
     config = from_texts(MetalConfig, [text for text in shape if not text.startswith("target=")])
     category, training, validation = read(folder, config, seed)
@@ -101,7 +105,7 @@ def of_the_mean(folder: Path, seed: int) -> Finding:
     with torch.no_grad():
         loss = float(detector.loss(to_batch(validation.pixels)))
     values: dict[str, Value] = {"Table 3": MEAN, "printed": None, "steps": 0, "images a step": None}
-    return Finding(values | {"validation loss": loss} | judged(detector, category))
+    return Finding(values | {"validation loss": loss} | measure(detector, category))
 
 
 def read(folder: Path, config: MetalConfig, seed: int) -> tuple[Category, Images, Images]:
@@ -113,7 +117,7 @@ def read(folder: Path, config: MetalConfig, seed: int) -> tuple[Category, Images
     return category, training, validation
 
 
-def judged(detector: Metal, category: Category) -> dict[str, Value]:
+def measure(detector: Metal, category: Category) -> dict[str, Value]:
     images = load_images(category.test, detector.config.image_size, strict=True)
     found = measured(unsmoothed(detector, images, "raw"), images, detector.config.smoothing_sigma)
     return {"to 0.3": found["to 0.3"], "full": found["full"], "image": found["image, max"]}

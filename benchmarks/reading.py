@@ -1,8 +1,9 @@
-"""Set both readings of the paper's Table 3, with both masks, beside its printed numbers; from rows, nothing is trained.
+"""Compare both interpretations of the paper's Table 3, with both masks, with its printed numbers, from recorded rows.
 
-python benchmarks/reading.py CATEGORY [--protocol paper]
+python -m benchmarks.reading CATEGORY [--protocol paper]
 
-Its areas may be full ones or end at a false-positive rate of 0.3; its code may have had the literal mask, which leaks.
+The areas may be full AUROC or end at a false-positive rate of 0.3; the code of the paper may have used the mask as
+printed, which leaks information.
 """
 
 import argparse
@@ -10,11 +11,12 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from metalad.pipelines.benchmark.paper import TABLES
-from metalad.pipelines.benchmark.rows import Row
-from metalad.pipelines.benchmark.run import RESULTS, known_rows
-from metalad.pipelines.benchmark.studies import Finding, Value, write_study
-from metalad.pipelines.benchmark.suites import suite_named
+from benchmarks.harness.declaration import paper_column
+from benchmarks.harness.paper import TABLES
+from benchmarks.harness.studies import Finding, Value, write_study
+from benchmarks.harness.suite_run import RESULTS, known_rows
+from benchmarks.harness.suites import suite_named
+from metalad.pipelines.benchmark.rows import ResultRow
 
 NAMES = {"default": "reading", "paper": "reading-published"}
 READINGS = {"full": "pixel_auroc", "to 0.3": "pixel_auroc_fpr30"}
@@ -24,7 +26,7 @@ MASKS = {"literal": ("zero-logit", "none"), "blind": ("blind",)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category")
-    parser.add_argument("--protocol", choices=NAMES, default="default", help="the training whose rows are taken")
+    parser.add_argument("--protocol", choices=NAMES, default="default", help="the protocol of the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     suite, table = suite_named("table-3"), TABLES["Table 3"]
@@ -32,7 +34,9 @@ def main() -> None:
     findings = []
     for column in table.columns:
         cells = [
-            cell for cell in suite.cells() if (cell.category, cell.configuration.paper) == (arguments.category, column)
+            cell
+            for cell in suite.cells()
+            if (cell.category, paper_column(cell.configuration)) == (arguments.category, column)
         ]
         line = table.number(arguments.category, column)
         found = [rows[cell.key] for cell in cells if cell.key in rows and cell.protocol == arguments.protocol]
@@ -45,7 +49,7 @@ def main() -> None:
     print(write_study(arguments.out, NAMES[arguments.protocol], findings))
 
 
-def mean(rows: Iterable[Row], masks: tuple[str, ...], metric: str) -> float | None:
+def mean(rows: Iterable[ResultRow], masks: tuple[str, ...], metric: str) -> float | None:
     values = [row.metrics["raw"]["model"][metric] for row in rows if row.config["mask"] in masks]
     return statistics.mean(values) if values else None
 

@@ -1,9 +1,9 @@
-"""Show what the smoothing and the choice of image score do to a trained model's metrics; nothing is trained.
+"""Measure how smoothing and the image score affect the metrics of a trained model; nothing is trained.
 
-python benchmarks/scoring.py RUN DATA [--scoring raw]
+python -m benchmarks.scoring RUN DATA [--scoring raw]
 
-The paper gives neither the width of its Gaussian filter nor how a map becomes an image score. A line holds the pixel
-metrics of one width at the model's resolution, and the image AUROC of each score.
+The paper gives neither the width of its Gaussian filter nor how an anomaly map becomes an image score. Each line has
+the pixel metrics for one width at the model's resolution, and the image AUROC of each image score.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.harness.studies import Finding, write_study
+from benchmarks.harness.suite_run import RESULTS
 from metalad.data import Images, load_images, read_category
 from metalad.data.images import read_mask, resize_mask
 from metalad.detectors.base import SCORINGS, TOP_FRACTION, Detector, Scoring
 from metalad.nn.pixels import to_batch
 from metalad.nn.smoothing import Smoothing
-from metalad.pipelines.benchmark.run import RESULTS
-from metalad.pipelines.benchmark.studies import Finding, write_study
 from metalad.results.metrics import PixelMetrics, auroc
 from metalad.storage.model_file import read_model
 
@@ -61,7 +61,7 @@ def maps(detector: Detector, images: Images, scoring: Scoring) -> Float32[np.nda
     for start in tqdm(range(0, len(images), BATCH_SIZE), type(detector).__name__, leave=False):
         with torch.inference_mode():
             batch = to_batch(images.pixels[start : start + BATCH_SIZE])
-            parts.append(detector.judge(batch, detector.residuals(batch), scoring).anomaly_map.numpy())
+            parts.append(detector.predict(batch, detector.residuals(batch), scoring).anomaly_map.numpy())
     return np.concatenate(parts)
 
 

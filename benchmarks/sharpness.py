@@ -1,10 +1,10 @@
-"""Show how far image sharpness alone separates a labelled set: a control for what a detector finds there.
+"""Measure how well image sharpness alone separates a labeled data set: a control for the scores of detectors.
 
-python benchmarks/sharpness.py DATA [--seeds 5]
+python -m benchmarks.sharpness DATA [--seeds 5]
 
-In Head CT the normal images and the haemorrhages come from different sources and differ in resolution. Nothing is
-learnt here: each test image's score is a number that knows nothing of medicine, and its AUROC over the same seeded
-splits as the benchmark's says what a detector could owe to it. Below 0.5 the abnormal images have the lower numbers.
+In Head CT the defect-free images and the hemorrhages come from different sources and differ in resolution. Nothing is
+trained here: the score of a test image is a simple statistic of its pixels, and its AUROC on the benchmark's random
+splits is what a detector could reach without any medical content. Below 0.5, anomalous images have the lower values.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from benchmarks.harness.studies import Finding, write_study
+from benchmarks.harness.suite_run import RESULTS
 from metalad.data import Sample, read_category
 from metalad.data.images import read_image, resize_image
-from metalad.pipelines.benchmark.run import RESULTS
-from metalad.pipelines.benchmark.studies import Finding, write_study
 from metalad.results.metrics import auroc
 
 SIZE = (128, 128)
@@ -63,11 +63,11 @@ def sharpness(image: Pixels) -> float:
 
 
 CONTROLS: Mapping[str, Callable[[Pixels], float]] = {
-    "sharpness at the image's own size": sharpness,
-    "sharpness at 128×128, as the model sees it": lambda image: sharpness(resize_image(image, SIZE)),
+    "sharpness at the original size": sharpness,
+    "sharpness at 128×128, the input size of the model": lambda image: sharpness(resize_image(image, SIZE)),
     "shorter side in pixels": lambda image: float(min(image.shape[:2])),
     "mean brightness at 128×128": lambda image: float(resize_image(image, SIZE).mean()),
-    "part of the image that is nearly black": lambda image: float((image.mean(2) < 16).mean()),
+    "fraction of nearly black pixels": lambda image: float((image.mean(2) < 16).mean()),
 }
 
 

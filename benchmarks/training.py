@@ -1,6 +1,6 @@
-"""Time a training step beside the time that its matrix products alone would take at this machine's rate.
+"""Time a training step, and compare with the time of its matrix products alone at this machine's rate.
 
-python benchmarks/training.py [--method metal] [--batch-size 64] [--steps 10]
+python -m benchmarks.training [--method metal] [--batch-size 64] [--steps 10]
 """
 
 import argparse
@@ -28,23 +28,23 @@ def main() -> None:
     method = method_named(arguments.method)
     detector = method.load()(method.load_config()())
     if not isinstance(detector, GradientDetector):
-        raise SystemExit(f"{method.name} has a closed form: there is no step to time")
+        raise SystemExit(f"{method.name} has no training steps to time: it is fitted in closed form")
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch_size, *detector.config.image_size, 3), np.uint8)
     operations = count_operations(detector, pixels)
     print(f"{method.name}: {operations / 1e9:.1f} GFLOP a step of {arguments.batch_size} images, {threads()}")
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
         report(detector, pixels, precision, operations, arguments.steps)
-    print(f"metalad trains in {fastest_precision()} here")
+    print(f"metalad trains with {fastest_precision()} on this machine")
 
 
 def threads() -> str:
-    """Say how many threads take part."""
+    """Return the number of threads, in words."""
     return f"{torch.get_num_threads()} threads"
 
 
 def count_operations(detector: GradientDetector, pixels: np.ndarray) -> int:
-    """Count the floating-point operations of the model's matrix products, forward and backward; SSIM's are overhead."""
+    """Count the floating-point operations of the model's matrix products, forward and backward, without the loss."""
     batch = to_batch(pixels)
     with FlopCounterMode(display=False) as counter:
         detector.residuals(batch).values.square().mean().backward()  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ def count_operations(detector: GradientDetector, pixels: np.ndarray) -> int:
 
 
 def report(detector: GradientDetector, pixels: np.ndarray, precision: Precision, operations: int, steps: int) -> None:
-    """Print one precision's step time, the time of its products, and their ratio."""
+    """Print the step time of one precision, the time of its matrix products, and their ratio."""
     descent = Descent(detector, Training(batch_size=len(pixels)), seed=0, precision=precision, folder=Path())
     for _ in range(2):
         descent.step(pixels, 1e-4)

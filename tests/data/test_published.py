@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.paper import PRODUCTS, TEXTURES
 from metalad.data.counting import differences
 from metalad.data.finding import folders_below, folders_named
 from metalad.data.published import DATA_SETS, category_named, data_set_named, plain_names
-from metalad.pipelines.benchmark.paper import PRODUCTS, TEXTURES
 from metalad.runtime.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from metalad.cli.benchmark import add_benchmark_options, run_benchmark
 from metalad.cli.options import (
-    add_benchmark_options,
     add_compare_options,
     add_datasets_options,
     add_demo_options,
@@ -209,17 +209,6 @@ def _demo(options: Namespace) -> int:
     return 0
 
 
-def _benchmark(options: Namespace) -> int:
-    from metalad.pipelines.benchmark.command import answer
-
-    found = answer(listing=options.listing, tables=options.tables, verify=options.verify, **_keywords(options))
-    if options.json:
-        print_json(found.json)
-    else:
-        print("\n".join(map(printable, found.text.splitlines())))
-    return found.exit_code
-
-
 class Verb(NamedTuple):
     """One line on a verb, what its help ends with, how it adds its options and what it does with them."""
 
@@ -275,11 +264,11 @@ VERBS: Mapping[str, Verb] = {
         _demo,
     ),
     "benchmark": Verb(
-        "run a suite of experiments and keep a row of each",
-        "exits with 1 if a cell failed or a row does not hold.\n\nexamples:\n  metalad benchmark\n"
-        "  metalad benchmark default --data datasets\n  metalad benchmark default --data datasets --verify 1",
+        "train and evaluate methods on your own categories with several seeds, and write a table",
+        "exits with 1 if a cell failed.\n\n"
+        "example:\n  metalad benchmark --methods patchcore,metal_features --data bottle cable --seeds 3",
         add_benchmark_options,
-        _benchmark,
+        run_benchmark,
     ),
 }
 

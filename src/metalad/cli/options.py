@@ -147,38 +147,6 @@ def add_demo_options(parser: ArgumentParser) -> None:
     _common_options(parser)
 
 
-def add_benchmark_options(parser: ArgumentParser) -> None:
-    """Add what `metalad benchmark` takes."""
-    parser.add_argument("suite", metavar="SUITE", nargs="?", help="what to run; without it, the suites are listed")
-    parser.add_argument("--data", metavar="ROOT", type=Path, help="the folder below which the categories lie")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=Path("benchmarks/results"),
-        help="where rows are kept, as DIR/SUITE.jsonl; %(default)s by default",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="CELL",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="cells by the beginning of a key, or by a pattern for names such as 'bottle:*'",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=("default", "paper"),
-        help="paper: the cells trained as published, however long; by default those trained with the defaults",
-    )
-    parser.add_argument("--list", dest="listing", action="store_true", help="list the cells and do nothing")
-    parser.add_argument("--verify", metavar="ROW", help="run a row's cell again (line number or key) and compare")
-    parser.add_argument("--tables", action="store_true", help="renew the tables in README.md and docs from the rows")
-    _scale_options(parser)
-    parser.add_argument("--keep", action="store_true", help="keep the work folders of finished cells")
-    _common_options(parser)
-
-
 def _many_options(parser: ArgumentParser, in_processes: str, verb: str) -> None:
     parser.add_argument("--workers", metavar="N", type=int, help=in_processes)
     parser.add_argument(
@@ -187,20 +155,6 @@ def _many_options(parser: ArgumentParser, in_processes: str, verb: str) -> None:
         nargs="?",
         const="local",
         help=f"{verb} on a Ray cluster, by default a local one",
-    )
-
-
-def _scale_options(parser: ArgumentParser) -> None:
-    _many_options(parser, "do N cells at once, each in a process of its own; else one by one", "do the cells")
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=int,
-        default=2,
-        help="threads of a cell, here as anywhere; %(default)s by default",
-    )
-    parser.add_argument(
-        "--memory", metavar="GIB", type=float, default=3.0, help="memory of a cell on Ray; %(default)s by default"
     )
 
 

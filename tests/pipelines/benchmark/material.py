@@ -1,4 +1,4 @@
-"""Tiny categories of noise, rows made by hand, and a suite of cells that take a fraction of a second."""
+"""Tiny categories of noise, cells that run in a fraction of a second, and rows with given metrics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,26 +7,17 @@ from typing import Any
 import numpy as np
 
 from metalad.data.images import write_image
-from metalad.pipelines.benchmark.declaration import Cell, Configuration, Grid, Suite
-from metalad.pipelines.benchmark.rows import Row
-from metalad.pipelines.benchmark.suites import TINY
+from metalad.pipelines.benchmark.cells import Cell, Configuration
+from metalad.pipelines.benchmark.rows import ResultRow
+from tests.tiny import TINY_SETTINGS
 
-SUITE = Suite(
-    "trial",
-    "two configurations on one category with two seeds",
-    (
-        Grid(
-            (Configuration("one", settings=TINY), Configuration("two", settings=(*TINY, "depth=2"))),
-            ("cookie",),
-            (0, 1),
-            epochs=1,
-        ),
-    ),
-)
+TINY = (*TINY_SETTINGS, "reduction=1")
+ONE, TWO = Configuration("one", "metal", TINY), Configuration("two", "metal", (*TINY, "depth=2"))
+CELLS = tuple(Cell(configuration, "cookie", seed, epochs=1) for configuration in (ONE, TWO) for seed in (0, 1))
 
 
 def put_category(root: Path, train: int = 6, good: int = 2, defective: int = 2) -> Path:
-    """Write noise in the MVTec layout, with a bright square for a defect."""
+    """Write noise images in the MVTec layout, with a bright square as the defect."""
     rng = np.random.default_rng(0)
 
     def put(folder: str, count: int, *, hole: bool) -> None:
@@ -45,8 +36,8 @@ def put_category(root: Path, train: int = 6, good: int = 2, defective: int = 2) 
     return root
 
 
-def row_of(cell: Cell, value: float = 0.75, **other: Any) -> Row:
-    """Make a row in which every metric has one value."""
+def row_of(cell: Cell, value: float = 0.75, **other: Any) -> ResultRow:
+    """Return a row in which every metric has the same value."""
     metrics = {name: value for name in ("pixel_auroc_fpr30", "pixel_auroc", "image_auroc")}
     found: Mapping[str, Any] = {
         "suite": "trial",
@@ -54,7 +45,7 @@ def row_of(cell: Cell, value: float = 0.75, **other: Any) -> Row:
         "name": cell.name,
         "method": cell.configuration.method,
         "settings": cell.configuration.settings,
-        "config": {"depth": 1},
+        "config": {"depth": 1, "scoring": "calibrated"},
         "category": cell.category,
         "seed": cell.seed,
         "protocol": cell.protocol,
@@ -70,4 +61,4 @@ def row_of(cell: Cell, value: float = 0.75, **other: Any) -> Row:
         "metrics": {scoring: {"model": metrics, "original": metrics} for scoring in ("calibrated", "raw")},
         "cost": {"train_seconds": 10.0, "evaluate_seconds": 2.0, "sessions": 1, "peak_memory": 1},
     }
-    return Row(**{**found, **other})
+    return ResultRow(**{**found, **other})

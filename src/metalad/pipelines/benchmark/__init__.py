@@ -1,7 +1,7 @@
-"""Benchmarks: declared suites of cells, run once each and kept as rows, from which the tables are made."""
+"""Benchmarks: train and evaluate methods on categories with several seeds, one result row per run, and a table."""
 
-from metalad.pipelines.benchmark.declaration import Cell, Configuration, Grid, Suite
-from metalad.pipelines.benchmark.run import Outcome, benchmark
-from metalad.pipelines.benchmark.suites import suites
+from metalad.pipelines.benchmark.pipeline import benchmark
+from metalad.pipelines.benchmark.report import BenchmarkReport, CellFailure
+from metalad.pipelines.benchmark.rows import ResultRow
 
-__all__ = ["Cell", "Configuration", "Grid", "Outcome", "Suite", "benchmark", "suites"]
+__all__ = ["BenchmarkReport", "CellFailure", "ResultRow", "benchmark"]

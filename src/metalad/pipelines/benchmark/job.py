@@ -1,21 +1,21 @@
-"""A job and what can become of it, as plain data that goes wherever it is done. No torch here."""
+"""A job (a cell with everything needed to run it) and its result, as JSON values for other processes. No torch."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metalad.pipelines.benchmark.declaration import Cell, Configuration
-from metalad.pipelines.benchmark.rows import Row
+from metalad.pipelines.benchmark.cells import Cell, Configuration
+from metalad.pipelines.benchmark.rows import ResultRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell with all that doing it needs, wherever that is.
+    """A cell with everything needed to run it, on any machine.
 
-    data: the category's folder, `work` the folder to train in; both absolute.
-    picture: where examples of what the model makes are to be drawn, absolute; None: nowhere.
-    config: all settings, to do a cell as an old row has it; None: the cell's settings and today's defaults.
+    data: the category's folder; None for a cell without a category.
+    work: the folder to train in. Both paths are absolute.
+    config: all settings of the method; None: the cell's settings and the current defaults.
     """
 
     suite: str
@@ -26,15 +26,21 @@ class Job:
     device: str
     commit: str | None = None
     config: Mapping[str, Any] | None = None
-    picture: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job in JSON's own types."""
-        return dataclasses.asdict(self)
+        """Return the job as JSON values."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        configuration = self.cell.configuration
+        cell = {entry.name: getattr(self.cell, entry.name) for entry in dataclasses.fields(self.cell)}
+        # A subclass of Configuration may have more fields; running the cell needs these only.
+        cell["configuration"] = {
+            entry.name: getattr(configuration, entry.name) for entry in dataclasses.fields(Configuration)
+        }
+        return {**values, "cell": cell, "config": None if self.config is None else dict(self.config)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Job":
-        """Rebuild a job."""
+        """Return the job that `to_json` was called on."""
         cell = dict(values["cell"])
         configuration = dict(cell.pop("configuration"))
         configuration["settings"] = tuple(configuration["settings"])
@@ -43,15 +49,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell could not be done."""
+    """Why a cell could not be finished."""
 
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the failure in JSON's own types."""
+        """Return the failure as JSON values."""
         return {"failure": self.reason}
 
 
-def outcome(values: Mapping[str, Any]) -> Row | Failure:
-    """Rebuild what `attempt` returned from JSON."""
-    return Failure(values["failure"]) if "failure" in values else Row.from_json(values)
+def result_from_json(values: Mapping[str, Any]) -> ResultRow | Failure:
+    """Return the row or the failure whose `to_json` gave these values."""
+    return Failure(values["failure"]) if "failure" in values else ResultRow.from_json(values)

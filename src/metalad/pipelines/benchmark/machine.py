@@ -1,4 +1,4 @@
-"""What a result depends on beside the data: the machine, the versions, the commit; and what it cost in memory."""
+"""The machine, the commit and the package versions that a result depends on, and the peak memory of a process."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from typing import Any
 import metalad
 
 PACKAGES = ("metalad", "torch", "numpy", "scipy", "pillow")
-"""Those whose versions a row names."""
+"""Packages whose versions a row records."""
 CODE = ("src", "pyproject.toml")
-"""What makes a checkout dirty; new rows and tables do not."""
+"""Paths whose changes make a checkout dirty; changed rows and tables do not."""
 
 
 def machine(gpu: str | None) -> dict[str, Any]:
@@ -21,9 +21,9 @@ def machine(gpu: str | None) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this package lies in, `-dirty` if its code was changed since."""
+    """Return the commit of the checkout that contains this package, `-dirty` if its code was changed; None: unknown."""
     package = Path(metalad.__file__).parent
-    # An installed copy may lie below some other project's checkout.
+    # An installed package may be inside the checkout of another project.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     top = _git(package, "rev-parse", "--show-toplevel")
@@ -35,23 +35,23 @@ def commit() -> str | None:
 
 
 def reset_peak_memory() -> None:
-    """Forget how much memory the process held at most until now, where the system allows it (Linux)."""
+    """Reset the peak memory of the process, where the system supports it (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory() -> int | None:
-    """Return the most bytes of memory that the process held since `reset_peak_memory`, or since its start."""
+    """Return the peak memory of the process in bytes, since `reset_peak_memory` or since its start."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
         return None
     except OSError:
-        return _peak_of_life()
+        return _peak_since_start()
 
 
-def _peak_of_life() -> int | None:
+def _peak_since_start() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
@@ -81,10 +81,10 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=30
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,4 @@
-"""Rows: what is known of each finished cell, a JSON object a line, appended so that no crash can harm a line."""
+"""Result rows: one JSON object per line and finished cell, appended such that a crash cannot damage earlier lines."""
 
 import contextlib
 import dataclasses
@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import explained
+from metalad.runtime.files import os_errors_as_run_errors
 
 FORMAT = 1
 CHUNK = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One finished cell. All that depends on the clock is in `cost`; all else can be had again.
+class ResultRow:
+    """The result of one cell. Only `cost` depends on the clock; everything else is reproducible.
 
     config: all settings of the method, defaults included; `settings` are those that the cell declares.
     data: SHA-256 of training, test and all images, and their numbers; empty where only parameters were counted.
-    training: the resolved plan, its precision and device, the epochs it took and the one kept.
-    parameters: their number.
-    metrics: a scoring each: `model` and `original` resolution, `per_defect`, threshold and confusion.
-    cost: seconds of training and of evaluation, peak memory in bytes, number of sessions, time of the end (UTC).
+    training: the resolved training plan, precision and device, the number of epochs and the selected epoch.
+    parameters: number of parameters.
+    metrics: for each scoring the metrics at `model` and `original` resolution, `per_defect`, threshold and confusion.
+    cost: seconds of training and of evaluation, peak memory in bytes, number of sessions, end time (UTC).
     """
 
     format: int = FORMAT
@@ -52,56 +52,61 @@ class Row:
     metrics: Mapping[str, Any]
     cost: Mapping[str, Any]
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and evaluation."""
+        return float(self.cost["train_seconds"]) + float(self.cost["evaluate_seconds"])
+
     def to_json(self) -> dict[str, Any]:
-        """Return the row in JSON's own types."""
+        """Return the row as JSON values."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Row":
-        """Rebuild a row; a field that this version does not know is left out.
+    def from_json(cls, values: Mapping[str, Any]) -> "ResultRow":
+        """Return the row that `to_json` was called on; unknown fields are ignored.
 
         Raises:
             ValueError: a field is missing, or the format is newer.
         """
         known = {entry.name for entry in dataclasses.fields(cls)}
         if values.get("format") != FORMAT or not known <= set(values):
-            raise ValueError("not a row of this format")
+            raise ValueError("not a result row of this format")
         return cls(**{name: values[name] for name in known})
 
 
-def comparable(row: Row) -> dict[str, Any]:
-    """Return what two runs of the same cell on one machine must agree on: all but what depends on the clock."""
+def comparable(row: ResultRow) -> dict[str, Any]:
+    """Return the fields that two runs of the same cell on one machine must have in common: all but `cost`."""
     return json.loads(json.dumps({name: value for name, value in row.to_json().items() if name != "cost"}))  # type: ignore[no-any-return]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file, none if there is no file; a last line that a crash cut short is dropped.
+def read_rows(path: Path) -> list[ResultRow]:
+    """Return the rows of a file, none if there is no file; an incomplete last line is dropped.
 
     Raises:
-        RunError: the file cannot be read, or a line that was written whole is no row.
+        RunError: the file cannot be read, or a complete line is not a row.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; see to its permissions") from error
+        raise RunError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     return [_parse(path, number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
 
 
-def latest(rows: Sequence[Row]) -> dict[str, Row]:
+def latest(rows: Sequence[ResultRow]) -> dict[str, ResultRow]:
     """Return the last row of each key."""
     return {row.key: row for row in rows}
 
 
-def append_row(path: Path, row: Row) -> None:
-    """Append a row in one write that is on the disk when this returns; a torn last line is removed first.
+def append_row(path: Path, row: ResultRow) -> None:
+    """Append a row with one write, synchronized to the disk; an incomplete last line is removed first.
 
     Raises:
-        RunError: it cannot be written; the file is then as it was.
+        RunError: the row cannot be written; the file is then unchanged.
     """
     line = (json.dumps(row.to_json(), allow_nan=False) + "\n").encode()
-    with explained(path):
+    with os_errors_as_run_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
         path.touch()
@@ -117,22 +122,22 @@ def append_row(path: Path, row: Row) -> None:
             _sync_folder(path.parent)
 
 
-def _parse(path: Path, number: int, line: bytes) -> Row:
+def _parse(path: Path, number: int, line: bytes) -> ResultRow:
     try:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not an object")
-        return Row.from_json(values)
+        return ResultRow.from_json(values)
     except ValueError:
         raise RunError(
-            f"{path}, line {number}: not a row of this metalad; remove the line to run its cell again"
+            f"{path}, line {number}: not a result row of this version of metalad; remove the line to run its cell again"
         ) from None
 
 
 def _end_of_whole_lines(file: FileIO) -> int:
     content = b""
     size = file.seek(0, os.SEEK_END)
-    for start in range(size - CHUNK, -CHUNK, -CHUNK):  # from the back: a line is far shorter than the file
+    for start in range(size - CHUNK, -CHUNK, -CHUNK):  # backwards: a line is much shorter than the file
         file.seek(max(start, 0))
         content = file.read(CHUNK + min(start, 0)) + content
         if b"\n" in content:
