@@ -177,5 +177,5 @@ def test_invalid_settings_raise(text: str, message: str) -> None:
 
 def test_resnet_without_weights_raises() -> None:
     model = Piade(PiadeConfig(backbone="resnet18", image_size=(24, 24), smoothing_sigma=1.0))
-    with pytest.raises(ConfigError, match="name a file"):
+    with pytest.raises(ConfigError, match="weights=PATH"):
         model.prepare("train", cookies(2, (24, 24)), 0)
