@@ -5,8 +5,8 @@ whole rows and columns of patches. A large reconstruction error indicates an ano
 default, a patch's output does not depend on the patch's own pixels: the gradient is exactly 0. (The pixels are those
 after photometric normalization, which depends on the whole image through two numbers; see `metalad.nn.photometric`.)
 
-Four parts are not in the paper: photometric normalization of the input; standardization of patches as deviations from
-the mean good image; heads that initially attend to one neighbor; and an auxiliary density model of the image
+Not in the paper are: photometric normalization of the input; standardization of patches as deviations from the mean
+good image; heads that initially attend to one neighbor; and an auxiliary density model of the image
 (`metalad.detectors.density.appearance`), which the calibrated map combines with the reconstruction error.
 """
 
