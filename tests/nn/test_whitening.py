@@ -35,5 +35,5 @@ def test_eigenvalues_of_indefinite_matrices_are_clamped() -> None:
 
 
 def test_non_finite_covariance_raises() -> None:
-    with pytest.raises(torch.linalg.LinAlgError):
+    with pytest.raises(RuntimeError, match="linalg"):
         whitening(torch.full((1, 3, 3), torch.nan), 0.1)

@@ -33,6 +33,7 @@ def whitening(
 
 def _cholesky(regularized: Tensor, min_eigenvalue: float | Tensor) -> Tensor:
     """Return the lower Cholesky factors; eigenvalues of indefinite matrices are clamped first."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(regularized)
     indefinite = failed > 0
     if indefinite.any():
