@@ -1,4 +1,4 @@
-"""Folders of images: which are good, which are abnormal, where their masks lie, and their pixels."""
+"""Image data sets: lists of good and anomalous images with their masks, and decoded pixels."""
 
 from metalad.data.content import data_hash
 from metalad.data.layouts import read_category

@@ -1,6 +1,6 @@
-"""Changes of an image that are no anomaly: light, position, compression, noise and focus, as they drift on a line.
+"""Image corruptions that are not anomalies: lighting, position, compression, noise and focus, as on a production line.
 
-What comes in at the border is the image's own mirror image. Same image and same chance, same bytes.
+At the border, the image is extended by reflection. Equal images and random states give equal bytes.
 """
 
 import io
@@ -21,29 +21,29 @@ def brightness(image: Rgb, change: float) -> Rgb:
 
 
 def contrast(image: Rgb, change: float) -> Rgb:
-    """Multiply every value's distance from the image's mean by 1 + `change`."""
+    """Multiply the deviation of every value from the image mean by 1 + `change`."""
     mean = image.mean()
     return _bytes(mean + (image - mean) * (1.0 + change))
 
 
 def shift(image: Rgb, pixels: int) -> Rgb:
-    """Move the image to the right by so many pixels, 0 or more."""
+    """Shift the image to the right by a number of pixels, 0 or more."""
     padded = np.pad(image, ((0, 0), (pixels, 0), (0, 0)), mode="symmetric")
     return np.ascontiguousarray(padded[:, : image.shape[1]])
 
 
 def rotation(image: Rgb, degrees: float) -> Rgb:
-    """Turn the image about its centre, anticlockwise, bilinearly."""
+    """Rotate the image about its center, counterclockwise, with bilinear interpolation."""
     height, width, _ = image.shape
-    # How far a corner moves, so that nothing from outside the mirror image comes in; one more to interpolate.
+    # The displacement of a corner, so that only reflected pixels enter the image, plus 1 for interpolation.
     margin = math.ceil(math.hypot(height, width) * math.sin(math.radians(min(abs(degrees), 180.0)) / 2)) + 1
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    turned = np.asarray(Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(turned[margin : margin + height, margin : margin + width])
+    rotated = np.asarray(Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(rotated[margin : margin + height, margin : margin + width])
 
 
 def jpeg(image: Rgb, quality: int) -> Rgb:
-    """Compress the image as JPEG at a quality from 1 to 95, colours at half the resolution, and decode it."""
+    """Encode the image as JPEG (quality 1 to 95, chroma subsampling 4:2:0) and decode it."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     with Image.open(buffer, formats=["JPEG"]) as compressed:
@@ -51,12 +51,12 @@ def jpeg(image: Rgb, quality: int) -> Rgb:
 
 
 def gaussian_noise(image: Rgb, sigma: float, rng: np.random.Generator) -> Rgb:
-    """Add noise of the standard deviation `sigma`, in grey levels of 255, to every value on its own.
+    """Add independent Gaussian noise with the standard deviation `sigma`, in gray levels of 255, to every value.
 
-    To all three values of a pixel alike where the image is grey: a camera without colours has no noise of colours.
+    If the image is gray, the three channels get the same noise, as with a monochrome camera.
     """
-    grey = bool((image == image[..., :1]).all())
-    return _bytes(image + sigma * rng.standard_normal((*image.shape[:2], 1 if grey else 3)))
+    gray = bool((image == image[..., :1]).all())
+    return _bytes(image + sigma * rng.standard_normal((*image.shape[:2], 1 if gray else 3)))
 
 
 def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
@@ -65,9 +65,9 @@ def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
 
 
 def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
-    """Change light and position a little, by chance, and in half of the cases noise and focus; then compress.
+    """Change lighting and position slightly and randomly, in half of the cases also noise and focus; then compress.
 
-    Compress always: the image itself shows what it is like without, and deep features see compression first of all.
+    Compression is always applied: deep features are most sensitive to it, and the original image is the case without.
     """
     image = contrast(brightness(image, rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15))
     image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(rng.integers(4))), 1))
@@ -95,4 +95,4 @@ CORRUPTIONS: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {
     "noise of 2 grey levels": lambda image, rng: gaussian_noise(image, 2.0, rng),
     "blur of 0.5 px": lambda image, _: gaussian_blur(image, 0.5),
 }
-"""The changes that `evaluate` tries, by the names that the report gives them."""
+"""The corruptions that `evaluate` applies, by their names in the report."""

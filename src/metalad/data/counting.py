@@ -1,4 +1,4 @@
-"""Compare a copy of a published category with the numbers it was published with."""
+"""Compare the image counts of a copy of a published category with the published counts."""
 
 from collections.abc import Mapping
 
@@ -7,27 +7,27 @@ from metalad.data.sample import Category
 
 
 def count_images(category: Category) -> dict[Part, int]:
-    """Count the images of each part; train and validation are good."""
+    """Count the images of each part. Training and validation images are good."""
     train, validation, left_out = map(len, (category.train, category.validation, category.left_out))
-    abnormal = sum(sample.abnormal for sample in category.test)
-    good = len(category.test) - abnormal
+    anomalous = sum(sample.abnormal for sample in category.test)
+    good = len(category.test) - anomalous
     return {
         "train": train,
         "validation": validation,
         "test good": good,
-        "test abnormal": abnormal,
+        "test abnormal": anomalous,
         "train abnormal": left_out,
         "good": train + validation + good,
-        "abnormal": abnormal + left_out,
+        "abnormal": anomalous + left_out,
     }
 
 
-def differences(published: Mapping[Part, int], found: Mapping[Part, int]) -> tuple[str, ...]:
-    """Say in which parts a copy has fewer or more images than were published; nothing where it has as many."""
+def differences(published: Mapping[Part, int], counts: Mapping[Part, int]) -> tuple[str, ...]:
+    """Describe the parts in which a copy has fewer or more images than were published; empty if there are none."""
     return tuple(
-        f"{wanted - found[part]:,} of {wanted:,} {part} images are missing"
-        if found[part] < wanted
-        else f"{found[part] - wanted:,} {part} images more than the {wanted:,} published"
-        for part, wanted in published.items()
-        if found[part] != wanted
+        f"{expected - counts[part]:,} of {expected:,} {part} images are missing"
+        if counts[part] < expected
+        else f"{counts[part] - expected:,} {part} images more than the {expected:,} published"
+        for part, expected in published.items()
+        if counts[part] != expected
     )

@@ -1,4 +1,4 @@
-"""Find categories below a folder of data sets, by the names of their folders."""
+"""Find the folders of categories in a folder of data sets, by name."""
 
 import os
 from collections.abc import Sequence
@@ -8,33 +8,35 @@ from metalad.data.images import require_folder
 from metalad.data.published import DATA_SETS, category_named, plain, plain_names
 
 MAX_DEPTH = 3
-INSIDE_A_CATEGORY = frozenset({"train", "test", "ground_truth", "images", "Train", "Test", "test_public"})
+"""Levels of subfolders that are searched."""
+CATEGORY_SUBFOLDERS = frozenset({"train", "test", "ground_truth", "images", "Train", "Test", "test_public"})
+"""Subfolders that identify a folder as a category; its subfolders are not searched."""
 
 
 def folders_below(root: Path) -> list[Path]:
-    """Return `root` and the folders below it, floor by floor, at most three floors deep, each floor sorted.
+    """Return `root` and its subfolders in breadth-first order, at most `MAX_DEPTH` levels deep, each level sorted.
 
-    What lies inside a category is left out, and so are hidden folders.
+    Subfolders of categories and hidden folders are not included.
 
     Raises:
-        DataError: `root` is no folder.
+        DataError: `root` is not a folder.
     """
     require_folder(root)
-    floor = [root.absolute()]
-    found = list(floor)
+    level = [root.absolute()]
+    folders = list(level)
     for _ in range(MAX_DEPTH):
-        floor = [below for folder in floor for below in _below(folder)]
-        found += floor
-    return found
+        level = [subfolder for folder in level for subfolder in _searched_subfolders(folder)]
+        folders += level
+    return folders
 
 
 def folders_named(folders: Sequence[Path], category: str) -> list[Path]:
-    """Return the folders that may hold a category, in the given order.
+    """Return the folders whose name matches a category, in the given order.
 
     Args:
-        folders: where to look.
-        category: the name of its folder, or SET/CATEGORY, where SET must be the name of a folder around it (or its
-            own); case, spaces and hyphens do not matter, and a published set or category has its other names too.
+        folders: the folders to search.
+        category: the name of the folder, or SET/CATEGORY, where SET must be the name of the folder or of one of its
+            parents. Case, spaces and hyphens are ignored. For a published set or category, its other names match, too.
     """
     group, _, last = category.rpartition("/")
     published = category_named(category)
@@ -50,10 +52,10 @@ def folders_named(folders: Sequence[Path], category: str) -> list[Path]:
     ]
 
 
-def _below(folder: Path) -> list[Path]:
+def _searched_subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:  # a folder that may not be read holds nothing for us
+    except OSError:  # unreadable folders are ignored
         return []
-    return [] if INSIDE_A_CATEGORY & set(names) else [folder / name for name in sorted(names)]
+    return [] if CATEGORY_SUBFOLDERS & set(names) else [folder / name for name in sorted(names)]

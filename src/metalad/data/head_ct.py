@@ -1,4 +1,4 @@
-"""Images labelled in a CSV file, as in the Head CT haemorrhage data (F. Kitamura): read it, then split."""
+"""Read and split images with labels in a CSV file, as in the Head CT hemorrhage data set (F. Kitamura)."""
 
 from pathlib import Path
 
@@ -13,21 +13,22 @@ _NO_DEFECT_NAMES = frozenset({"", GOOD, "class", "label", "target"})
 
 
 def read_labelled(root: Path, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Read `root/labels.csv` and split into (train, test), both in the order of their paths.
+    """Read `root/labels.csv` and split the images into (train, test), both sorted by path.
 
-    The first column names an image: its path, its name without the ending, or its number, zero-padded or not.
-    The second is 0 (good) or 1 (abnormal); its heading names the defect. Identical files go to the same side.
+    The first column identifies an image: its path, its name with or without suffix, or its number, zero-padded or not.
+    The second is 0 (good) or 1 (anomalous); its header is the name of the defect type. Identical files are assigned to
+    the same part.
 
     Raises:
-        DataError: the list is malformed or names an image that is missing or not unique, or fewer than two
-            images are good.
+        DataError: the file is malformed, an image is missing or its name is ambiguous, or fewer than two images are
+            good.
     """
     samples = _read_samples(root)
     good = [sample for sample in samples if not sample.abnormal]
-    abnormal = [sample for sample in samples if sample.abnormal]
+    anomalous = [sample for sample in samples if sample.abnormal]
     if len(good) < 2:
-        raise DataError(f"{root / LABELS} labels {len(good)} images good (0), but at least 2 are needed")
-    return hold_out(good, abnormal, seed, root / LABELS)
+        raise DataError(f"{root / LABELS} labels {len(good)} images as good (0), but at least 2 are needed")
+    return hold_out(good, anomalous, seed, root / LABELS)
 
 
 def _read_samples(root: Path) -> list[Sample]:
@@ -37,12 +38,12 @@ def _read_samples(root: Path) -> list[Sample]:
     images = _index_images(root)
     samples: dict[Path, Sample] = {}
     for line, row in rows[1:]:
-        where = f"{listing}, line {line}"
+        location = f"{listing}, line {line}"
         if len(row) < 2 or row[1] not in ("0", "1"):
-            raise DataError(f"{where}: needs an image and 0 (good) or 1 (abnormal); found {','.join(row)}")
-        path = _find_image(images, row[0], where)
+            raise DataError(f"{location}: needs an image and 0 (good) or 1 (anomalous); found {','.join(row)}")
+        path = _find_image(images, row[0], location)
         if path in samples:
-            raise DataError(f"{where}: {path.name} was listed before; remove one of the two")
+            raise DataError(f"{location}: {path.name} is listed twice; remove one of the two lines")
         abnormal = row[1] == "1"
         samples[path] = Sample(path, abnormal, defect if abnormal else GOOD)
     return list(in_order(samples.values()))
@@ -51,14 +52,14 @@ def _read_samples(root: Path) -> list[Sample]:
 def _defect_name(listing: Path, heading: list[str]) -> str:
     if len(heading) < 2 or heading[1] in ("0", "1"):
         raise DataError(
-            f"{listing}, line 1: needs a heading of two columns split by a comma, such as id,abnormal; "
+            f"{listing}, line 1: needs a header of two columns separated by a comma, such as id,abnormal; "
             f"found {','.join(heading)}"
         )
     return "abnormal" if heading[1].lower() in _NO_DEFECT_NAMES else heading[1]
 
 
 def _index_images(root: Path) -> dict[str, list[Path]]:
-    """All images under each name by which the list may call them."""
+    """Return the images by all names that identify them in the list."""
     folder = root / "images" if (root / "images").is_dir() else root
     index: dict[str, list[Path]] = {}
     for path in find_images(folder):
@@ -70,15 +71,15 @@ def _index_images(root: Path) -> dict[str, list[Path]]:
     return index
 
 
-def _find_image(images: dict[str, list[Path]], name: str, where: str) -> Path:
-    found = images.get(name) or images.get(f"#{_number(name)}") or []
-    if not found:
-        raise DataError(f"{where}: no image named {name!r}, neither in the folder images nor beside the list")
-    if len(found) > 1:
-        raise DataError(f"{where}: {name!r} may mean {found[0].name} or {found[1].name}; list the images by path")
-    return found[0]
+def _find_image(images: dict[str, list[Path]], name: str, location: str) -> Path:
+    matches = images.get(name) or images.get(f"#{_number(name)}") or []
+    if not matches:
+        raise DataError(f"{location}: no image named {name!r} in the folder images or in the folder of the list")
+    if len(matches) > 1:
+        raise DataError(f"{location}: {name!r} matches {matches[0].name} and {matches[1].name}; list the paths")
+    return matches[0]
 
 
 def _number(name: str) -> str:
-    """The name without leading zeros if it is a number, else as it is."""
+    """Return the name without leading zeros if it is a number, else unchanged."""
     return (name.lstrip("0") or "0") if name.isascii() and name.isdecimal() else name

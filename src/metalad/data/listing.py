@@ -1,4 +1,4 @@
-"""List what lies in folders, as all layouts need it: good images, images with their masks, rows of a CSV file."""
+"""Functions for all layouts: list good images, images with masks, and the rows of a CSV file."""
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
@@ -9,45 +9,45 @@ from metalad.data.sample import GOOD, Sample
 from metalad.runtime.errors import DataError
 
 Masks = Mapping[str, Path]
-"""Masks by the names of the files, without endings, relative to the folder of their defect."""
+"""Masks by their file names without suffix, relative to the folder of their defect type."""
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones; none if it is no folder."""
+    """Return the sorted names of the subfolders that are not hidden; an empty list if `folder` is not a folder."""
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return all images in a folder and below it; none if it is no folder."""
+    """Return all images in a folder and its subfolders; an empty list if it is not a folder."""
     return find_images(folder) if folder.is_dir() else []
 
 
 def good_samples(paths: Iterable[Path]) -> tuple[Sample, ...]:
-    """Make a good sample of each image."""
+    """Return a good sample for each image."""
     return tuple(Sample(path, False, GOOD) for path in paths)
 
 
 def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    """Return samples in the order of their paths."""
+    """Return the samples sorted by path."""
     return tuple(sorted(samples, key=lambda sample: sample.path.as_posix()))
 
 
 def samples_by_defect(
-    folder: Path, masks: Callable[[str], Masks], *, good: str = GOOD, apart: str | None = None
+    folder: Path, masks: Callable[[str], Masks], *, good: str = GOOD, ignored: str | None = None
 ) -> tuple[Sample, ...]:
-    """Make a sample of each image in a folder that has a subfolder for each kind of defect.
+    """Return a sample for each image in a folder with one subfolder per defect type.
 
     Args:
-        folder: the folder; no samples if it is none.
-        masks: the masks of a kind of defect.
-        good: the subfolder of good images.
-        apart: a subfolder that is no kind of defect.
+        folder: the folder; if it does not exist, there are no samples.
+        masks: returns the masks of a defect type.
+        good: name of the subfolder of good images.
+        ignored: name of a subfolder that is not a defect type.
     """
     samples: list[Sample] = []
     for name in subfolders(folder):
-        if name == apart:
+        if name == ignored:
             continue
         defect = GOOD if name == good else name
         known = {} if defect == GOOD else masks(name)
@@ -58,20 +58,20 @@ def samples_by_defect(
 
 
 def mask_files(folder: Path) -> dict[str, Path]:
-    """Return the masks in a folder, each a file."""
+    """Return the masks in a folder with one file per image."""
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_in(folder)}
 
 
 def mask_folders(folder: Path) -> dict[str, Path]:
-    """Return the masks in a folder, each a folder of files."""
+    """Return the masks in a folder with one subfolder of mask files per image."""
     return {name: folder / name for name in subfolders(folder)}
 
 
 def read_rows(listing: Path, heading: str) -> list[tuple[int, list[str]]]:
-    """Return the lines of a CSV file that are not blank, the heading first, numbered from 1, their fields stripped.
+    """Return the non-empty rows of a CSV file, including the header, with line numbers from 1 and stripped fields.
 
     Raises:
-        DataError: it cannot be read, or has no line below its heading, which should be such as `heading`.
+        DataError: the file cannot be read, or has no row below its header; the text gives `heading` as an example.
     """
     try:
         with listing.open(newline="", encoding="utf-8-sig") as file:
@@ -81,5 +81,5 @@ def read_rows(listing: Path, heading: str) -> list[tuple[int, list[str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {listing}: {error}; it must be a CSV file in UTF-8") from error
     if len(rows) < 2:
-        raise DataError(f"{listing} lists no images; it needs a heading such as {heading} and a line for each")
+        raise DataError(f"{listing} lists no images; it needs a header such as {heading} and one line for each image")
     return rows

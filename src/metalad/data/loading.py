@@ -1,4 +1,4 @@
-"""Decode images once, all to one size, into one array."""
+"""Decode images, resize them to one size, and store them in one array."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from tqdm import tqdm
 
 from metalad.data.images import read_image, read_mask, resize_image
 from metalad.data.memory import allocate, available_memory
 from metalad.data.sample import Sample
 from metalad.runtime.errors import DataError, ImageError
+from metalad.runtime.progress import counted
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image file that could not be read, and why."""
+    """An image file that could not be read, and the reason."""
 
     path: Path
     reason: str
@@ -29,8 +29,8 @@ class Skipped:
 class Images:
     """Decoded images of one size, in the order of their samples.
 
-    `sizes` are the original (height, width) of each; `skipped` are the files that could not be read, which
-    have neither sample nor pixels here.
+    sizes: original (height, width) of each image. skipped: files that could not be read; they are not in the other
+    fields.
     """
 
     samples: tuple[Sample, ...]
@@ -51,49 +51,49 @@ def load_images(
     strict: bool = False,
     progress: bool = False,
 ) -> Images:
-    """Decode the samples' images in parallel and resize them; an unreadable one is skipped and named.
+    """Decode the images of the samples in parallel and resize them; unreadable images are skipped and listed.
 
     Args:
         samples: the images, at least one.
         size: height and width, in pixels, to resize to.
-        memory_limit: bytes of pixels to hold in memory, half of what is available by default; more go to a
-            scratch file mapped into memory.
-        cache: folder for that scratch file, a temporary one by default.
-        strict: let the first unreadable image raise.
-        progress: show a progress bar on the terminal.
+        memory_limit: maximum bytes of pixels in memory, by default half of the available memory; a larger array is
+            stored in a memory-mapped temporary file.
+        cache: folder for that file; by default, the folder for temporary files of the system.
+        strict: raise an error for the first unreadable image.
+        progress: show progress on stderr.
 
     Raises:
         DataError: no samples, or none can be read.
         ImageError: an image cannot be read, and `strict` is set.
-        RunError: the scratch file cannot be written.
+        RunError: the temporary file cannot be written.
     """
     if not samples:
         raise DataError("no images to load; give at least one")
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     pixels = allocate((len(samples), *size, 3), limit, cache)
-    kept: list[Sample] = []
+    decoded: list[Sample] = []
     sizes: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
-    # Closing cancels what waits; else a kept traceback would keep the threads decoding behind a progress bar.
+    # Closing the generator cancels the pending decoding, also if the traceback of an error keeps a reference to it.
     with contextlib.closing(_decode_all(samples, size)) as results:
-        bar = tqdm(results, "reading images", len(samples), disable=not progress, leave=False)
-        for sample, result in zip(samples, bar, strict=True):
+        counting = counted(results, "reading images", "image", len(samples), shown=progress)
+        for sample, result in zip(samples, counting, strict=True):
             if isinstance(result, ImageError):
                 if strict:
                     raise result
-                skipped.append(Skipped(sample.path, _reason(sample.path, result)))
+                skipped.append(Skipped(sample.path, result.reason))
                 continue
-            pixels[len(kept)], original = result
-            kept.append(sample)
+            pixels[len(decoded)], original = result
+            decoded.append(sample)
             sizes.append(original)
-    if not kept:
+    if not decoded:
         first = skipped[0]
         raise DataError(f"none of {len(samples)} images can be read; the first, {first.path}: {first.reason}")
-    return Images(tuple(kept), pixels[: len(kept)], tuple(skipped), tuple(sizes))
+    return Images(tuple(decoded), pixels[: len(decoded)], tuple(skipped), tuple(sizes))
 
 
 def read_truth(sample: Sample, size: tuple[int, int]) -> Bool[np.ndarray, "height width"] | None:
-    """Return a sample's ground truth at its image's own size; None for an abnormal image that has none.
+    """Return the ground truth of a sample at the original size; None for an anomalous image without a mask.
 
     Raises:
         ImageError: the mask cannot be read. DataError: the mask's size is not `size`.
@@ -107,7 +107,7 @@ _Decoded = tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]
 
 
 def _decode_all(samples: Sequence[Sample], size: tuple[int, int]) -> Generator[_Decoded | ImageError, None, None]:
-    """Decode in threads, as Pillow works without the interpreter's lock; yield in order."""
+    """Decode in threads (Pillow releases the global interpreter lock); yield in the order of the samples."""
 
     def decode(sample: Sample) -> _Decoded | ImageError:
         try:
@@ -116,11 +116,6 @@ def _decode_all(samples: Sequence[Sample], size: tuple[int, int]) -> Generator[_
             return error
         return resize_image(image, size), (image.shape[0], image.shape[1])
 
-    # Few threads, as each may hold a large image at full resolution.
+    # The number of threads is limited, because each may hold a large image at full resolution.
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
         yield from pool.map(decode, samples)
-
-
-def _reason(path: Path, error: ImageError) -> str:
-    """The error's text without the path, which stands beside it."""
-    return str(error).split(f"{path.name}: ", 1)[-1]

@@ -1,4 +1,4 @@
-"""How much memory may be used, and room on disk for what does not fit."""
+"""Available memory, and arrays that are stored on disk if they do not fit into memory."""
 
 import atexit
 import os
@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 
 from metalad.runtime.files import os_errors_as_run_errors
 
-_UNKNOWN = 4 * 2**30
+_DEFAULT = 4 * 2**30
 
 
 def available_memory() -> int:
-    """Bytes that can be used without swapping, within the limit of a container; 4 GiB where nobody says."""
+    """Return the bytes that can be used without swapping, within the limit of a container; 4 GiB if unknown."""
     known = [amount for amount in (_system_memory(), _container_memory()) if amount is not None]
-    return min(known, default=_UNKNOWN)
+    return min(known, default=_DEFAULT)
 
 
 def _system_memory() -> int | None:
@@ -43,7 +43,7 @@ def _container_memory() -> int | None:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        used -= int(stat["inactive_file"])  # cached files, which give way
+        used -= int(stat["inactive_file"])  # the file cache is freed when memory is needed
         return None if limit == "max" else max(int(limit) - used, 0)
     except (OSError, ValueError, KeyError):
         return None
@@ -52,12 +52,13 @@ def _container_memory() -> int | None:
 def allocate(
     shape: tuple[int, int, int, int], memory_limit: int, cache: Path | None
 ) -> UInt8[np.ndarray, "n height width channels"]:
-    """Make room for pixels: in memory up to `memory_limit` bytes, else in a scratch file mapped into memory.
+    """Allocate an array for pixels: in memory up to `memory_limit` bytes, else as a memory-mapped temporary file.
 
-    The scratch file lies in `cache` (a temporary folder by default) and ends with the program, even killed.
+    The file is created in `cache` (by default, the folder for temporary files of the system) and is deleted when the
+    program ends; except on Windows, also if the program is killed.
 
     Raises:
-        RunError: the scratch file cannot be written or the disk is full.
+        RunError: the temporary file cannot be written or the disk is full.
     """
     size = int(np.prod(shape, dtype=np.int64))
     if size <= memory_limit:
@@ -74,14 +75,14 @@ def allocate(
 
 def _map_file(path: Path, shape: tuple[int, int, int, int], size: int) -> UInt8[np.ndarray, "n h w c"]:
     with path.open("w+b") as file:
-        # Writing to a mapped file on a full disk kills the process, so the space is claimed first.
+        # Writing to a mapped file on a full disk kills the process, so the space is reserved first.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _remove(folder: Path) -> None:
-    """Remove at once where the system lets a removed file stay mapped (all but Windows), else at the end."""
+    """Delete the folder now, which does not affect the mapping; on Windows, which forbids this, at program exit."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

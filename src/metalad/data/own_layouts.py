@@ -1,6 +1,6 @@
-"""The layouts that published data sets have of their own, each recognized by its folders and read as it was published.
+"""Layouts of published data sets; each is detected by its folder names, and the published split is used.
 
-Abnormal images among those published to train on are left out of training, and are not tested on either.
+Anomalous images of a published training set are used neither for training nor for testing.
 """
 
 import re
@@ -31,9 +31,8 @@ _VISA_HEADING = ["object", "split", "label", "image", "mask"]
 _KOLEKTOR_ITEM = re.compile(r"kos\d+")
 _TILES = "MT_"
 
-
 Folders = Sequence[str]
-"""The names of the folders in a category's folder, exactly as written, even where the file system ignores case."""
+"""Names of the subfolders of a category, with exact case even on case-insensitive file systems."""
 
 
 class Listing(NamedTuple):
@@ -47,10 +46,10 @@ class Listing(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnLayout:
-    """A layout of its own.
+    """The layout of a published data set.
 
-    fits: whether a folder with such subfolders has it.
-    read: how to list it; by a seed, where no split was published.
+    fits: returns whether a folder with the given subfolders has this layout.
+    read: lists the samples; the seed is used if no split was published.
     """
 
     name: str
@@ -59,7 +58,7 @@ class OwnLayout:
 
 
 def own_layout(root: Path) -> OwnLayout | None:
-    """Return the layout of its own that a category's folder has, if any.
+    """Return the published layout of a category's folder, or None.
 
     Raises:
         OSError: the folder cannot be read.
@@ -79,12 +78,12 @@ def _read_mvtec_2(root: Path, _: int) -> Listing:
     test, truth = root / "test_public", "ground_truth"
     return Listing(
         good_samples(images_in(root / "train" / GOOD)),
-        samples_by_defect(test, lambda defect: mask_files(test / truth / defect), apart=truth),
+        samples_by_defect(test, lambda defect: mask_files(test / truth / defect), ignored=truth),
         good_samples(images_in(root / "validation" / GOOD)),
     )
 
 
-# MVTec LOCO AD: as MVTec AD, but validation/good, and a folder of masks for each image, ground_truth/DEFECT/STEM
+# MVTec LOCO AD: like MVTec AD, with validation/good and one folder of masks per image, ground_truth/DEFECT/STEM
 
 
 def _is_loco(root: Path, _: Folders) -> bool:
@@ -113,7 +112,7 @@ def _read_btad(root: Path, _: int) -> Listing:
     )
 
 
-# VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly; beside the category split_csv/1cls.csv says what to train on
+# VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly; the split is in ../split_csv/1cls.csv
 
 
 def _is_visa(root: Path, _: Folders) -> bool:
@@ -125,36 +124,36 @@ def _read_visa(root: Path, _: int) -> Listing:
     split = root.parent / VISA_SPLIT
     if not split.is_file():
         raise DataError(
-            f"no file {split}, which says which images of {root.name} to train on; it comes with VisA: put it there"
+            f"no file {split}, which lists the training images of {root.name}; copy it from the VisA archive"
         )
     rows = read_rows(split, ",".join(_VISA_HEADING))
     if rows[0][1] != _VISA_HEADING:
-        raise DataError(f"{split}, line 1: needs the heading {','.join(_VISA_HEADING)}; found {','.join(rows[0][1])}")
-    here = set(images_in(root / "Data"))
+        raise DataError(f"{split}, line 1: needs the header {','.join(_VISA_HEADING)}; found {','.join(rows[0][1])}")
+    present = set(images_in(root / "Data"))
     train: list[Sample] = []
     test: list[Sample] = []
     for line, row in rows[1:]:
         if row[0] != root.name:
             continue
-        _require_visa_row(f"{split}, line {line}", row)
+        _check_visa_row(f"{split}, line {line}", row)
         abnormal = row[2] == "anomaly"
         image, mask = (root.parent / name if name else None for name in row[3:])
-        if image in here:  # a part of the category is a part; how much is missing, `datasets` says
-            sample = Sample(image, abnormal, "anomaly" if abnormal else GOOD, mask if mask in here else None)
+        if image in present:  # a copy may be incomplete; `datasets` reports the missing images
+            sample = Sample(image, abnormal, "anomaly" if abnormal else GOOD, mask if mask in present else None)
             (train if row[1] == "train" else test).append(sample)
     return Listing(in_order(train), in_order(test))
 
 
-def _require_visa_row(where: str, row: Sequence[str]) -> None:
+def _check_visa_row(location: str, row: Sequence[str]) -> None:
     fits = len(row) == len(_VISA_HEADING) and row[1] in ("train", "test") and row[2] in ("normal", "anomaly")
     if not fits or row[1:3] == ["train", "anomaly"]:
         raise DataError(
-            f"{where}: needs train or test, normal or anomaly (tested on only), an image and its mask or nothing; "
+            f"{location}: needs train or test, normal or anomaly (only in test), an image, and its mask or nothing; "
             f"found {','.join(row)}"
         )
 
 
-# KolektorSDD: kosNN/PartN.jpg, PartN_label.bmp; the label is black where there is no defect
+# KolektorSDD: kosNN/PartN.jpg, PartN_label.bmp; the mask is black if there is no defect
 
 
 def _is_kolektor(_: Path, folders: Folders) -> bool:
@@ -167,7 +166,7 @@ def _read_kolektor(root: Path, seed: int) -> Listing:
     return _split(root, _labelled_by_masks(paths, "_label", ".bmp"), seed)
 
 
-# KolektorSDD2: {train,test}/NNNNN.png, NNNNN_GT.png; the mask is black where there is no defect
+# KolektorSDD2: {train,test}/NNNNN.png, NNNNN_GT.png; the mask is black if there is no defect
 
 
 def _is_kolektor_2(root: Path, folders: Folders) -> bool:
@@ -177,10 +176,10 @@ def _is_kolektor_2(root: Path, folders: Folders) -> bool:
 
 def _read_kolektor_2(root: Path, _: int) -> Listing:
     train, test = (_labelled_by_masks(images_in(root / name), "_GT", ".png") for name in ("train", "test"))
-    return Listing(_good(train), test, left_out=_abnormal(train))
+    return Listing(_good(train), test, left_out=_anomalous(train))
 
 
-# Magnetic tile defects: MT_DEFECT/Imgs/STEM.jpg, its mask beside it as STEM.png; MT_Free is good
+# Magnetic tile defects: MT_DEFECT/Imgs/STEM.jpg with the mask STEM.png in the same folder; MT_Free is good
 
 
 def _is_tiles(root: Path, folders: Folders) -> bool:
@@ -196,12 +195,12 @@ def _read_tiles(root: Path, seed: int) -> Listing:
         for path in paths:
             mask = path.with_suffix(".png")
             if path not in masks:
-                known = mask if defect != GOOD and mask in masks else None
-                samples.append(Sample(path, defect != GOOD, defect, known))
+                truth = mask if defect != GOOD and mask in masks else None
+                samples.append(Sample(path, defect != GOOD, defect, truth))
     return _split(root, samples, seed)
 
 
-# DAGM 2007: {Train,Test}/NNNN.PNG, {Train,Test}/Label/NNNN_label.PNG of abnormal images, and Label/Labels.txt
+# DAGM 2007: {Train,Test}/NNNN.PNG, {Train,Test}/Label/NNNN_label.PNG of anomalous images, and Label/Labels.txt
 
 
 def _is_dagm(root: Path, folders: Folders) -> bool:
@@ -210,11 +209,11 @@ def _is_dagm(root: Path, folders: Folders) -> bool:
 
 def _read_dagm(root: Path, _: int) -> Listing:
     train, test = (_read_dagm_part(root / name) for name in ("Train", "Test"))
-    return Listing(_good(train), test, left_out=_abnormal(train))
+    return Listing(_good(train), test, left_out=_anomalous(train))
 
 
 def _read_dagm_part(folder: Path) -> tuple[Sample, ...]:
-    masks, listed = mask_files(folder / "Label"), _listed_as_abnormal(folder / "Label" / "Labels.txt")
+    masks, listed = mask_files(folder / "Label"), _listed_as_anomalous(folder / "Label" / "Labels.txt")
     samples = []
     for path in images_in(folder):
         if path.parent == folder:
@@ -224,8 +223,11 @@ def _read_dagm_part(folder: Path) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def _listed_as_abnormal(labels: Path) -> frozenset[str]:
-    """The names of images that the list calls abnormal: number, 1 (abnormal) or 0, image; some copies lack the list."""
+def _listed_as_anomalous(labels: Path) -> frozenset[str]:
+    """Return the lower-case names of the images that are labeled anomalous; empty without the file.
+
+    Columns: number, 1 (anomalous) or 0, image. Some copies of the data set do not contain the file.
+    """
     if not labels.is_file():
         return frozenset()
     rows = [line.split() for line in labels.read_text(encoding="utf-8", errors="replace").splitlines()]
@@ -236,35 +238,35 @@ def _good(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sample for sample in samples if not sample.abnormal)
 
 
-def _abnormal(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+def _anomalous(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sample for sample in samples if sample.abnormal)
 
 
 def _split(root: Path, samples: Sequence[Sample], seed: int) -> Listing:
-    return Listing(*hold_out(_good(samples), _abnormal(samples), seed, root))
+    return Listing(*hold_out(_good(samples), _anomalous(samples), seed, root))
 
 
 def _labelled_by_masks(paths: Sequence[Path], ending: str, suffix: str) -> tuple[Sample, ...]:
-    """Make samples of images that all have a mask beside them; only the mask says whether they are good.
+    """Return samples of images that all have a mask in the same folder; an image is good if its mask is empty.
 
     Raises:
-        DataError: an image has no mask beside it, or a mask cannot be read.
+        DataError: an image has no mask, or a mask cannot be read.
     """
     present = set(paths)
     images = [path for path in paths if not path.stem.endswith(ending)]
     masks = [path.with_name(f"{path.stem}{ending}{suffix}") for path in images]
     for path, mask in zip(images, masks, strict=True):
         if mask not in present:
-            raise DataError(f"no mask {mask.name} beside {path}, so nobody knows whether it is good; copy the set anew")
+            raise DataError(f"no mask {mask.name} for {path}, so its label is unknown; copy the data set again")
     with ThreadPoolExecutor() as pool:
-        abnormal = list(pool.map(_marks_a_defect, masks))
+        anomalous = list(pool.map(_is_not_empty, masks))
     return tuple(
-        Sample(path, True, DEFECT, mask) if bad else Sample(path, False, GOOD)
-        for path, mask, bad in zip(images, masks, abnormal, strict=True)
+        Sample(path, True, DEFECT, mask) if is_anomalous else Sample(path, False, GOOD)
+        for path, mask, is_anomalous in zip(images, masks, anomalous, strict=True)
     )
 
 
-def _marks_a_defect(mask: Path) -> bool:
+def _is_not_empty(mask: Path) -> bool:
     return bool(read_mask(mask).any())
 
 

@@ -1,7 +1,7 @@
-"""The published data sets that metalad knows by name: their categories and how many images each was published with.
+"""Published data sets: their categories, and the number of images of each.
 
-Numbers are those of the archives as they are distributed; where a paper's text differs, a comment says so, and what
-could not be ascertained is left out. No images come with metalad, and none are fetched.
+The numbers are those of the distributed archives; a comment states where the text of a paper differs. Unverified
+numbers are not included. The images are neither part of metalad nor downloaded.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ from typing import Literal
 from metalad.runtime.errors import ConfigError
 
 Part = Literal["train", "validation", "test good", "test abnormal", "train abnormal", "good", "abnormal"]
-"""What is counted: `train` is good; the last two are all good and all abnormal images, whatever their split."""
+"""Groups of images that are counted. `train` contains good images; `good` and `abnormal` contain all good and all
+anomalous images, regardless of the split."""
 
 
 @dataclass(frozen=True)
 class PublishedCategory:
-    """A category's name, its numbers of images, and other names by which its folder goes.
+    """A category, its image counts, and alternative names of its folder.
 
-    A set that was published without a split into training and test images has only `good` and `abnormal`.
+    Data sets without a published split into training and test images have only the parts `good` and `abnormal`.
     """
 
     name: str
@@ -27,7 +28,7 @@ class PublishedCategory:
 
     @property
     def has_split(self) -> bool:
-        """Whether it was published which images are to train on and which to test on."""
+        """Whether a split into training and test images was published."""
         return "train" in self.counts
 
 
@@ -35,9 +36,9 @@ class PublishedCategory:
 class DataSet:
     """A published data set.
 
-    name: what the command line calls it; `title` what people do; `folders`: other names by which its folder goes.
-    licence: of the images, None where the authors state none that we know of.
-    masks: whether each abnormal image has one.
+    name: on the command line. title: the full name. folders: alternative names of its folder.
+    licence: of the images; None if the authors do not state one.
+    masks: whether each anomalous image has a mask.
     """
 
     name: str
@@ -50,31 +51,31 @@ class DataSet:
 
     @property
     def counts(self) -> dict[Part, int]:
-        """The sums over all categories."""
+        """The image counts of all categories together."""
         parts = dict.fromkeys(part for category in self.categories for part in category.counts)
         return {part: sum(category.counts.get(part, 0) for category in self.categories) for part in parts}
 
 
 def plain(name: str) -> str:
-    """Return a name without case, spaces and hyphens, by which different spellings agree."""
+    """Return a name in lower case, with letters and digits only, so that different spellings are equal."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
 def data_set_named(name: str) -> DataSet:
-    """Return a data set by its name, in any spelling.
+    """Return the data set with a name, in any spelling.
 
     Raises:
-        ConfigError: no such set; the text lists those there are.
+        ConfigError: unknown name; the text lists the known names.
     """
     for data_set in DATA_SETS:
         if plain(name) in plain_names(data_set):
             return data_set
     known = ", ".join(data_set.name for data_set in DATA_SETS)
-    raise ConfigError(f"no data set {name!r} is known by name; there are: {known}")
+    raise ConfigError(f"unknown data set {name!r}; known data sets: {known}")
 
 
 def category_named(name: str) -> PublishedCategory | None:
-    """Return a published category by its name or as SET/CATEGORY, in any spelling; None if there is none."""
+    """Return the published category with a name or SET/CATEGORY, in any spelling; None if it is unknown."""
     group, _, last = name.rpartition("/")
     for data_set in DATA_SETS:
         if not group or plain(group) in plain_names(data_set):
@@ -85,7 +86,7 @@ def category_named(name: str) -> PublishedCategory | None:
 
 
 def plain_names(declared: DataSet | PublishedCategory) -> frozenset[str]:
-    """Return all names of a set or a category, without case, spaces and hyphens."""
+    """Return all names of a data set or category, each converted by `plain`."""
     title = (declared.title,) if isinstance(declared, DataSet) else ()
     return frozenset(map(plain, (declared.name, *title, *declared.folders)))
 
@@ -132,7 +133,7 @@ MVTEC = DataSet(
     ("mvtec_anomaly_detection",),
 )
 
-# The test images counted are those of test_public: nobody has the truth of the private ones.
+# Only the test images of test_public are counted: the ground truth of the private test images is not published.
 MVTEC_2 = DataSet(
     "mvtec2",
     "MVTec AD 2",
@@ -153,7 +154,7 @@ MVTEC_2 = DataSet(
     ),
 )
 
-# The paper's text counts 1772 + 304 images to train and validate on; the archive holds 1778 + 305.
+# The text of the paper states 1772 training and 304 validation images; the archive contains 1778 and 305.
 LOCO = DataSet(
     "loco",
     "MVTec LOCO AD",
@@ -172,7 +173,7 @@ LOCO = DataSet(
     ("mvtec_loco", "mvtec_loco_anomaly_detection"),
 )
 
-# The split of one class against all, split_csv/1cls.csv, counted.
+# Counts of the one-class split, split_csv/1cls.csv.
 VISA = DataSet(
     "visa",
     "VisA",
@@ -198,7 +199,7 @@ VISA = DataSet(
     ("VisA_20220922", "visa_pytorch"),
 )
 
-# The paper counts 2830 images; the archive that is distributed holds 2540.
+# The paper states 2830 images; the distributed archive contains 2540.
 BTAD = DataSet(
     "btad",
     "BTAD",
@@ -226,7 +227,7 @@ MPDD = DataSet(
     ),
 )
 
-# Published in folds for supervised training, which suit no training on good images alone.
+# The published folds are for supervised training and are not suitable for training on good images only.
 KSDD = DataSet(
     "ksdd",
     "KolektorSDD",
@@ -258,7 +259,7 @@ MTD = DataSet(
     ("magnetic_tile", "Magnetic-tile-defect-datasets."),
 )
 
-# How many of a class's abnormal images are for training is not printed: good and abnormal are told in all.
+# The number of anomalous training images per class is not published, so only the totals are listed.
 DAGM = DataSet(
     "dagm",
     "DAGM 2007",

@@ -1,4 +1,4 @@
-"""One image file with what is known of it, and a category: the images to train on and to test on."""
+"""An image file with its label, and a category: its training and test images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,9 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file; `defect` is "good" or the kind of defect.
+    """One image file; `defect` is "good" or the defect type.
 
-    mask: its ground truth, if there is one: a file, or a folder of several that are one mask together.
+    mask: the ground truth, if available: a file, or a folder of several masks whose union is the ground truth.
     """
 
     path: Path
@@ -20,18 +20,18 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """The file's name behind its folder's, as in `broken_large/000.png`."""
+        """The file name with the name of its folder, such as `broken_large/000.png`."""
         return f"{self.path.parent.name}/{self.path.name}"
 
 
 @dataclass(frozen=True)
 class Category:
-    """The images of one kind of thing.
+    """The images of one type of object or texture.
 
-    layout: how its folder is laid out, as `read_category` names it.
-    train: all good.
-    validation: good images that the set's authors set aside; counted and not used, as `train` is split anew.
-    left_out: abnormal images among those published to train on; counted and not used.
+    layout: of its folder, see `read_category`.
+    train: training images, all good.
+    validation: good images of the published validation set; not used, because `train` is split for validation.
+    left_out: anomalous images of the published training set; not used.
     """
 
     name: str
@@ -43,6 +43,6 @@ class Category:
     left_out: tuple[Sample, ...] = ()
 
     def relative(self, sample: Sample) -> str:
-        """The sample's path below the category's folder, with slashes; the whole path of one that lies elsewhere."""
+        """Return the sample's POSIX path relative to the category's folder, or its full path if it is elsewhere."""
         path = sample.path
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()

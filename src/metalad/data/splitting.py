@@ -1,4 +1,4 @@
-"""Split samples by chance, but the same way every time, and never identical files to different sides."""
+"""Random but reproducible splits of samples; identical files are assigned to the same part."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,66 +9,66 @@ from metalad.data.listing import in_order
 from metalad.data.sample import Sample
 from metalad.runtime.errors import DataError
 
-_TEST_SHARE = 0.2  # of the good images: 80 of Head CT's 100 train, 20 test beside the 100 abnormal
+_TEST_FRACTION = 0.2  # of the good images: Head CT has 80 for training, and 20 and the 100 anomalous images for testing
 
 
 def hold_out(
-    good: Sequence[Sample], abnormal: Sequence[Sample], seed: int, source: Path
+    good: Sequence[Sample], anomalous: Sequence[Sample], seed: int, source: Path
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Split images that were published without a split into (train, test), the test in the order of its paths.
+    """Split images without a published split into (train, test); the test images are sorted by path.
 
-    A fifth of the good images, chosen by `seed`, and all abnormal ones are for the test. Identical files go to the
-    same side.
+    The test images are a fifth of the good images, selected with `seed`, and all anomalous images. Identical files are
+    assigned to the same part.
 
     Raises:
-        DataError: the good images are copies of one another or of abnormal ones; `source` is where they come from.
+        DataError: the good images are copies of one another or of anomalous images; `source` is named in the text.
     """
-    keys = content_keys([sample.path for sample in (*good, *abnormal)])
-    # A good image whose copy is labelled abnormal must be tested on, as the abnormal ones are.
+    keys = content_keys([sample.path for sample in (*good, *anomalous)])
+    # A good image with a copy that is labeled anomalous must be in the test part, like its copy.
     tested = {index for index, key in enumerate(keys[: len(good)]) if key in keys[len(good) :]}
     free = [index for index in range(len(good)) if index not in tested]
-    count = max(round(_TEST_SHARE * len(good)) - len(tested), 0)
+    count = max(round(_TEST_FRACTION * len(good)) - len(tested), 0)
     tested |= {free[index] for index in choose([keys[index] for index in free], count, seed)}
     train = tuple(sample for index, sample in enumerate(good) if index not in tested)
     if good and not train:
-        raise DataError(f"the good images of {source} are copies of one another or of abnormal ones")
-    return train, in_order((*abnormal, *(good[index] for index in sorted(tested))))
+        raise DataError(f"the good images of {source} are copies of one another or of anomalous images")
+    return train, in_order((*anomalous, *(good[index] for index in sorted(tested))))
 
 
 def split_validation(
     samples: Sequence[Sample], fraction: float = 0.1, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Split samples into (train, validation), both in the given order; at least one on each side.
+    """Split samples into (train, validation), both in the given order and not empty.
 
-    Files with identical content stay on one side wherever that leaves something on both.
+    Files with identical content are assigned to the same part, unless one part would be empty.
 
     Args:
         samples: at least two.
-        fraction: share of the samples to set aside, in (0, 1); their number is rounded.
-        seed: another seed, another split.
+        fraction: of the samples that are used for validation, in (0, 1); their number is rounded.
+        seed: of the random split.
 
     Raises:
         DataError: fewer than two samples.
     """
     if len(samples) < 2:
-        raise DataError(f"found {len(samples)} good images, but at least 2 are needed: to train on and to validate on")
+        raise DataError(f"found {len(samples)} good images, but at least 2 are needed, for training and for validation")
     count = min(max(round(fraction * len(samples)), 1), len(samples) - 1)
     chosen = choose(content_keys([sample.path for sample in samples]), count, seed)
-    if not 0 < len(chosen) < len(samples):  # nothing but copies of one another
+    if not 0 < len(chosen) < len(samples):  # all files are copies of one another
         chosen = choose([str(index) for index in range(len(samples))], count, seed)
     train = tuple(sample for index, sample in enumerate(samples) if index not in chosen)
     return train, tuple(samples[index] for index in sorted(chosen))
 
 
 def choose(keys: Sequence[str], count: int, seed: int) -> frozenset[int]:
-    """Choose `count` indices by chance; indices with equal keys are chosen together or not at all.
+    """Select `count` random indices; either all or none of the indices with the same key are selected.
 
-    Fewer are chosen only if the groups do not fit; if none fits, the smallest is chosen.
+    Fewer are selected if no further group fits; if no group fits at all, the smallest group is selected.
     """
     groups: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
-    shuffled = sorted(groups.values(), key=lambda group: _lot(group[0], seed))
+    shuffled = sorted(groups.values(), key=lambda group: _random_order_key(group[0], seed))
     chosen: list[int] = []
     for group in shuffled:
         if len(chosen) + len(group) <= count:
@@ -78,6 +78,6 @@ def choose(keys: Sequence[str], count: int, seed: int) -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _lot(index: int, seed: int) -> bytes:
-    # A hash and no generator: the same split with every version of Python and NumPy.
+def _random_order_key(index: int, seed: int) -> bytes:
+    # A hash instead of a random generator gives the same split with all versions of Python and NumPy.
     return hashlib.sha256(f"{seed} {index}".encode()).digest()
