@@ -10,7 +10,7 @@ from metalad.data import Sample
 
 
 def put_image(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10)) -> Path:
-    """Write an image of noise; equal seeds and sizes make equal files."""
+    """Write a noise image; equal seeds and sizes give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -33,6 +33,6 @@ def put_text(path: Path, text: str) -> Path:
 
 
 def put_samples(folder: Path, seeds: Iterable[int]) -> list[Sample]:
-    """One good image for each seed."""
+    """Write one good image per seed and return the samples."""
     paths = [put_image(folder / f"{index:03}.png", seed) for index, seed in enumerate(seeds)]
     return [Sample(path, False, "good") for path in paths]

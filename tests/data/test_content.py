@@ -10,7 +10,7 @@ from metalad.runtime.errors import ImageError
 from tests.data.folders import put_image, put_mask, put_samples
 
 
-def test_a_moved_folder_keeps_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_does_not_depend_on_the_location_or_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_image(tmp_path / "here/test/good/1.png", 1)
     put_image(tmp_path / "here/test/crack/1.png", 2)
     put_mask(tmp_path / "here/ground_truth/crack/1_mask.png")
@@ -22,7 +22,7 @@ def test_a_moved_folder_keeps_its_hash(tmp_path: Path, monkeypatch: pytest.Monke
     assert data_hash(here) == data_hash(read_category(Path("away")).test)
 
 
-def test_every_change_changes_the_hash(tmp_path: Path) -> None:
+def test_the_hash_depends_on_contents_names_labels_and_masks(tmp_path: Path) -> None:
     samples = put_samples(tmp_path, [1, 2, 3])
     masked = [replace(samples[0], abnormal=True, defect="crack", mask=put_mask(tmp_path / "m.png"))]
     hashes = [data_hash(()), data_hash(samples), data_hash(samples[:2]), data_hash(masked + samples[1:])]
@@ -37,14 +37,14 @@ def test_every_change_changes_the_hash(tmp_path: Path) -> None:
         data_hash(samples)
 
 
-def test_names_need_not_be_text(tmp_path: Path) -> None:
+def test_file_names_that_are_not_unicode_are_accepted(tmp_path: Path) -> None:
     samples = put_samples(tmp_path, [1])
-    odd = tmp_path / "\udcff\n.png"
-    samples[0].path.rename(odd)
-    assert data_hash([replace(samples[0], path=odd)]) != data_hash(put_samples(tmp_path, [1]))
+    path = tmp_path / "\udcff\n.png"
+    samples[0].path.rename(path)
+    assert data_hash([replace(samples[0], path=path)]) != data_hash(put_samples(tmp_path, [1]))
 
 
-def test_keys_are_equal_just_for_equal_files(tmp_path: Path) -> None:
+def test_keys_are_equal_only_for_equal_files(tmp_path: Path) -> None:
     contents = [b"aa", b"ab", b"aa", b"a", b"", b"", b"aaa"]
     paths = [tmp_path / str(index) for index in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):

@@ -1,4 +1,4 @@
-"""Nuisances: each does what its name says and no more, brings no black border, and gives the same bytes every time."""
+"""Corruptions have the specified effect, add no black border, and are reproducible."""
 
 import math
 
@@ -32,7 +32,7 @@ def rng() -> np.random.Generator:
 
 
 @given(IMAGES)
-def test_a_change_by_nothing_changes_nothing(image: np.ndarray) -> None:
+def test_corruptions_of_strength_zero_do_not_change_the_image(image: np.ndarray) -> None:
     for same in (
         brightness(image, 0.0),
         contrast(image, 0.0),
@@ -45,18 +45,18 @@ def test_a_change_by_nothing_changes_nothing(image: np.ndarray) -> None:
 
 
 @given(st.sampled_from(sorted(CORRUPTIONS)), IMAGES)
-def test_every_nuisance_keeps_shape_and_input_and_gives_the_same_bytes_again(name: str, image: np.ndarray) -> None:
-    kept = image.copy()
+def test_corruptions_keep_the_shape_and_the_input_and_are_reproducible(name: str, image: np.ndarray) -> None:
+    original = image.copy()
     changed = CORRUPTIONS[name](image, rng())
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert changed.flags.c_contiguous
-    np.testing.assert_array_equal(image, kept)
+    np.testing.assert_array_equal(image, original)
     np.testing.assert_array_equal(CORRUPTIONS[name](image, rng()), changed)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_nuisance_changes_a_photograph_a_little(name: str) -> None:
+def test_corruptions_change_a_photograph_slightly(name: str) -> None:
     (photograph,) = cookies(1, (64, 64))
     changed = CORRUPTIONS[name](photograph, rng())
     difference = np.abs(changed.astype(int) - photograph).mean()
@@ -64,12 +64,12 @@ def test_every_nuisance_changes_a_photograph_a_little(name: str) -> None:
 
 
 @given(hnp.arrays(np.uint8, (9, 11, 3), elements=st.integers(0, 23)), st.sampled_from([-0.1, 0.1]))
-def test_brightness_scales_the_mean_where_nothing_clips(tenths: np.ndarray, change: float) -> None:
-    image = tenths * np.uint8(10)  # tenths of which are whole numbers
+def test_brightness_scales_the_mean_if_nothing_is_clipped(tenths: np.ndarray, change: float) -> None:
+    image = tenths * np.uint8(10)  # a tenth of each value is an integer
     assert brightness(image, change).mean() == pytest.approx((1 + change) * image.mean(), rel=1e-12)
 
 
-def test_brightness_stops_at_white() -> None:
+def test_brightness_is_clipped_at_white() -> None:
     white = np.full((8, 8, 3), 250, np.uint8)
     assert (brightness(white, 0.1) == 255).all()
 
@@ -78,56 +78,58 @@ def test_brightness_stops_at_white() -> None:
 def test_contrast_scales_the_deviation_and_keeps_the_mean(image: np.ndarray, change: float) -> None:
     changed = contrast(image, change).astype(float)
     mean = image.mean()
-    # Bytes are rounded: by half a grey level at most.
+    # The rounding error of bytes is at most half a gray level.
     assert np.abs((changed - mean) - (1 + change) * (image - mean)).max() <= 0.5 + 1e-9
 
 
 @given(IMAGES, st.integers(0, 4))
-def test_a_shifted_image_is_a_slice_with_its_mirror_image_before_it(image: np.ndarray, pixels: int) -> None:
+def test_a_shifted_image_is_extended_by_reflection(image: np.ndarray, pixels: int) -> None:
     shifted = shift(image, pixels)
     np.testing.assert_array_equal(shifted[:, pixels:], image[:, : image.shape[1] - pixels])
     np.testing.assert_array_equal(shifted[:, :pixels], image[:, :pixels][:, ::-1])
 
 
 @given(st.integers(1, 255), st.floats(-10, 10), SIDES, SIDES)
-def test_a_turned_plain_image_is_plain_up_to_the_corners(level: int, degrees: float, height: int, width: int) -> None:
+def test_a_rotated_constant_image_is_constant_including_the_corners(
+    level: int, degrees: float, height: int, width: int
+) -> None:
     plain = np.full((height, width, 3), level, np.uint8)
     np.testing.assert_array_equal(rotation(plain, degrees), plain)
 
 
-def test_a_turned_ramp_is_what_the_angle_says() -> None:
-    # Anticlockwise by t about the centre: what was at (x cos t - y sin t), y downwards, is now at (x, y).
-    turned = rotation(RAMP, 2.0).astype(float)
+def test_a_rotated_ramp_equals_the_computed_ramp() -> None:
+    # Counterclockwise rotation by t: the value at (x, y), with y downwards, was at x cos t - y sin t before.
+    rotated = rotation(RAMP, 2.0).astype(float)
     y, x = np.mgrid[:48, :64] - np.array([23.5, 31.5])[:, None, None]
     expected = 60 + 31.5 + x * math.cos(math.radians(2)) - y * math.sin(math.radians(2))
     inner = (slice(4, -4), slice(4, -4))
-    assert np.abs(turned[..., 0] - expected)[inner].max() <= 1.0
-    assert np.abs(turned[..., 0] - RAMP[..., 0])[inner].max() > 0.5
+    assert np.abs(rotated[..., 0] - expected)[inner].max() <= 1.0
+    assert np.abs(rotated[..., 0] - RAMP[..., 0])[inner].max() > 0.5
 
 
-def test_jpeg_loses_more_at_lower_quality() -> None:
+def test_the_jpeg_error_increases_with_lower_quality() -> None:
     (photograph,) = cookies(1, (64, 64))
     losses = [np.abs(jpeg(photograph, quality).astype(int) - photograph).mean() for quality in (95, 70, 20)]
     assert 0 < losses[0] < losses[1] < losses[2]
 
 
-def test_noise_has_the_deviation_asked_for_and_no_mean() -> None:
+def test_noise_has_the_given_standard_deviation_and_mean_zero() -> None:
     flat = np.full((100, 100, 3), (120, 128, 136), np.uint8)
     noise = gaussian_noise(flat, 4.0, rng()).astype(float) - flat
-    # Rounding to bytes adds a variance of 1/12; 30,000 values tell the deviation to 0.4 %.
+    # Rounding to bytes adds a variance of 1/12; with 30,000 values the standard error of the deviation is 0.4 %.
     assert noise.std() == pytest.approx(math.sqrt(16 + 1 / 12), rel=0.02)
     assert abs(noise.mean()) < 0.1
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 2].ravel())[0, 1]) < 0.05
 
 
-def test_a_grey_image_stays_grey_under_noise() -> None:
-    grey = np.repeat(cookies(1, (64, 64))[0][..., :1], 3, -1)
-    noisy = gaussian_noise(grey, 4.0, rng())
+def test_a_gray_image_with_noise_is_gray() -> None:
+    gray = np.repeat(cookies(1, (64, 64))[0][..., :1], 3, -1)
+    noisy = gaussian_noise(gray, 4.0, rng())
     assert (noisy == noisy[..., :1]).all()
-    assert not np.array_equal(noisy, grey)
+    assert not np.array_equal(noisy, gray)
 
 
-def test_blur_spreads_a_point_as_a_gaussian_and_keeps_colours_apart() -> None:
+def test_a_blurred_point_is_a_gaussian_in_its_own_channel() -> None:
     point = np.zeros((15, 15, 3), np.uint8)
     point[7, 7, 1] = 255
     blurred = gaussian_blur(point, 1.0)
@@ -138,13 +140,13 @@ def test_blur_spreads_a_point_as_a_gaussian_and_keeps_colours_apart() -> None:
     assert np.abs(blurred[..., 1] - expected).max() <= 0.5 + 1e-6
 
 
-def test_a_drifted_photograph_is_near_itself_and_never_twice_the_same() -> None:
+def test_a_perturbed_photograph_is_similar_to_the_original_and_depends_on_the_seed() -> None:
     photograph = cookies(1, (96, 128))[0]
-    one, again, other = (perturbed(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, other)
+    first, same, different = (perturbed(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, different)
     for seed in range(20):
-        found = perturbed(photograph, np.random.default_rng(seed))
-        assert found.shape == photograph.shape
-        assert found.dtype == np.uint8
-        assert abs(found.mean() / photograph.mean() - 1) < 0.16
+        result = perturbed(photograph, np.random.default_rng(seed))
+        assert result.shape == photograph.shape
+        assert result.dtype == np.uint8
+        assert abs(result.mean() / photograph.mean() - 1) < 0.16

@@ -7,15 +7,15 @@ from metalad.runtime.errors import DataError
 from tests.data.folders import put_image, put_text
 
 
-def put_labelled(root: Path, good: int = 10, abnormal: int = 3) -> None:
-    """Images 000.png and on, the abnormal ones first, all different."""
-    for number in range(good + abnormal):
+def put_labelled(root: Path, good: int = 10, anomalous: int = 3) -> None:
+    """Write different images 000.png, 001.png, ..., the anomalous ones first."""
+    for number in range(good + anomalous):
         put_image(root / "images" / f"{number:03}.png", number)
-    rows = [f"{number},{int(number < abnormal)}" for number in range(good + abnormal)]
+    rows = [f"{number},{int(number < anomalous)}" for number in range(good + anomalous)]
     put_text(root / "labels.csv", "\n".join(["id, bleeding", *rows, "", " "]))
 
 
-def test_a_fifth_of_the_good_and_all_abnormal_are_tested(tmp_path: Path) -> None:
+def test_a_fifth_of_the_good_and_all_anomalous_images_are_test_images(tmp_path: Path) -> None:
     put_labelled(tmp_path)
     category = read_category(tmp_path)
     assert category.layout == "head-ct"
@@ -26,14 +26,14 @@ def test_a_fifth_of_the_good_and_all_abnormal_are_tested(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["7", "007", "007.png", "images/007.png", "images/007"])
-def test_an_image_may_be_named_in_many_ways(tmp_path: Path, name: str) -> None:
+def test_images_are_identified_by_number_name_or_path(tmp_path: Path, name: str) -> None:
     put_labelled(tmp_path)
     put_text(tmp_path / "labels.csv", f"id,label\n{name},1\n8,0\n9,0\n")
-    abnormal = [sample for sample in read_category(tmp_path).test if sample.abnormal]
-    assert [(sample.path, sample.defect) for sample in abnormal] == [(tmp_path / "images/007.png", "abnormal")]
+    anomalous = [sample for sample in read_category(tmp_path).test if sample.abnormal]
+    assert [(sample.path, sample.defect) for sample in anomalous] == [(tmp_path / "images/007.png", "abnormal")]
 
 
-def test_images_may_lie_beside_the_list(tmp_path: Path) -> None:
+def test_images_can_be_in_the_folder_of_the_list(tmp_path: Path) -> None:
     for number in range(4):
         put_image(tmp_path / f"x{number}.png", number)
     put_text(tmp_path / "labels.csv", "\ufefffile,bad\nx0,0\nx1,0\nx2.png,1\n")
@@ -42,7 +42,7 @@ def test_images_may_lie_beside_the_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_copies_stay_on_one_side(tmp_path: Path, seed: int) -> None:
+def test_copies_are_in_the_same_part(tmp_path: Path, seed: int) -> None:
     put_labelled(tmp_path)
     for copy, original in (("005", "004"), ("012", "004"), ("009", "000")):
         content = (tmp_path / f"images/{original}.png").read_bytes()
@@ -54,48 +54,48 @@ def test_copies_stay_on_one_side(tmp_path: Path, seed: int) -> None:
     assert len(category.train) == 8
 
 
-HEADING = "needs a heading of two columns split by a comma"
+HEADER = "needs a header of two columns separated by a comma"
 MALFORMED = {
-    "": "lists no images; it needs a heading",
-    "id,abnormal\n": "lists no images; it needs a heading",
-    "0,1\n1,0\n": f"line 1: {HEADING}, such as id,abnormal; found 0,1",
-    "id;abnormal\n0;1\n": f"line 1: {HEADING}",
-    "id,abnormal\n0,1\n\n1,yes\n": r"line 4: needs an image and 0 \(good\) or 1 \(abnormal\); found 1,yes",
-    "id,abnormal\n0\n": r"line 2: needs an image and 0 \(good\) or 1 \(abnormal\); found 0$",
-    "id,abnormal\n0,1\n99,0\n": "line 3: no image named '99', neither in the folder images nor beside",
-    "id,abnormal\n0,1\n000,0\n": r"line 3: 000\.png was listed before; remove one of the two",
-    "id,abnormal\n0,1\n3,0\n": r"labels 1 images good \(0\), but at least 2 are needed",
+    "": "lists no images; it needs a header",
+    "id,abnormal\n": "lists no images; it needs a header",
+    "0,1\n1,0\n": f"line 1: {HEADER}, such as id,abnormal; found 0,1",
+    "id;abnormal\n0;1\n": f"line 1: {HEADER}",
+    "id,abnormal\n0,1\n\n1,yes\n": r"line 4: needs an image and 0 \(good\) or 1 \(anomalous\); found 1,yes",
+    "id,abnormal\n0\n": r"line 2: needs an image and 0 \(good\) or 1 \(anomalous\); found 0$",
+    "id,abnormal\n0,1\n99,0\n": "line 3: no image named '99' in the folder images or in the folder of the list",
+    "id,abnormal\n0,1\n000,0\n": r"line 3: 000\.png is listed twice; remove one of the two lines",
+    "id,abnormal\n0,1\n3,0\n": r"labels 1 images as good \(0\), but at least 2 are needed",
 }
 
 
 @pytest.mark.parametrize("text", MALFORMED)
-def test_a_malformed_list_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+def test_the_error_for_a_malformed_list_names_the_line(tmp_path: Path, text: str) -> None:
     put_labelled(tmp_path)
     put_text(tmp_path / "labels.csv", text)
     with pytest.raises(DataError, match=r"labels\.csv.*" + MALFORMED[text]):
         read_category(tmp_path)
 
 
-def test_binary_lists_and_unclear_names_are_refused(tmp_path: Path) -> None:
+def test_binary_lists_and_ambiguous_names_are_rejected(tmp_path: Path) -> None:
     put_labelled(tmp_path)
     put_image(tmp_path / "images/deep/007.png")
     put_text(tmp_path / "labels.csv", "id,abnormal\n7,1\n")
-    with pytest.raises(DataError, match=r"line 2: '7' may mean .*; list the images by path"):
+    with pytest.raises(DataError, match=r"line 2: '7' matches .*; list the paths"):
         read_category(tmp_path)
     (tmp_path / "labels.csv").write_bytes(b"id,\xff\xfe\n0,1\n")
     with pytest.raises(DataError, match=r"cannot read .*labels\.csv: .*CSV file in UTF-8"):
         read_category(tmp_path)
 
 
-def test_nothing_but_copies_cannot_be_split(tmp_path: Path) -> None:
+def test_only_copies_cannot_be_split(tmp_path: Path) -> None:
     for number in range(4):
         put_image(tmp_path / f"{number}.png")
     put_text(tmp_path / "labels.csv", "id,abnormal\n0,0\n1,0\n2,0\n3,0\n")
-    with pytest.raises(DataError, match="copies of one another or of abnormal ones"):
+    with pytest.raises(DataError, match="copies of one another or of anomalous images"):
         read_category(tmp_path)
 
 
-def test_head_ct_splits_by_seed_but_never_its_duplicates(shared_data: Path) -> None:
+def test_head_ct_is_split_by_the_seed_and_duplicates_stay_together(shared_data: Path) -> None:
     splits = set()
     for seed in range(12):
         category = read_category(shared_data / "headct", seed=seed)

@@ -19,7 +19,7 @@ def put_category(root: Path) -> None:
     put_mask(root / "ground_truth/crack/deep/3_mask.png")
 
 
-def test_each_abnormal_image_finds_its_mask(tmp_path: Path) -> None:
+def test_each_anomalous_image_gets_its_mask(tmp_path: Path) -> None:
     put_category(tmp_path / "tile")
     category = read_category(tmp_path / "tile")
     assert (category.name, category.layout) == ("tile", "mvtec")
@@ -42,7 +42,7 @@ def test_train_or_test_may_be_missing(tmp_path: Path) -> None:
     assert (len(b.train), len(b.test), b.layout) == (0, 1, "mvtec")
 
 
-def test_any_other_folder_is_all_good(tmp_path: Path) -> None:
+def test_images_in_a_folder_without_a_known_layout_are_good(tmp_path: Path) -> None:
     for name in ("b.png", "a/c.png", ".hidden/d.png"):
         put_image(tmp_path / name)
     category = read_category(tmp_path)
@@ -51,7 +51,7 @@ def test_any_other_folder_is_all_good(tmp_path: Path) -> None:
     assert not any(sample.abnormal for sample in category.train)
 
 
-def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
+def test_folders_without_usable_images_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     put_text(tmp_path / "notes/readme.txt", "")
     put_text(tmp_path / "category/train/good/photo.heic", "")
@@ -63,12 +63,12 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     expected = {
         "none": "no folder .*none; check the path",
         "notes/readme.txt": r"readme\.txt is a file, but a folder of images is needed",
-        "empty": r"no images in .*empty: looked for \.bmp .*\.webp, found an empty folder",
-        "notes": r"no images in .*notes: looked for .*, found 1 other files such as readme\.txt",
+        "empty": r"no images in .*empty: expected files with \.bmp .*\.webp, found an empty folder",
+        "notes": r"no images in .*notes: expected files with .*, found 1 other files such as readme\.txt",
         "category": r"no images in .*good: .* found 1 other files such as photo\.heic",
         "hollow": "found only empty folders such as deep",
-        "bad": r"no folder .*good, which should hold the good images; found 1 other files such as 1\.png",
-        "flat": "the images in .*test need subfolders named good",
+        "bad": r"no folder .*good, which must contain the good images; found 1 other files such as 1\.png",
+        "flat": "the images in .*test must be in subfolders: good",
         "void": "no images in .*test: .* found an empty folder",
     }
     for name, text in expected.items():
@@ -76,15 +76,15 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
             read_category(tmp_path / name)
 
 
-def test_folders_that_mix_good_and_abnormal_are_refused(tmp_path: Path) -> None:
+def test_folders_with_several_categories_or_mixed_images_are_rejected(tmp_path: Path) -> None:
     put_category(tmp_path / "all/tile")
-    with pytest.raises(DataError, match="holds several categories; give one of them: tile"):
+    with pytest.raises(DataError, match="contains several categories; give one of them: tile"):
         read_category(tmp_path / "all")
-    with pytest.raises(DataError, match=r"holds good images beside others \(crack\); to train, give"):
+    with pytest.raises(DataError, match=r"contains good and other images \(crack\); to train, give"):
         read_category(tmp_path / "all/tile/test")
 
 
-def test_links_that_loop_do_no_harm(tmp_path: Path) -> None:
+def test_symbolic_link_loops_are_handled(tmp_path: Path) -> None:
     put_category(tmp_path / "tile")
     (tmp_path / "tile/train/good/loop").symlink_to(tmp_path / "tile/train")
     assert len(read_category(tmp_path / "tile").train) == 1
@@ -93,16 +93,16 @@ def test_links_that_loop_do_no_harm(tmp_path: Path) -> None:
         read_category(tmp_path / "round")
 
 
-def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:  # the superuser may read all folders, so the system cannot be asked
+def test_an_unreadable_folder_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:  # real permissions have no effect if the tests run as root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", fail)
     with pytest.raises(DataError, match=r"cannot read the folder .*Permission denied; check its permissions"):
         read_category(tmp_path)
 
 
-def test_bottle_is_read_in_full(shared_data: Path) -> None:
+def test_the_category_bottle_is_read_completely(shared_data: Path) -> None:
     category = read_category(shared_data / "mvtec" / "bottle")
     assert (category.name, category.layout, len(category.train)) == ("bottle", "mvtec", 209)
     counts = Counter(sample.defect for sample in category.test)
@@ -110,12 +110,12 @@ def test_bottle_is_read_in_full(shared_data: Path) -> None:
     assert all((sample.mask is not None) == sample.abnormal for sample in category.test)
 
 
-def test_masks_of_tiles_have_the_sizes_of_their_images(shared_data: Path) -> None:
+def test_masks_of_magnetic_tiles_have_the_sizes_of_their_images(shared_data: Path) -> None:
     category = read_category(shared_data / "mtd" / "magnetic_tile")
-    abnormal = [sample for sample in category.test if sample.abnormal]
-    assert (len(category.train), len(abnormal), len(category.test)) == (400, 200, 320)
-    sizes = {image_size(sample.path) for sample in abnormal}
+    anomalous = [sample for sample in category.test if sample.abnormal]
+    assert (len(category.train), len(anomalous), len(category.test)) == (400, 200, 320)
+    sizes = {image_size(sample.path) for sample in anomalous}
     assert len(sizes) > 50
-    for sample in abnormal[::10]:
+    for sample in anomalous[::10]:
         assert sample.mask is not None
         assert read_mask(sample.mask, image_size(sample.path)).any()

@@ -1,5 +1,6 @@
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 
 from metalad.data import Sample, Skipped, load_images, loading, read_category
 from metalad.data.images import read_image, resize_image
+from metalad.runtime import progress
 from metalad.runtime.errors import DataError, ImageError, RunError
 from tests.data.folders import put_samples, put_text
 
 
-def test_images_keep_their_order_and_sizes(shared_data: Path) -> None:
+def test_images_have_the_order_of_the_samples_and_their_original_sizes(shared_data: Path) -> None:
     samples = read_category(shared_data / "mtd" / "magnetic_tile").train[:40]
     images = load_images(samples, (32, 48))
     assert images.samples == samples
@@ -24,7 +26,7 @@ def test_images_keep_their_order_and_sizes(shared_data: Path) -> None:
     assert len(set(images.sizes)) > 10
 
 
-def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
     samples = put_samples(tmp_path, range(5))
     put_text(samples[0].path, "no image")
     put_text(samples[3].path, "")
@@ -39,7 +41,7 @@ def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
     )
 
 
-def test_none_readable_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
+def test_the_error_for_no_readable_image_names_the_first_reason(tmp_path: Path) -> None:
     samples = [Sample(put_text(tmp_path / f"{name}.png", ""), False, "good") for name in "ab"]
     with pytest.raises(DataError, match=r"none of 2 images can be read; the first, .*a\.png: the file is empty"):
         load_images(samples, (16, 16))
@@ -47,7 +49,7 @@ def test_none_readable_is_an_error_with_the_first_reason(tmp_path: Path) -> None
         load_images([], (16, 16))
 
 
-def test_strict_raises_at_once_and_stops_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_raises_immediately_and_stops_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = put_samples(tmp_path, range(100))
     put_text(samples[1].path, "no image")
     decoded = []
@@ -64,22 +66,24 @@ def test_strict_raises_at_once_and_stops_decoding(tmp_path: Path, monkeypatch: p
     assert count < 100
     time.sleep(0.05)
     assert len(decoded) == count
-    assert caught.value  # its traceback holds what was decoding
+    assert caught.value  # keeps the traceback, which refers to the generator
 
 
-def test_what_does_not_fit_in_memory_goes_to_a_file_that_vanishes(tmp_path: Path) -> None:
+def test_pixels_above_the_memory_limit_are_stored_in_a_temporary_file(tmp_path: Path) -> None:
     samples = put_samples(tmp_path / "images", range(6))
     put_text(samples[2].path, "")
-    inside = load_images(samples, (16, 16), memory_limit=6 * 16 * 16 * 3)
-    outside = load_images(samples, (16, 16), memory_limit=6 * 16 * 16 * 3 - 1, cache=tmp_path / "cache")
-    assert not isinstance(inside.pixels, np.memmap)
-    assert isinstance(outside.pixels, np.memmap)
-    np.testing.assert_array_equal(inside.pixels, outside.pixels)
+    in_memory = load_images(samples, (16, 16), memory_limit=6 * 16 * 16 * 3)
+    on_disk = load_images(samples, (16, 16), memory_limit=6 * 16 * 16 * 3 - 1, cache=tmp_path / "cache")
+    assert not isinstance(in_memory.pixels, np.memmap)
+    assert isinstance(on_disk.pixels, np.memmap)
+    np.testing.assert_array_equal(in_memory.pixels, on_disk.pixels)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot claim space on disk beforehand")
-def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve disk space")
+def test_a_full_disk_raises_an_error_and_does_not_kill_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -93,7 +97,11 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytes
         load_images(samples, (16, 16), memory_limit=0, cache=tmp_path / "file")
 
 
-def test_progress_goes_to_the_terminal_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_only_if_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     samples = put_samples(tmp_path, range(2))
     load_images(samples, (16, 16))
     assert capsys.readouterr() == ("", "")

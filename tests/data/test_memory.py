@@ -6,11 +6,11 @@ import pytest
 from metalad.data.memory import available_memory
 
 
-def test_available_memory_is_part_of_what_is_there() -> None:
+def test_available_memory_is_at_most_the_physical_memory() -> None:
     assert 2**20 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_of_a_container_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {
         "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 7000 kB\n",
         "/sys/fs/cgroup/memory.max": "5000000\n",
@@ -23,7 +23,7 @@ def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert available_memory() == 7_000 * 1024
 
 
-def test_without_any_system_file_there_is_still_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_memory_has_a_default_without_system_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(path: Path, encoding: str) -> str:
         raise FileNotFoundError(path, encoding)
 

@@ -1,4 +1,4 @@
-"""Published data sets in miniature: images of 16×16 in the folders of each, and what must be found in them."""
+"""Miniatures of the published data sets: 16×16 images in the folders of each, and the expected samples."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ _SEEDS = count()
 
 
 def put(*paths: Path) -> None:
-    """Write images of which no two are alike."""
+    """Write images that all differ."""
     for path in paths:
         put_image(path, next(_SEEDS), SIZE)
 
 
 def put_marks(path: Path, *rows: int, value: int = 255) -> None:
-    """Write a mask whose given rows are marked."""
+    """Write a mask in which the given rows are anomalous."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.zeros(SIZE, np.uint8)
     mask[list(rows)] = value
@@ -30,11 +30,12 @@ def put_marks(path: Path, *rows: int, value: int = 255) -> None:
 
 @dataclass(frozen=True)
 class Tree:
-    """A miniature: how to put it into a folder, and what it holds.
+    """A miniature of a data set, and its expected samples.
 
-    category: the category's folder in the set's folder.
-    counts: images to train on, to validate on, good and abnormal to test on, left out.
-    rows: for each abnormal test image, by its name, the rows of its mask.
+    put: writes the miniature into a folder.
+    category: folder of the category in the folder of the data set.
+    counts: training, validation, good test and anomalous test images, and images that are not used.
+    rows: the anomalous rows of the mask of each anomalous test image, by its name.
     """
 
     put: Callable[[Path], None]
@@ -136,4 +137,4 @@ TREES: Mapping[str, Tree] = {
     ),
     "dagm": Tree(_put_dagm, "Class1", "dagm", (2, 0, 1, 1, 1), {"Test/0002.PNG": (10,)}),
 }
-"""By the names of the sets whose layout is their own."""
+"""By the names of the data sets with their own layout."""
