@@ -107,7 +107,7 @@ def _bomb(path: Path) -> None:
 
 BAD_IMAGES = {
     "text": (_text, "not a PNG, JPEG"),
-    "truncated": (_truncated, "cut short"),
+    "truncated": (_truncated, "damaged or truncated"),
     "pixel": (_pixel, "1 × 1"),
     "bomb": (_bomb, "decompression bomb"),
 }

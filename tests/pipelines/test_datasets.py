@@ -97,7 +97,7 @@ def test_all_sets_are_listed_and_one_alone() -> None:
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="which data set is to be checked"):
         datasets(None, tmp_path)
-    with pytest.raises(ConfigError, match="no data set 'unicorn'"):
+    with pytest.raises(ConfigError, match="unknown data set 'unicorn'"):
         datasets("unicorn", tmp_path)
     with pytest.raises(DataError, match="no folder"):
         datasets("mvtec", tmp_path / "nowhere")
