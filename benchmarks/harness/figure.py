@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness.declaration import Suite
 from metalad.data.images import read_image, write_image
-from metalad.visualization.sheet import QUIET, Caption, Sheet, beside, sheet, stacked
+from metalad.visualization.sheet import QUIET, Caption, Sheet, concatenate_horizontally, concatenate_vertically, sheet
 
 HEADINGS = ("", "image", "ground truth", "reconstruction", "raw map", "calibrated map", "overlay")
 WIDTHS = (132, 128, 128, 128, 128, 128, 128)
@@ -37,13 +37,13 @@ def compose(path: Path, suite: Suite, strips: Mapping[str, Path], absent: Sequen
     if not strips:
         return None
     blocks = [read_image(file) for file in strips.values()]
-    columns = [stacked([_headings(), *column]) for column in in_columns(blocks)]
-    body = beside(columns)
+    columns = [concatenate_vertically([_headings(), *column]) for column in in_columns(blocks)]
+    body = concatenate_horizontally(columns)
     lines = [LEGEND, *([f"No images or no finished run: {', '.join(absent)}."] if absent else [])]
     width = body.shape[1] - 2 * GAP
     title = sheet([[Caption(((f"{suite.name}: {suite.summary}", 20, QUIET),))]], [width], GAP)
     footer = sheet([[Caption(tuple((line, 13, QUIET) for line in _wrapped(lines, width)))]], [width], GAP)
-    write_image(path, stacked([title, body, footer]))
+    write_image(path, concatenate_vertically([title, body, footer]))
     return path
 
 

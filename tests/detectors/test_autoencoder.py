@@ -52,7 +52,7 @@ def test_the_output_of_a_new_network_depends_on_its_input(side: int) -> None:
 
 
 def test_squared_errors_of_overlapping_tiles_are_averaged() -> None:
-    """By a plain loop: each tile is rebuilt alone, and a pixel's map is the mean over the tiles that hold it."""
+    """Compared with a loop over tiles: the map of a pixel is the mean over the tiles that contain it."""
     model, images = tiled(), to_batch(cookies(2, (40, 48)))
     total, reconstruction, count = torch.zeros(2, 40, 48), torch.zeros(2, 3, 40, 48), torch.zeros(40, 48)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_only_training_images_are_augmented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"image_size": (256, 264)}, "256x264 pixels 5 times; use multiples of 32"),
         ({"tile": 100}, "100x100 pixels 4 times; use multiples of 16"),
@@ -104,6 +104,6 @@ def test_only_training_images_are_augmented() -> None:
         ({"degrees": float("nan")}, "degrees must lie"),
     ],
 )
-def test_invalid_settings_are_rejected(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_are_rejected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         AutoencoderConfig(**changes)  # type: ignore[arg-type]

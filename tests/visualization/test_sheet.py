@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from metalad.visualization.sheet import GREEN, INK, MAX_ASPECT, Caption, SheetCell, beside, sheet, stacked
+from metalad.visualization.sheet import (
+    GREEN,
+    INK,
+    MAX_ASPECT,
+    Caption,
+    SheetCell,
+    concatenate_horizontally,
+    concatenate_vertically,
+    sheet,
+)
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 
@@ -36,11 +45,11 @@ def test_captions_have_their_color_and_long_lines_are_truncated() -> None:
     assert (np.abs(short[3:22].astype(int) - (0x17, 0x69, 0x4A)).sum(-1) < 60).any()
 
 
-@pytest.mark.parametrize("join", [stacked, beside])
+@pytest.mark.parametrize("join", [concatenate_vertically, concatenate_horizontally])
 def test_sheets_of_different_sizes_are_concatenated_on_white(join: object) -> None:
-    horizontal = join is beside
+    horizontal = join is concatenate_horizontally
     first, second = plain(10, 20, RED), plain(30, 5, BLUE)
-    joined = beside([first, second]) if horizontal else stacked([first, second])
+    joined = concatenate_horizontally([first, second]) if horizontal else concatenate_vertically([first, second])
     assert joined.shape == ((30, 25, 3) if horizontal else (40, 20, 3))
     assert (joined[:10, :20] == RED).all()
     assert (joined[:, 20:] == BLUE).all() if horizontal else (joined[10:, :5] == BLUE).all()

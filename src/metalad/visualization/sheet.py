@@ -52,15 +52,15 @@ def sheet(rows: Sequence[Sequence[SheetCell]], widths: Sequence[int], gap: int) 
     return np.asarray(canvas)
 
 
-def stacked(sheets: Sequence[Sheet]) -> Sheet:
+def concatenate_vertically(sheets: Sequence[Sheet]) -> Sheet:
     """Concatenate sheets vertically; the area to the right of narrower sheets is white."""
     width = max((each.shape[1] for each in sheets), default=0)
     return np.concatenate([_pad_to_width(each, width) for each in sheets] or [np.zeros((0, 0, 3), np.uint8)])
 
 
-def beside(sheets: Sequence[Sheet]) -> Sheet:
+def concatenate_horizontally(sheets: Sequence[Sheet]) -> Sheet:
     """Concatenate sheets horizontally; the area below lower sheets is white."""
-    return stacked([each.swapaxes(0, 1) for each in sheets]).swapaxes(0, 1)
+    return concatenate_vertically([each.swapaxes(0, 1) for each in sheets]).swapaxes(0, 1)
 
 
 def _pad_to_width(narrow: Sheet, width: int) -> Sheet:

@@ -48,7 +48,7 @@ class NormalizedLogDistance(nn.Module):
         distances: Sequence[Float[Tensor, "batch down across"]],
         weights: Float[Tensor, " distances"] | None = None,
     ) -> Float[Tensor, "batch down across"]:
-        """Return the mean of the normalized log-distances; negative where the distances are below their usual values.
+        """Return the mean of the normalized log-distances; negative where the distances are below average.
 
         weights: of the distances; equal by default.
         """
