@@ -10,7 +10,7 @@ from metalad.data.images import write_image
 from metalad.pipelines.benchmark.execution import run_job
 from metalad.pipelines.benchmark.job import Job
 from metalad.pipelines.rendering import render
-from metalad.results.report import Report, Verdict
+from metalad.results.report import Report, EvaluatedImage
 from metalad.runtime.errors import printable
 from metalad.storage.model_file import StoredModel
 from metalad.visualization.maps import verdict_heat
@@ -29,14 +29,14 @@ def _draw_strip(job: Job, model: StoredModel, report: Report) -> None:
     draw_examples(strip_path(work.parent, work.name), model, Path(job.data or ""), report)
 
 
-def median_images(verdicts: Sequence[Verdict]) -> list[int]:
+def median_images(verdicts: Sequence[EvaluatedImage]) -> list[int]:
     """Return the indices of the images to show: for each defect type, in order of name, the image of median score.
 
     For an even number of images, the lower of the two middle ones; equal scores are ordered by path.
     """
     kinds: dict[str, list[int]] = {}
     for index, verdict in enumerate(verdicts):
-        if verdict.abnormal_truth:
+        if verdict.label:
             kinds.setdefault(verdict.defect, []).append(index)
 
     def rank(index: int) -> tuple[float, str]:
@@ -61,8 +61,8 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     samples = {category.relative(sample): sample for sample in category.test}
     thresholds = {scoring.name: scoring.threshold for scoring in report.scorings}
     rows: list[list[SheetCell]] = []
-    for index in median_images(report.verdicts):
-        verdict = report.verdicts[index]
+    for index in median_images(report.images):
+        verdict = report.images[index]
         sample = samples[verdict.path]
         pixels = load_images([sample], model.detector.config.image_size, strict=True).pixels[0]
         raw, calibrated = (render(model.detector, sample, pixels, scoring) for scoring in ("raw", "calibrated"))
@@ -80,8 +80,8 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     write_image(path, sheet(rows, WIDTHS, GAP))
 
 
-def _label(report: Report, verdict: Verdict) -> Caption:
-    result = ("found", GREEN) if verdict.abnormal else ("missed", RED)
+def _label(report: Report, verdict: EvaluatedImage) -> Caption:
+    result = ("found", GREEN) if verdict.is_anomalous else ("missed", RED)
     return Caption((
         (printable(report.category), 16, INK),
         (printable(verdict.defect), 13, INK),

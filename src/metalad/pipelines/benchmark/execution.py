@@ -99,7 +99,7 @@ def _train_and_evaluate(
             device=job.device,
             precision="fp32",  # for the same numbers on every machine
             progress=progress,
-        )
+        ).stored
     start = time.perf_counter()
     report = evaluate(work / "run", data, out=work / "evaluation", device=job.device, progress=progress)
     evaluating = time.perf_counter() - start
@@ -145,7 +145,7 @@ def _row(job: Job, config: DetectorConfig, device: torch.device, **values: Any) 
 
 
 def _counts(model: StoredModel, report: Report) -> dict[str, int]:
-    return {**model.header.images, "evaluated": len(report.verdicts), "evaluated_skipped": len(report.skipped)}
+    return {**model.header.images, "evaluated": len(report.images), "evaluated_skipped": len(report.skipped)}
 
 
 def _parameters(detector: torch.nn.Module) -> int:

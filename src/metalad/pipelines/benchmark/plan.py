@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalad.data import data_hash, read_category
-from metalad.methods import Method, method_named, methods
+from metalad.methods import Method, method_named
 from metalad.pipelines.benchmark.categories import named_categories
 from metalad.pipelines.benchmark.cells import Cell, Configuration, Protocol, select_cells
 from metalad.pipelines.benchmark.rows import ResultRow, latest, read_rows
@@ -124,10 +124,9 @@ def _method_and_config(wanted: "str | DetectorConfig", settings: Sequence[str]) 
     if isinstance(wanted, str):
         method = method_named(wanted)
         return method, from_texts(method.load_config(), [text for text in settings if _has_setting(wanted, text)])
-    for method in methods().values():
-        if method.load_config() is type(wanted):
-            return method, wanted
-    raise ConfigError(f"{type(wanted).__name__} belongs to no registered method; there are: {', '.join(methods())}")
+    from metalad.pipelines.config import method_and_config  # imports torch
+
+    return method_and_config(wanted, {})
 
 
 def _has_setting(wanted: "str | DetectorConfig", text: str) -> bool:

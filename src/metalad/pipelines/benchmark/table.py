@@ -9,7 +9,7 @@ from typing import Any
 
 from metalad.pipelines.benchmark.cells import Cell
 from metalad.pipelines.benchmark.rows import ResultRow
-from metalad.results.report import aligned
+from metalad.results.report_text import aligned
 from metalad.runtime.errors import printable
 
 UNDEFINED = "–"
