@@ -1,11 +1,5 @@
-import contextlib
-import io
 import struct
-import warnings
-import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from metalad.data import decoding
 from metalad.data.images import (
     find_images,
     image_size,
@@ -28,61 +21,18 @@ from metalad.data.images import (
     write_image,
     write_png16,
 )
-from metalad.runtime.errors import DataError, ImageError, RunError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from metalad.runtime.errors import DataError, RunError
+from tests.data.pictures import Array, smooth_picture
 
 SIDES = st.integers(8, 20)
 PICTURES = st.tuples(SIDES, SIDES).flatmap(lambda size: hnp.arrays(np.uint8, (*size, 3)))
 GREYS = st.tuples(SIDES, SIDES).flatmap(lambda size: hnp.arrays(np.uint8, size))
 LOSSLESS = [".png", ".bmp", ".tif", ".TIFF", ".PNG"]
-# Positions of row 0 and column 0 of the stored pixels in the upright picture (EXIF 2.3, tag 274).
-STORED = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")
-
-
-def smooth_picture() -> Array:
-    y, x = np.mgrid[:24, :40]
-    return np.stack([y * 10, x * 6, 255 - y * 5 - x * 3], axis=2).astype(np.uint8)
-
-
-def turned(upright: Array, orientation: int) -> Array:
-    row, column = STORED[orientation]
-    stored = upright if row in ("top", "bottom") else upright.swapaxes(0, 1)
-    stored = stored[::-1] if row in ("bottom", "right") else stored
-    stored = stored[:, ::-1] if column in ("bottom", "right") else stored
-    return np.ascontiguousarray(stored)
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def one_bit_png(width: int, height: int) -> bytes:
-    """A PNG with width × height pixels in its header, but data for only one row."""
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    line = zlib.compress(bytes(1 + (width + 7) // 8))
-    chunks = [(b"IHDR", header), (b"IDAT", line), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
-
-
-def encoded(picture: Array, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @settings(max_examples=20, deadline=None)
@@ -100,49 +50,6 @@ def test_lossy_formats_have_a_small_error(tmp_path: Path, suffix: str) -> None:
     write_image(tmp_path / f"a{suffix}", smooth_picture())
     difference = read_image(tmp_path / f"a{suffix}").astype(int) - smooth_picture()
     assert np.abs(difference).mean() < 4
-
-
-@pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("PNG", {}),
-        ("JPEG", {"quality": 100, "subsampling": 0}),
-        ("WEBP", {"lossless": True}),
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-    ],
-)
-def test_images_are_rotated_upright_by_their_exif_orientation(
-    tmp_path: Path, orientation: int, kind: str, options: dict[str, Any]
-) -> None:
-    upright = smooth_picture()
-    path = tmp_path / f"{orientation}.image"
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path.write_bytes(encoded(turned(upright, orientation), kind, exif=exif, **options))
-    np.testing.assert_allclose(read_image(path), upright, atol=4 if kind == "JPEG" else 0)
-    assert image_size(path) == (24, 40)
-
-
-def test_an_exif_chunk_after_the_pixels_of_a_png_is_used(tmp_path: Path) -> None:
-    upright = smooth_picture()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    plain = encoded(turned(upright, 6), "PNG")
-    late = plain[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + plain[-12:]
-    (tmp_path / "a.png").write_bytes(late)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), upright)
-    assert image_size(tmp_path / "a.png") == (24, 40)
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_16_bit_gray_images_are_rotated_upright(tmp_path: Path, orientation: int) -> None:
-    upright = np.arange(96, dtype=np.uint16).reshape(8, 12) * 257
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    (tmp_path / "a.png").write_bytes(encoded(turned(upright, orientation), "PNG", exif=exif))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[:, :, 1], np.arange(96).reshape(8, 12))
 
 
 @settings(max_examples=20, deadline=None)
@@ -204,103 +111,6 @@ def test_transparent_palette_colors_are_white(tmp_path: Path, transparency: int 
     picture = read_image(tmp_path / "a.png")
     assert picture[0, 0].tolist() == [10, 20, 30]
     assert picture[2, 3].tolist() == [255, 255, 255]
-
-
-def test_the_format_is_detected_from_the_content_and_not_from_the_suffix(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(smooth_picture(), "BMP"))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), smooth_picture())
-
-
-def put(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-BAD: dict[str, tuple[bytes, str]] = {
-    "text.png": (b"hello, I am a text", "not a PNG, JPEG, BMP, TIFF or WebP image"),
-    "cut.jpg": (encoded(smooth_picture(), "JPEG")[:600], "damaged or truncated"),
-    "cut.png": (encoded(smooth_picture(), "PNG")[:80], "damaged or truncated"),
-    "head.png": (b"\x89PNG\r\n\x1a\n", "damaged or truncated"),
-    "empty.png": (b"", "the file is empty"),
-    "one.png": (encoded(np.zeros((1, 1, 3), np.uint8), "PNG"), "1 × 1 pixels; each side needs at least 8"),
-    "thin.png": (encoded(np.zeros((7, 90, 3), np.uint8), "PNG"), "7 × 90 pixels; each side needs at least 8"),
-    "bomb.png": (
-        one_bit_png(30_000, 30_000),
-        r"30,000 × 30,000 pixels are more than the limit of 150,000,000 \(a decompression bomb\?\)",
-    ),
-    "float.tif": (encoded(np.zeros((8, 8), np.float32), "TIFF"), "mode F; convert the image to 8- or 16-bit"),
-    "gif.png": (encoded(np.zeros((8, 8), np.uint8), "GIF"), "not a PNG"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("read", [read_image, read_mask])
-def test_the_error_names_the_unreadable_file_and_the_reason(
-    tmp_path: Path, name: str, read: Callable[[Path], Array]
-) -> None:
-    content, reason = BAD[name]
-    path = put(tmp_path / name, content)
-    with pytest.raises(ImageError, match=reason) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"cannot read {path}: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["text.png", "head.png", "empty.png", "one.png", "bomb.png"])
-def test_image_size_rejects_files_by_their_header(tmp_path: Path, name: str) -> None:
-    content, reason = BAD[name]
-    with pytest.raises(ImageError, match=reason):
-        image_size(put(tmp_path / name, content))
-
-
-def test_errors_for_missing_files_folders_and_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageError, match=r"none\.png: no such file"):
-        read_image(tmp_path / "none.png")
-    with pytest.raises(ImageError, match="a folder, not an image file"):
-        image_size(tmp_path)
-
-    def fail(*_: object) -> None:  # real permissions have no effect if the tests run as root
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(ImageError, match="no permission to read it; change"):
-        read_image(tmp_path / "none.png")
-
-
-def test_the_pixel_limit_of_metalad_replaces_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert image_size(put(tmp_path / "fits.png", one_bit_png(12_247, 12_247))) == (12_247, 12_247)
-    with pytest.raises(ImageError, match="decompression bomb"):
-        image_size(put(tmp_path / "not.png", one_bit_png(12_248, 12_248)))
-    picture = smooth_picture()
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture[:, :, 0].size - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for kind in ("PNG", "BMP", "TIFF", "JPEG", "WEBP"):
-            path = put(tmp_path / kind, encoded(picture, kind))
-            assert read_image(path).shape == picture.shape
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
-    for kind in ("TIFF", "WEBP"):
-        with pytest.raises(ImageError, match="more than the limit"):
-            read_image(tmp_path / kind)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP"]),
-    cut=st.floats(0, 1),
-    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4),
-)
-def test_damaged_files_are_read_or_raise_image_error(
-    folder: Path, kind: str, cut: float, flips: list[tuple[float, int]]
-) -> None:
-    whole = bytearray(encoded(smooth_picture(), kind))
-    for position, change in flips:
-        whole[int(position * len(whole))] ^= change
-    path = put(folder / "damaged.png", bytes(whole[: int(cut * len(whole))]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "MAX_PIXELS", 10**6)  # limits the memory use for damaged headers
-        with contextlib.suppress(ImageError):
-            assert read_image(path).ndim == 3
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
