@@ -19,7 +19,7 @@ from benchmarks.harness.suites import TINY, suite_named
 from metalad.data.images import read_image, read_mask, write_image
 from metalad.pipelines.benchmark.cells import Configuration
 from metalad.pipelines.benchmark.rows import read_rows
-from metalad.results.report import Verdict
+from metalad.results.report import EvaluatedImage
 from tests.pipelines.benchmark.material import put_category
 from tests.tiny import tiny_category
 
@@ -36,7 +36,9 @@ SUITE = Suite(
 
 @given(st.lists(st.tuples(st.sampled_from(["good", "a", "b"]), st.floats(0, 9)), max_size=12))
 def test_for_each_defect_type_the_image_of_median_score_is_shown(found: list[tuple[str, float]]) -> None:
-    verdicts = [Verdict(f"{i:02}", kind, kind != "good", score, score, False) for i, (kind, score) in enumerate(found)]
+    verdicts = [
+        EvaluatedImage(f"{i:02}", kind, kind != "good", score, score, False) for i, (kind, score) in enumerate(found)
+    ]
     selected = median_images(verdicts)
     assert [verdicts[i].defect for i in selected] == sorted({kind for kind, _ in found} - {"good"})
     for index in selected:

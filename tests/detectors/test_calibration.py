@@ -126,8 +126,8 @@ def covariances(fitted: Calibration, of: Residuals) -> Tensor:
     """The moment by which each pixel is measured: images, height, width, channels, channels."""
     moments = torch.linalg.inv(fitted.whitening.double().mT @ fitted.whitening.double())
     if fitted.content is not None:
-        assert of.expected is not None
-        by_pixel: Tensor = moments[fitted.content(of.expected)]
+        assert of.reconstruction is not None
+        by_pixel: Tensor = moments[fitted.content(of.reconstruction)]
         return by_pixel
     cells = moments.reshape(-1, *of.values.shape[-2:], 3, 3) if fitted.kind == "position" else moments[None, None]
     expanded: Tensor = cells.expand(len(of.values), *of.values.shape[-2:], 3, 3)

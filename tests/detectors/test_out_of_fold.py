@@ -71,10 +71,10 @@ def test_training_images_are_raised_to_the_level_of_new_ones() -> None:
 
 def test_training_scores_are_kept_where_a_method_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, training = Stub(0.8), pixels(1, 20, KNOWN)
-    monkeypatch.setattr(detector, "keeps_training_scores", lambda scoring: scoring == "raw")
+    monkeypatch.setattr(detector, "training_scores_are_out_of_fold", lambda scoring: scoring == "raw")
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
-        own = detector.scores(detector.residuals(to_batch(training)), "raw")
+        own = detector.image_scores(detector.residuals(to_batch(training)), "raw")
     raw, calibrated = (np.log(scores(detector)[SCORINGS.index(scoring)]) for scoring in ("raw", "calibrated"))
     np.testing.assert_allclose(raw[:20], own.log().numpy(), atol=1e-5)
     assert np.median(calibrated[:20]) == pytest.approx(np.median(calibrated[20:]), abs=1e-4)
@@ -85,7 +85,7 @@ def test_training_images_are_never_lowered() -> None:
     detector, training = Stub(1.5), pixels(1, 20, KNOWN)
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
-        own = detector.scores(detector.residuals(to_batch(training)), "raw")
+        own = detector.image_scores(detector.residuals(to_batch(training)), "raw")
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")][:20], own, rtol=1e-5)
 
 

@@ -162,7 +162,7 @@ def small(name: str) -> DetectorConfig:
 def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         images = to_batch(pixels)
-        return detector.judge(images, detector.residuals(images), scoring)
+        return detector.predict(images, detector.residuals(images), scoring)
 
 
 def unseen(detector: Detector, count: int) -> np.ndarray:
@@ -222,9 +222,9 @@ def test_edges_to_follow_change_no_score_and_leave_its_range(runs: Runs, name: s
     with torch.inference_mode():
         residuals = detector.residuals(images)
         for scoring in SCORINGS:
-            one, other = (each.judge(images, residuals, scoring) for each in (plain, guided))
+            one, other = (each.predict(images, residuals, scoring) for each in (plain, guided))
             assert torch.equal(one.score, other.score)
-            assert torch.equal(detector.scores(residuals, scoring), other.score)
+            assert torch.equal(detector.image_scores(residuals, scoring), other.score)
             assert torch.equal(one.anomaly_map, other.anomaly_map) == (scoring == "raw")
             assert (other.anomaly_map >= 0).all()
             assert (other.anomaly_map.amax((1, 2)) <= one.anomaly_map.amax((1, 2))).all()
@@ -317,6 +317,6 @@ def test_a_fit_says_how_far_it_is(
     monkeypatch.setattr(progress, "DELAY", 0.0)
     detector = method_named(name).load()(SMALL[name])
     assert isinstance(detector, FittedDetector)
-    with bars(drawn=True):
+    with bars(shown=True):
         detector.fit(cookies(IMAGES, SMALL[name].image_size), 0)
     assert "%|" in capsys.readouterr().err

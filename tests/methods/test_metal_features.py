@@ -20,10 +20,10 @@ def fitted(images: int = 8, seed: int = 0, **changes: object) -> MetalFeatures:
     return model
 
 
-def test_features_are_standardised_over_the_good_images() -> None:
+def test_features_are_standardized_over_the_good_images() -> None:
     model = fitted(copies=0)
     with torch.no_grad():
-        fine, deep = model.describe(to_batch(cookies(8, SIZE)))
+        fine, deep = model.features(to_batch(cookies(8, SIZE)))
     for maps in (fine, deep):
         values = maps.transpose(0, 1).flatten(1)
         torch.testing.assert_close(values.mean(1), torch.zeros(len(values)), rtol=0, atol=1e-3)
@@ -32,35 +32,35 @@ def test_features_are_standardised_over_the_good_images() -> None:
     assert deep.shape == (8, 320, 2, 3)
 
 
-def test_each_tap_has_the_same_say_in_the_even_codebook() -> None:
-    shares = fitted().densities.stride_weights.flatten()
-    sums = [float(part.square().sum()) for part in torch.split(shares, [24, 40, 112])]
+def test_each_stride_has_the_same_weight_in_the_per_stride_codebook() -> None:
+    weights = fitted().densities.stride_weights.flatten()
+    sums = [float(part.square().sum()) for part in torch.split(weights, [24, 40, 112])]
     assert sums == pytest.approx([1.0, 1.0, 1.0], rel=1e-5)
 
 
-def test_copies_spare_a_drift_of_the_light() -> None:
-    """The same good image, darker: what it is worse by must shrink where drifted copies were learnt from."""
+def test_perturbed_copies_reduce_the_effect_of_darker_light() -> None:
+    """The score of a darkened good image rises less if perturbed copies were fitted on."""
     image = cookies(9, SIZE)[8]
-    worse = []
+    ratio = []
     for copies in (0, 2):
         model = fitted(copies=copies, photometric_normalization=False)
         with torch.no_grad():
             pair = model(to_batch(np.stack([image, brightness(image, -0.12)]))).score
-        worse.append(float(pair[1] / pair[0]))
-    assert worse[1] < worse[0]
+        ratio.append(float(pair[1] / pair[0]))
+    assert ratio[1] < ratio[0]
 
 
-def test_another_light_is_no_news() -> None:
+def test_photometric_normalization_removes_a_change_of_brightness() -> None:
     model, images = fitted(), to_batch(cookies(9, SIZE)[8:])
     with torch.no_grad():
         one, other = model(images), model(0.8 * images)
     torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-3)
 
 
-def test_the_law_of_places_has_the_say_that_places_have_in_the_features() -> None:
+def test_the_positional_gaussian_is_weighted_by_the_variance_that_position_explains() -> None:
     model = fitted(copies=2)
     with torch.no_grad():
-        fine, _ = model.describe(to_batch(cookies(8, SIZE)))
+        fine, _ = model.features(to_batch(cookies(8, SIZE)))
     values = fine[:, :24].numpy().astype(np.float64)
     explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
     assert model.density_weights.tolist() == pytest.approx([0.5, 1, 1, 0.5, explained**2], rel=1e-4)
@@ -68,8 +68,8 @@ def test_the_law_of_places_has_the_say_that_places_have_in_the_features() -> Non
     assert 0 < explained < 1
 
 
-def test_without_copies_and_steps_chance_is_the_codebooks_alone() -> None:
-    """Fewer places than words: no chance is left, and no seed changes a bit."""
+def test_without_copies_and_context_only_the_codebooks_are_random() -> None:
+    """With fewer positions than codebook entries nothing is random."""
     one, other = (fitted(2, seed=seed, codebook_size=1024, copies=0, context_steps=0) for seed in (0, 1))
     images = to_batch(cookies(4, SIZE))
     with torch.no_grad():
@@ -90,32 +90,38 @@ def test_impossible_settings_and_one_image_are_refused() -> None:
         fitted(1)
 
 
-def test_as_new_an_image_is_met_by_densities_that_did_not_learn_from_it() -> None:
+def test_out_of_fold_residuals_come_from_densities_fitted_without_the_image() -> None:
     model, pixels = fitted(codebook_size=4096, context_steps=0), cookies(8, SIZE)
     densities = model.densities
     new, descriptions = model.out_of_fold_residuals(pixels), model.residuals_of(pixels)
     assert model.densities is densities
     assert new.values.shape == descriptions.values.shape
-    assert (model.scores(new, "raw") > model.scores(descriptions, "raw")).all()
+    assert (model.image_scores(new, "raw") > model.image_scores(descriptions, "raw")).all()
 
 
-def test_as_new_images_keep_their_order() -> None:
-    """A ninth image that is none of the others' kind scores highest in its own place."""
+def test_out_of_fold_residuals_keep_the_order_of_images() -> None:
+    """An image of noise among the others has the highest score at its own index."""
     pixels = cookies(9, SIZE)
     pixels[6] = np.random.default_rng(0).integers(0, 255, pixels[6].shape)
     model = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64))
     model.fit(pixels, 0)
-    assert int(model.scores(model.out_of_fold_residuals(pixels), "raw").argmax()) == 6
+    assert int(model.image_scores(model.out_of_fold_residuals(pixels), "raw").argmax()) == 6
 
 
-def test_both_scorings_are_the_surprise() -> None:
+def test_both_scorings_are_the_normalized_log_distance() -> None:
     model = fitted()
     calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:])
-    assert model.calibration is not None
+    assert model.calibration is None
     with torch.no_grad():
         images = to_batch(cookies(2, SIZE))
         residuals = model.residuals(images)
-        calibrated, raw = (model.judge(images, residuals, scoring) for scoring in SCORINGS)
+        calibrated, raw = (model.predict(images, residuals, scoring) for scoring in SCORINGS)
     assert torch.equal(raw.score, calibrated.score)
     assert torch.equal(raw.anomaly_map, model.smoothing(residuals.values[:, 0]))
     assert model.threshold(0.01, "raw") == model.threshold(0.01, "calibrated")
+
+
+def test_fitting_returns_the_out_of_fold_residuals() -> None:
+    model, pixels = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0)), cookies(8, SIZE)
+    returned = model.fit(pixels, 0)
+    assert torch.equal(returned.values, model.out_of_fold_residuals(pixels).values)

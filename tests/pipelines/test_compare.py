@@ -22,7 +22,7 @@ from metalad.results.report import METRIC_NAMES
 from metalad.runtime.errors import ConfigError, DataError, MetaladError, ModelFileError, RunError
 from metalad.visualization.pictures import data_uri, thumbnail
 from tests.tiny import TINY, tiny_category
-from tests.visualization.test_html_report import Page
+from tests.results.pages.test_report_page import Page
 
 NAMES = ("one", "two", "three")
 
@@ -82,7 +82,7 @@ def test_every_number_is_the_one_in_the_runs_own_report(comparison: Comparison, 
 def test_the_page_has_every_runs_columns_and_numbers(comparison: Comparison, page: Path, runs: list[Path]) -> None:
     read = Page(page)
     rows = [attrs for attrs in read.all("tr") if "data-path" in attrs]
-    verdicts = comparison.reports[0].verdicts
+    verdicts = comparison.reports[0].images
     assert [attrs["data-path"] for attrs in rows] == [verdicts[choice.index].path for choice in comparison.choices]
     assert [attrs["data-reason"] for attrs in rows] == [choice.reason for choice in comparison.choices]
     labels = [str(attrs["data-label"]) for attrs in read.all("td") if "data-label" in attrs]
@@ -109,7 +109,7 @@ def test_curves_of_all_runs_share_a_plot(page: Path) -> None:
 def test_the_pictures_are_the_images_of_the_category(comparison: Comparison, page: Path, category: Path) -> None:
     read = Page(page)
     pictures = {str(attrs["alt"]): str(attrs["src"]) for attrs in read.all("img")}
-    path = comparison.reports[0].verdicts[comparison.choices[0].index].path
+    path = comparison.reports[0].images[comparison.choices[0].index].path
     image = thumbnail(read_image(category / path))
     assert pictures[f"Input of {path}"] == data_uri(image)
     shown = [np.asarray(decoded(pictures[f"{run} on {path}"])) for run in NAMES]

@@ -49,7 +49,7 @@ def test_metrics_are_those_of_the_models_maps(report: Report, model: Model, cate
     images = load_images(samples, (32, 32))
     with torch.inference_mode():
         batch = to_batch(images.pixels)
-        prediction = model.detector.judge(batch, model.detector.residuals(batch), scoring.name)
+        prediction = model.detector.predict(batch, model.detector.residuals(batch), scoring.name)
     maps, scores = prediction.anomaly_map.numpy(), prediction.score.numpy()
     truth = np.array([sample.abnormal for sample in samples])
     masks = [
@@ -81,7 +81,7 @@ def test_metrics_are_those_of_the_models_maps(report: Report, model: Model, cate
 def test_each_defect_is_set_against_all_good_images(report: Report) -> None:
     rows = {row.defect: row for row in report.chosen.per_defect}
     assert {name: row.images for name, row in rows.items()} == {"anomaly": 3, "crumbs": 2}
-    scores = {defect: [v.score for v in report.verdicts if v.defect == defect] for defect in ("good", *rows)}
+    scores = {defect: [v.score for v in report.images if v.defect == defect] for defect in ("good", *rows)}
     for defect, row in rows.items():
         labels = np.array([False] * len(scores["good"]) + [True] * len(scores[defect]))
         expected = auroc(np.array(scores["good"] + scores[defect]), labels)
@@ -91,7 +91,7 @@ def test_each_defect_is_set_against_all_good_images(report: Report) -> None:
 
 def test_the_threshold_gives_the_verdicts(report: Report, model: Model) -> None:
     assert report.chosen.threshold == pytest.approx(model.header.thresholds["calibrated"])
-    assert all(verdict.abnormal == (verdict.score > report.chosen.threshold) for verdict in report.verdicts)
+    assert all(verdict.is_anomalous == (verdict.score > report.chosen.threshold) for verdict in report.images)
     counts = report.chosen.confusion
     assert counts.tp + counts.fn == 5
     assert counts.fp + counts.tn == 3
@@ -115,7 +115,7 @@ def test_reports_are_written_whole(report: Report, model: Model) -> None:
     stored = json.loads((folder / "report.json").read_text())
     assert stored == json.loads(json.dumps(report.to_json()))
     page = (folder / "report.html").read_text()
-    assert page.count('src="data:image/') >= 4 * len(report.verdicts)
+    assert page.count('src="data:image/') >= 4 * len(report.images)
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
     assert {file.name for file in folder.iterdir()} == {"report.json", "report.html"}
 
@@ -140,7 +140,7 @@ def test_nuisances_are_tried_where_they_are_wanted(
         assert [row.corruption for row in scoring.per_corruption] == list(CORRUPTIONS)
         assert before.per_corruption == ()
         assert all(name in page for name in CORRUPTIONS)
-    assert tried.verdicts == report.verdicts
+    assert tried.verdicts == report.images
 
 
 def test_sizes_of_defects_add_up(report: Report) -> None:

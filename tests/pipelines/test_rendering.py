@@ -29,7 +29,7 @@ def test_a_painting_is_the_detectors_map_score_and_reconstruction(category: Path
     with torch.inference_mode():
         batch = to_batch(images.pixels)
         residuals = detector.residuals(batch)
-        prediction = detector.judge(batch, residuals, "raw")
+        prediction = detector.predict(batch, residuals, "raw")
     for index, sample in enumerate(samples):
         rendering = render(detector, sample, images.pixels[index], "raw")
         size = read_image(sample.path).shape[:2]
@@ -44,8 +44,8 @@ def test_a_painting_is_the_detectors_map_score_and_reconstruction(category: Path
         assert set(np.unique(rendering.white_truth)) <= {0, 255}
         assert rendering.reconstruction is not None
         assert rendering.reconstruction.shape == rendering.image.shape
-        assert residuals.expected is not None
-        mean = 255 * float(residuals.expected[index].mean())
+        assert residuals.reconstruction is not None
+        mean = 255 * float(residuals.reconstruction[index].mean())
         assert rendering.reconstruction.mean() == pytest.approx(mean, abs=3)
 
 

@@ -10,19 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalad.results.comparison import DISAGREEMENT, EXTREMES, best, choose, compared, comparison_table
-from metalad.results.report import METRIC_NAMES, Confusion, DefectRow, Metrics, Report, Scoring, Verdict
+from metalad.results.report import METRIC_NAMES, Confusion, DefectRow, Metrics, Report, ScoringReport, EvaluatedImage
 from metalad.runtime.errors import ConfigError, DataError
 
 
 def report(scores: list[float], *, value: float = 0.5, threshold: float = 2.0, size: int = 32) -> Report:
     """A report on images that are good and defective by turns."""
     verdicts = tuple(
-        Verdict(f"test/{index}.png", "hole" if index % 2 else "good", bool(index % 2), score, score, score > threshold)
+        EvaluatedImage(
+            f"test/{index}.png", "hole" if index % 2 else "good", bool(index % 2), score, score, score > threshold
+        )
         for index, score in enumerate(scores)
     )
     metrics = Metrics(**dict.fromkeys(METRIC_NAMES, value))
     scorings = tuple(
-        Scoring(name, threshold, metrics, metrics, Confusion(1, 0, 1, 0), (DefectRow("hole", 1, 1, metrics, metrics),))
+        ScoringReport(
+            name, threshold, metrics, metrics, Confusion(1, 0, 1, 0), (DefectRow("hole", 1, 1, metrics, metrics),)
+        )
         for name in ("calibrated", "raw")
     )
     return Report("cookie", "metal", "run", (size, size), 4.0, scorings, verdicts)
@@ -136,11 +140,11 @@ def test_the_table_and_the_json_hold_every_value() -> None:
 
 
 def test_the_order_of_images_does_not_matter_but_which_they_are_does() -> None:
-    turned = dataclasses.replace(RUNS[1], verdicts=RUNS[1].verdicts[::-1])
+    turned = dataclasses.replace(RUNS[1], images=RUNS[1].verdicts[::-1])
     assert compared(["a", "b"], [RUNS[0], turned], 4) == dataclasses.replace(
         compared(["a", "b"], RUNS, 4), reports=(RUNS[0], turned)
     )
-    fewer = dataclasses.replace(RUNS[1], verdicts=RUNS[1].verdicts[:-1])
+    fewer = dataclasses.replace(RUNS[1], images=RUNS[1].verdicts[:-1])
     with pytest.raises(DataError, match=r"a and b were not evaluated on the same images: test/3\.png is not"):
         compared(["a", "b"], [RUNS[0], fewer], 4)
 

@@ -11,18 +11,16 @@ from metalad.results.report import (
     METRIC_NAMES,
     Confusion,
     CorruptionRow,
-    Curve,
     DefectRow,
     Metrics,
     Report,
-    Scoring,
+    ScoringReport,
     SizeRow,
-    Verdict,
-    percent,
-    report_table,
-    threshold_line,
-    verdict_line,
+    EvaluatedImage,
 )
+from metalad.visualization.plots import Curve, percent
+from metalad.results.report_text import report_table
+from metalad.results.report import threshold_line, verdict_line
 
 MODEL = Metrics(0.9863, 0.99, 0.91, 0.71, 0.7, 0.95, 0.97, 0.93)
 ORIGINAL = dataclasses.replace(MODEL, pixel_auroc_fpr30=0.9812, pixel_ap=None)
@@ -34,8 +32,8 @@ DARK = CorruptionRow("brightness -10 %", 20, 0.9, 0.05, 0.45, 0.05)
 BLURRED = CorruptionRow("blur of 0.5 px", 20, None, None, 0.0, 0.05)
 
 
-def scoring(**changes: object) -> Scoring:
-    calibrated = Scoring(
+def scoring(**changes: object) -> ScoringReport:
+    calibrated = ScoringReport(
         "calibrated", 2.5, MODEL, ORIGINAL, Confusion(63, 1, 19, 0), (DefectRow("scratch", 20, 19, MODEL),)
     )
     return dataclasses.replace(calibrated, **changes)  # type: ignore[arg-type]
@@ -43,11 +41,11 @@ def scoring(**changes: object) -> Scoring:
 
 def report(**changes: object) -> Report:
     verdicts = (
-        Verdict("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
-        Verdict("test/good/000.png", "good", False, 3.0, 0.3, True),
-        Verdict("test/good/001.png", "good", False, 1.0, 0.1, False),
+        EvaluatedImage("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
+        EvaluatedImage("test/good/000.png", "good", False, 3.0, 0.3, True),
+        EvaluatedImage("test/good/001.png", "good", False, 1.0, 0.1, False),
     )
-    raw = Scoring("raw", 0.25, RAW, RAW, Confusion(60, 0, 20, 3))
+    raw = ScoringReport("raw", 0.25, RAW, RAW, Confusion(60, 0, 20, 3))
     whole = Report("bottle", "gradient", "run-1", (224, 320), 4.0, (scoring(), raw), verdicts)
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -146,8 +144,8 @@ def test_json_keeps_every_field_and_survives_a_round_trip() -> None:
 
 
 def test_a_file_name_that_is_not_utf8_can_still_be_written_as_json() -> None:
-    verdict = Verdict("test/caf\udce9.png", "good", False, 1.0, 1.0, False)
-    text = json.dumps(report(verdicts=(verdict,)).to_json(), ensure_ascii=False)
+    verdict = EvaluatedImage("test/caf\udce9.png", "good", False, 1.0, 1.0, False)
+    text = json.dumps(report(images=(verdict,)).to_json(), ensure_ascii=False)
     assert r"caf\\udce9.png" in text.encode("utf-8").decode("utf-8")
 
 

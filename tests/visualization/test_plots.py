@@ -3,8 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from metalad.results.report import Curve
-from metalad.visualization.plots import bar_plot, curve_plot, curve_plots, score_histogram
+from metalad.visualization.plots import Curve, bar_plot, curve_plot, curve_plots, score_histogram
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = Curve("calibrated", (0.0, 0.1, 1.0), (0.0, 0.9, 1.0), 0.9321)

@@ -288,7 +288,7 @@ def _method(options: Namespace) -> "str | DetectorConfig":
 
 
 def _print_report(report: "Report", page: Path, *, as_json: bool) -> None:
-    from metalad.results.report import report_table
+    from metalad.results.report_text import report_table
 
     if as_json:
         print_json({**report.flat(), "report": str(page)})

@@ -1,8 +1,8 @@
-"""What every method is: a module that turns images into a `Prediction`, learnt from good images alone.
+"""The base classes of all methods: modules that turn images into scores and anomaly maps.
 
-A method says what it holds against each pixel (`residuals`) and how its paper turns that into a map (`raw_map`).
-Calibration, smoothing, the image score and the threshold are the same for all. A method that learns by gradient
-descent derives from `GradientDetector`, one with a closed form from `FittedDetector`.
+A method computes `residuals` and how its paper turns them into a map (`raw_map`). Calibration, smoothing, the image
+score and the threshold are shared. A method trained by gradient descent derives from `GradientDetector`, one with a
+closed form from `FittedDetector`. `docs/architecture.md` shows which method is called when.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import threshold
+from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.nn.smoothing import GuidedSmoothing, Smoothing
 from metalad.runtime.errors import ConfigError
@@ -32,16 +33,16 @@ Protocol = Literal["default", "paper"]
 
 BATCH_SIZE = 32
 FOLDS = 4
-"""A part that learns images by heart is learnt without a fourth of them, to meet that fourth as if it were new."""
+"""Folds of the out-of-fold residuals: a part that overfits its images is fitted on three quarters of them."""
 TOP_FRACTION = 0.01
-"""The part of a map's pixels whose mean is the "top-k" image score."""
+"""Fraction of a map's pixels whose mean is the image score "top-k"."""
 
 
 class Prediction(NamedTuple):
-    """What a detector says of a batch.
+    """The output of a detector for a batch.
 
-    score: one number an image; higher = more abnormal.
-    anomaly_map: one number a pixel at the model's resolution; higher = more abnormal, never negative.
+    score: one number an image; higher = more anomalous.
+    anomaly_map: one number a pixel at the model's resolution; higher = more anomalous, never negative.
     """
 
     score: Float[Tensor, " batch"]
@@ -50,25 +51,25 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """What is chosen for every method; a method's own config derives from this.
+    """Settings that every method has; a method's own config derives from this class.
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: an impossible value.
     """
 
     image_size: tuple[int, int] = setting((128, 128), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     guide: Literal["image", "none"] = setting(
-        "none", "what the calibrated map's outlines follow: image, its edges (guided filter), or none (papers)"
+        "none", "image: the calibrated map follows the edges of the image (guided filter); none: as in the papers"
     )
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
         "max", "image score: the map's maximum, its mean, the mean of its highest 1 %, or the method's own"
     )
-    scoring: Scoring = setting("calibrated", "map to judge by: calibrated on good images, or raw as the paper has it")
+    scoring: Scoring = setting("calibrated", "calibrated: map in units of good images; raw: map as in the paper")
 
     @property
     def residual_size(self) -> tuple[int, int]:
-        """Height and width of the evidence; maps of another size than the images' are brought to theirs."""
+        """Height and width of the residuals; maps of another size than the images' are resized to theirs."""
         return self.image_size
 
     def __post_init__(self) -> None:
@@ -82,19 +83,21 @@ class DetectorConfig:
 
 
 class Detector(nn.Module, ABC):
-    """A method: its learnt tensors, its frozen config, and once calibrated, its units and its threshold.
+    """A method: its fitted tensors, its frozen config, its calibration, and the scores that give its threshold.
 
-    normal_scores: image scores of held-out good images, one buffer a scoring; the threshold for any false-alarm
-        rate follows from them (`threshold`).
+    Buffers that are fitted to data are None until then (see `metalad.nn.fitted`).
+
+    normal_scores_calibrated, normal_scores_raw: image scores of good images that took no part in what they are scored
+        by; the threshold for any false-alarm rate follows from them (`threshold`).
     """
 
     name: ClassVar[str]
     scored_smoothed: ClassVar[bool] = True
-    """Whether the image score is taken from the map after smoothing, as most papers do, or before."""
+    """Whether the image score comes from the map after smoothing, as in most papers, or before."""
     has_own_score: ClassVar[bool] = False
-    """Whether the evidence comes with an image score, which `image_score="own"` takes."""
-    has_own_units: ClassVar[bool] = False
-    """Whether the raw map is in units of good images already: calibrated once more it would lose."""
+    """Whether the residuals come with an image score, which `image_score="own"` selects."""
+    self_calibrated: ClassVar[bool] = False
+    """Whether the raw map is in units of good images already; then there is no `calibration`."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -107,63 +110,81 @@ class Detector(nn.Module, ABC):
         guided = config.guide == "image" and config.smoothing_sigma > 0
         self.guided_smoothing = GuidedSmoothing(*config.image_size, config.smoothing_sigma) if guided else None
         for scoring in SCORINGS:
-            self.register_buffer(f"normal_scores_{scoring}", torch.zeros(0))
+            self.register_buffer(f"normal_scores_{scoring}", None)
 
     @property
     def device(self) -> torch.device:
-        """Where the detector's tensors lie."""
+        """The device of the detector's tensors."""
         return self.smoothing.rows.device
 
     @abstractmethod
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the residuals of RGB images in [0, 1] of the config's size."""
 
+    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
+        """Return the method's own map before smoothing; by default the squared residual summed over channels."""
+        return residuals.values.square().sum(1)
+
+    # Residuals of the images that calibration and threshold are fitted on
+
     def residuals_of(self, pixels: Pixels) -> Residuals:
-        """Return the evidence of any number of images, on the CPU."""
+        """Return the residuals of any number of images, on the CPU."""
         with torch.no_grad():
-            parts = [  # each brought to the CPU at once: a GPU has less memory
-                Residuals.joined([self.residuals(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
+            parts = [  # each moved to the CPU at once: a GPU has less memory
+                Residuals.concatenate([self.residuals(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
                 for start in counted(range(0, len(pixels), BATCH_SIZE), "residuals", "batch")
             ]
-        return Residuals.joined(parts)
+        return Residuals.concatenate(parts)
 
     def out_of_fold_residuals(self, training: Pixels) -> Residuals:
-        """Return the evidence of training images as far as possible as if they were new.
+        """Return residuals of the training images, as far as possible from parts that were fitted without them.
 
-        A part that learns its images by heart must be learnt anew without them (see `FOLDS`). By default that of any
-        images, for methods that know their training images little better than others.
+        The default returns the plain residuals, for methods that hardly overfit their training images.
         """
         return self.residuals_of(training)
 
-    def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to say)
-        """Return whether calibration keeps the scores of `out_of_fold_residuals`, or raises them to new images' median."""
+    def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (for methods to override)
+        """Return whether scores of `out_of_fold_residuals` need no correction towards those of new images."""
         return False
 
     def _residuals_by_folds(
         self, training: Pixels, residuals_without: Callable[[Bool[np.ndarray, " images"]], Residuals]
     ) -> Residuals:
-        """Return the evidence of all images in their order, a fold at a time.
+        """Return the residuals of all images in their order, computed fold by fold.
 
-        evidence_without: learns from the images other than those it is told, and returns the evidence of those.
+        residuals_without: is called with a mask of images, fits on all others, and returns the residuals of those.
         """
         if len(training) == 1:
-            return self.residuals_of(training)  # there are no others
+            return self.residuals_of(training)  # there are no others to fit on
         fold = np.arange(len(training)) % min(FOLDS, len(training))
-        parts = [residuals_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "as new", "fold")]
+        parts = [
+            residuals_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "out-of-fold", "fold")
+        ]
         order = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
-        return Residuals.joined(parts).taken(torch.from_numpy(order))
+        return Residuals.concatenate(parts).select(torch.from_numpy(order))
 
-    def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the method's own map before smoothing; by default the squared residual summed over channels."""
-        return residuals.values.square().sum(1)
+    # Scores and maps
 
-    def judge(
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
+        """Return the score and the anomaly map of RGB images in [0, 1] of the config's size.
+
+        Raises:
+            RuntimeError: the detector is not fitted and calibrated.
+        """
+        if missing := unfitted(self):
+            raise RuntimeError(f"{self.name} is not fitted: {', '.join(missing[:3])}")
+        return self.predict(images, self.residuals(images), self.config.scoring)
+
+    def predict(
         self, images: Float[Tensor, "batch 3 height width"], residuals: Residuals, scoring: Scoring
     ) -> Prediction:
-        """Smooth the map of the wanted scoring, and reduce it to an image score (see `scored_smoothed`).
+        """Return the scores and the smoothed maps by one scoring.
 
-        With `guide="image"` the calibrated map then follows the edges of the images. The score is that of the map
-        without them, whose maximum no pixel exceeds: in an image that passes nothing is outlined.
+        With `guide="image"` the calibrated map follows the edges of the images. The score is that of the map without
+        guide, and no pixel exceeds that map's maximum: an image that passes has no pixel above the threshold.
+
+        Raises:
+            RuntimeError: the scoring is "calibrated", and the detector is not.
         """
         maps = self._unsmoothed(residuals, scoring)
         smoothed = self.smoothing(maps)
@@ -173,27 +194,25 @@ class Detector(nn.Module, ABC):
         guided = self.guided_smoothing(maps, images).clamp_min(0)
         return Prediction(score, torch.minimum(guided, smoothed.amax((1, 2), keepdim=True)))
 
-    def scores(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, " batch"]:
-        """Return the image scores alone."""
+    def image_scores(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, " batch"]:
+        """Return the image scores alone; raises as `predict`."""
         maps = self._unsmoothed(residuals, scoring)
         return self._image_score(residuals, maps, self.smoothing(maps))
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Prediction:
-        """Return the score and the anomaly map of RGB images in [0, 1] of the config's size."""
-        return self.judge(images, self.residuals(images), self.config.scoring)
 
     def threshold(self, false_alarms: float, scoring: Scoring) -> float:
         """Return the image score that good images exceed with probability `false_alarms`."""
         return threshold(self.get_buffer(f"normal_scores_{scoring}").numpy(force=True), false_alarms)
 
     def _unsmoothed(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, "batch height width"]:
-        if scoring == "calibrated" and self.calibration is not None and not self.has_own_units:
-            maps: Tensor = self.calibration(residuals)
-        else:
+        if scoring == "raw" or self.self_calibrated:
             maps = self.raw_map(residuals)
+        elif self.calibration is None:
+            raise RuntimeError(f"{self.name} is not calibrated; see metalad.detectors.out_of_fold.calibrate")
+        else:
+            maps = self.calibration(residuals)
         if maps.shape[-2:] == self.config.image_size:
             return maps
-        # Of a method that works on a smaller image.
+        # The method works on a smaller image.
         return F.interpolate(maps[:, None], self.config.image_size, mode="bilinear")[:, 0]
 
     def _image_score(
@@ -213,19 +232,24 @@ class Detector(nn.Module, ABC):
 
 
 class GradientDetector(Detector, Learner):
-    """A method that learns by gradient descent on a loss, in one stage or in several (see `Learner`)."""
+    """A method trained by gradient descent on a loss, in one stage or in several (see `Learner`)."""
 
     @abstractmethod
     def plan(self, protocol: Protocol) -> tuple[Training, ...]:
-        """Return how to descend, stage by stage: as the paper did, or the default that is as good much sooner."""
+        """Return the training plan of each stage: the paper's, or the default, which is as good in less time."""
 
     def conclude(self, training: Pixels, held_out: Pixels) -> None:
-        """Do what must be done after the last stage, such as units that only held-out good images can give."""
+        """Fit what must be fitted after the last stage, such as scales that only held-out good images can give."""
 
 
 class FittedDetector(Detector):
-    """A method with a closed form: statistics of the normal images, no loss."""
+    """A method with a closed form: statistics of good images, no loss."""
 
     @abstractmethod
-    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
-        """Learn from normal images of the config's size."""
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals | None:
+        """Fit on good images of the config's size.
+
+        Returns:
+            The out-of-fold residuals of the images (at most `metalad.detectors.out_of_fold.MAX_IMAGES` of them, spread
+            evenly), where fitting yields them in less time than `out_of_fold_residuals` needs; else None.
+        """

@@ -1,11 +1,12 @@
-"""Calibration: what a residual means on this product, learnt from normal images alone.
+"""Calibration: residuals in units of good images.
 
-A residual on good images is not flat. Edges and fine texture are always rebuilt badly, and colours err together.
-So a run learns the second moments of its residual on normal images and measures every residual in units of them:
-the calibrated map is a squared Mahalanobis distance divided by the number of channels, about 1 on good images.
+A residual on good images is not flat: edges and fine texture are always reconstructed badly, and the errors of the
+color channels are correlated. Calibration therefore estimates the second moments of the residual on good images, and
+measures every residual in units of them: the calibrated map is a squared Mahalanobis distance divided by the number of
+channels, about 1 on good images.
 
-The moments may depend on the place (aligned objects), on the content (objects that turn), or on nothing; the
-likelihood of held-out normal residuals chooses.
+The moments may depend on the position (aligned objects), on the content (objects that turn), or on nothing; the
+likelihood of held-out residuals of good images selects one of the three.
 """
 
 from collections.abc import Mapping
@@ -25,14 +26,14 @@ Kind = Literal["none", "content", "position"]
 KINDS: tuple[Kind, ...] = ("none", "content", "position")
 
 PRIOR_IMAGES = 20.0
-"""A cell's moments are drawn to the global ones as if this many further images had shown those: a variance taken
-too small costs more, in false alarms, than one too large."""
+"""A cell's moments are shrunk towards the global ones, with the weight of this many images: a variance that is
+underestimated costs more, in false alarms, than one that is overestimated."""
 CHOICE_PRIOR_IMAGES = 2.0
-"""The same while the kind is chosen: a strong prior would blur what the likelihood is asked about."""
+"""The same while the kind is selected: strong shrinkage would hide the differences that the likelihood measures."""
 MIN_VARIANCE = 1e-5
-"""Added to every variance: (0.8 of 255 grey levels)². No residual is known better than the pixel's own rounding."""
+"""Added to every variance: (0.8 of 255 gray levels)². No residual is more precise than the pixel's own rounding."""
 POOLING_SIGMA = 1.0
-"""Neighbouring places share moments: a Gaussian of this many pixels."""
+"""Moments are pooled over neighboring positions with a Gaussian of this many pixels."""
 EDGE_SIGMA = 1.5
 EDGE_BINS = 16
 BRIGHTNESS_BINS = 8
@@ -40,64 +41,70 @@ BRIGHTNESS_BINS = 8
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """Which kind was chosen, and each kind's mean log-likelihood of a held-out normal pixel, in nats."""
+    """The selected kind, and each kind's mean log-likelihood of a held-out pixel of good images, in nats.
 
-    kind: Kind
+    kind: "own" for a method whose raw map is in units of good images already; there is no calibration then.
+    """
+
+    kind: Kind | Literal["own"]
     log_likelihood: Mapping[str, float]
 
 
 class Content(nn.Module):
-    """Sort the pixels of a reconstruction into cells by the strength of edges and the brightness around them."""
+    """Assigns each pixel of a reconstruction to a cell, by edge strength and brightness around it."""
 
     edge_bounds: Tensor
     brightness_bounds: Tensor
 
-    def __init__(self, edge_bounds: Tensor, brightness_bounds: Tensor, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("edge_bounds", edge_bounds)
-        self.register_buffer("brightness_bounds", brightness_bounds)
+        self.register_buffer("edge_bounds", None)
+        self.register_buffer("brightness_bounds", None)
         self.smoothing = Smoothing(height, width, EDGE_SIGMA)
 
     @classmethod
-    def fit(cls, expected: Float[Tensor, "images 3 height width"]) -> "Content":
-        """Bound the cells by quantiles of the given reconstructions."""
-        height, width = expected.shape[-2:]
-        content = cls(torch.zeros(EDGE_BINS - 1), torch.zeros(BRIGHTNESS_BINS - 1), height, width)
-        edges, brightness = content.features(expected)
+    def fit(cls, reconstruction: Float[Tensor, "images 3 height width"]) -> "Content":
+        """Take quantiles of the given reconstructions as bounds of the cells."""
+        content = cls(*reconstruction.shape[-2:])
+        edges, brightness = content.features(reconstruction)
         content.edge_bounds = _quantile_bounds(edges, EDGE_BINS)
         content.brightness_bounds = _quantile_bounds(brightness, BRIGHTNESS_BINS)
         return content
 
     def features(
-        self, expected: Float[Tensor, "images 3 height width"]
+        self, reconstruction: Float[Tensor, "images 3 height width"]
     ) -> tuple[Float[Tensor, "images height width"], Float[Tensor, "images height width"]]:
         """Return the edge strength (root mean squared gradient) and the brightness of each pixel."""
-        grey = expected.mean(1)
+        grey = reconstruction.mean(1)
         padded = F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
         across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
         down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
         return self.smoothing(across**2 + down**2).sqrt(), grey
 
-    def forward(self, expected: Float[Tensor, "images 3 height width"]) -> Int[Tensor, "images height width"]:
+    def forward(self, reconstruction: Float[Tensor, "images 3 height width"]) -> Int[Tensor, "images height width"]:
         """Return each pixel's cell, in [0, 128)."""
-        edges, brightness = self.features(expected)
-        # Sums of comparisons rather than torch.bucketize: they export, and the bounds are few.
+        edges, brightness = self.features(reconstruction)
+        # Sums of comparisons instead of torch.bucketize: they can be exported, and the bounds are few.
         edge = (edges[..., None] > self.edge_bounds).sum(-1)
         return edge * BRIGHTNESS_BINS + (brightness[..., None] > self.brightness_bounds).sum(-1)
 
 
 class Calibration(nn.Module):
-    """Measure residuals in units of their second moments on normal images.
+    """Measures residuals in units of their second moments on good images.
 
-    whitening: [cells, channels, channels], W with WᵀW the inverse moment; the cells are all places in reading
-        order ("position"), all contents ("content"), or one ("none").
-    surprise: the units in which the evidence's further distances and this one become one map, if there are any.
+    whitening: [cells, channels, channels], W with WᵀW the inverse moment; the cells are all positions in reading
+        order ("position"), all contents ("content"), or one ("none"). None until fitted or loaded.
+    log_distance: normalizes and averages this distance and those of `Residuals.distances`, if there are any.
     """
 
     whitening: Tensor
 
     def __init__(
-        self, kind: Kind, whitening: Tensor, content: Content | None, log_distance: NormalizedLogDistance | None = None
+        self,
+        kind: Kind,
+        whitening: Tensor | None,
+        content: Content | None,
+        log_distance: NormalizedLogDistance | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -106,21 +113,30 @@ class Calibration(nn.Module):
         self.register_buffer("whitening", whitening)
 
     @classmethod
+    def unfitted(cls, kind: Kind, size: tuple[int, int], distances: int) -> "Calibration":
+        """Return a calibration to load tensors into.
+
+        size: height and width of the residuals. distances: how many are joined, the residual's own included.
+        """
+        content = Content(*size) if kind == "content" else None
+        return cls(kind, None, content, NormalizedLogDistance(distances) if distances > 1 else None)
+
+    @classmethod
     def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
-        """Learn the moments of the residuals of normal images."""
-        content = Content.fit(_expected(residuals)) if kind == "content" else None
+        """Estimate the moments from the residuals of good images."""
+        content = Content.fit(_reconstruction(residuals)) if kind == "content" else None
         fitted = cls(kind, _whitening(_moments(kind, content, residuals, prior_images)), content)
         if residuals.distances is not None:
             fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
-            # Every other pixel each way: neighbours say nearly the same.
+            # Every second pixel in each direction: neighbors are nearly equal.
             fitted.log_distance.fit([distance[..., ::2, ::2] for distance in fitted.distances(residuals)])
         return fitted
 
     def whiten(self, residuals: Residuals) -> Float[Tensor, "batch channels height width"]:
-        """Return residuals whose second moments on normal images are the identity."""
+        """Return residuals whose second moments on good images are the identity matrix."""
         residual = residuals.values
         if self.content is not None:
-            cells = self.content(_expected(residuals))
+            cells = self.content(_reconstruction(residuals))
             whitened: Tensor = torch.einsum("nhwij,njhw->nihw", self.whitening[cells], residual)
             return whitened
         height, width = residual.shape[-2:]
@@ -129,10 +145,10 @@ class Calibration(nn.Module):
         return (whitening * residual[:, None]).sum(2)
 
     def forward(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the squared Mahalanobis distance of each pixel's residual, a channel: about 1 on good images.
+        """Return the squared Mahalanobis distance of each pixel's residual, per channel: about 1 on good images.
 
-        Where the evidence has further distances, return all of them as one, in tail units: about 0 on good images,
-        and 1 where the mean one says what one good pixel in a hundred reaches.
+        Where there are further distances, return the mean normalized log-distance as a map: about 0 on good images,
+        and 1 where the mean reaches the 99 % quantile of good pixels.
         """
         distances = self.distances(residuals)
         if self.log_distance is None:
@@ -140,41 +156,41 @@ class Calibration(nn.Module):
         return as_map(self.log_distance(distances))
 
     def distances(self, residuals: Residuals) -> list[Float[Tensor, "batch height width"]]:
-        """Return the residual's squared Mahalanobis distance, a channel, and the evidence's further distances."""
+        """Return the residual's squared Mahalanobis distance, per channel, and the further distances."""
         own = self.whiten(residuals).square().mean(1)
         return [own] if residuals.distances is None else [own, *residuals.distances.unbind(1)]
 
     def log_likelihood(self, residuals: Residuals) -> float:
-        """Return the mean log-density of a pixel's residual under a normal law with these moments, in nats."""
+        """Return the mean log-density of a pixel's residual under a Gaussian with these moments, in nats."""
         whitened = self.whiten(residuals)
         volume = torch.linalg.slogdet(self.whitening.double()).logabsdet
         if self.content is not None:
-            volume = volume[self.content(_expected(residuals))]
+            volume = volume[self.content(_reconstruction(residuals))]
         constant = whitened.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi))
         return float(volume.mean() - whitened.double().square().sum(1).mean() / 2 - constant)
 
 
 def choose(training: Residuals, held_out: Residuals) -> CalibrationSummary:
-    """Choose the kind whose moments, learnt on `training`, make the held-out normal residuals likeliest.
+    """Select the kind whose moments, estimated on `training`, give the held-out residuals the highest likelihood.
 
-    A network rebuilds what it was trained on better than what it was not; the training residuals are first
-    brought to the held-out ones' overall size, so that all kinds start even.
+    A network reconstructs its training images better than new ones; the training residuals are therefore first
+    scaled to the overall size of the held-out ones, so that no kind has an advantage.
     """
     scale = float((held_out.values.square().mean() / training.values.square().mean().clamp_min(1e-12)).sqrt())
     training = training._replace(values=training.values * scale, distances=None)
-    kinds = KINDS if training.expected is not None else tuple(kind for kind in KINDS if kind != "content")
+    kinds = KINDS if training.reconstruction is not None else tuple(kind for kind in KINDS if kind != "content")
     scores: dict[str, float] = {
         kind: Calibration.fit(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
     }
     return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
 
 
-def _expected(residuals: Residuals) -> Tensor:
-    return cast(Tensor, residuals.expected)
+def _reconstruction(residuals: Residuals) -> Tensor:
+    return cast(Tensor, residuals.reconstruction)
 
 
 def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
-    # torch.quantile refuses more than 2**24 values; every k-th is as good.
+    # torch.quantile refuses more than 2**24 values; every k-th value gives the same quantiles nearly.
     flat = values.flatten()
     flat = flat[:: max(1, len(flat) // 1_000_000)]
     return torch.quantile(flat, torch.linspace(0, 1, bins + 1)[1:-1])
@@ -192,7 +208,7 @@ def _moments(
         sums: Tensor = torch.einsum("nihw,njhw->ijhw", residual, residual)
         sums = Smoothing(height, width, POOLING_SIGMA)(sums).flatten(2).permute(2, 0, 1)
         return (sums + prior_images * overall) / (images + prior_images)
-    cells = content(_expected(residuals)).flatten()
+    cells = content(_reconstruction(residuals)).flatten()
     count = EDGE_BINS * BRIGHTNESS_BINS
     products = torch.einsum("nihw,njhw->nhwij", residual, residual).flatten(0, 2)
     sums = torch.zeros(count, *products.shape[1:]).index_add_(0, cells, products)
@@ -205,7 +221,7 @@ def _whitening(moments: Float[Tensor, "cells channels channels"]) -> Float[Tenso
     regularized = moments.double() + MIN_VARIANCE * identity
     factor, failed = torch.linalg.cholesky_ex(regularized)
     if failed.any():
-        # Of channels that agree nearly wholly, sums in single precision can leave a variance well below 0.
+        # For nearly equal channels, sums in single precision can give a variance well below 0.
         values, vectors = torch.linalg.eigh(regularized[failed > 0])
         mended = vectors * values.clamp_min(MIN_VARIANCE)[:, None] @ vectors.mT
         factor[failed > 0] = torch.linalg.cholesky(mended)

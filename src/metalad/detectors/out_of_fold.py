@@ -1,4 +1,4 @@
-"""Give a trained detector its units and its threshold, from good images alone."""
+"""Calibrate a trained detector, and compute out-of-fold scores of good images for its threshold."""
 
 import math
 from collections.abc import Iterator
@@ -12,71 +12,75 @@ from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import MEDIAN_VARIANCE, MIN_IMAGES
-from metalad.nn.pixels import Pixels, thinned
+from metalad.nn.pixels import Pixels, subsampled
 
 MAX_IMAGES = 512
-"""Evidence is held in memory at once: at most of this many training and as many held-out images."""
+"""Residuals are held in memory at once: of at most this many training images and as many held-out ones."""
 FOLDS = 5
 OVERFIT_FRACTION = 0.5
-"""A method whose training residuals carry less than this part of the held-out ones' energy knows its training
-images by heart; only the held-out images then say anything of good images to come."""
+"""A method overfits if the energy of its training residuals is less than this fraction of the held-out ones'; then only
+the held-out images tell what new good images are like."""
 
 
-def calibrate(detector: Detector, training: Pixels, held_out: Pixels) -> CalibrationSummary:
-    """Choose and learn the calibration, and store the scores that normal images would get.
+def calibrate(
+    detector: Detector, training: Pixels, held_out: Pixels, out_of_fold: Residuals | None = None
+) -> CalibrationSummary:
+    """Select and fit the calibration, and store the scores that new good images would get.
 
-    held_out: good images that the detector did not learn from (the validation images). The detector is left on
-        the CPU.
+    The scores are cross-validated: each fifth of the images is scored by moments of the other four. A training image
+    is reconstructed better than a new one; the scores of training images are therefore raised, on a logarithmic scale,
+    until their median is that of the held-out images, unless the method's `training_scores_are_out_of_fold`. The
+    threshold uses both. If the method overfits its training images, the held-out images are used alone, if there are
+    two or more.
 
-    The scores are cross-validated: each fifth of the images is scored by moments that the others gave. A training
-    image is rebuilt better than a new one; the training images' scores are therefore raised, on a logarithmic
-    scale, until their median is that of the held-out images, and both are kept; unless the method
-    `keeps_training_scores` as they come. Where it knows its training images by heart, the held-out images are used
-    alone, if there are two or more.
+    Args:
+        detector: trained; it is left on the CPU, calibrated.
+        training: good images that the detector was trained on.
+        held_out: good images that it was not trained on (the validation images).
+        out_of_fold: the training images' out-of-fold residuals, if fitting returned them.
     """
     detector.eval()
-    unseen = detector.residuals_of(thinned(held_out, MAX_IMAGES))
-    seen = detector.out_of_fold_residuals(thinned(training, MAX_IMAGES))
-    if not detector.has_own_units and len(unseen.values) >= MIN_IMAGES and _overfits(seen, unseen):
-        summary, known, trained_on = _choose_among(unseen), unseen, 0
-    else:
-        summary, known, trained_on = choose(seen, unseen), Residuals.joined((seen, unseen)), len(seen.values)
-    fresh = np.arange(len(known.values)) >= trained_on
-    detector.cpu()  # the evidence was brought there to be held at once
+    new = detector.residuals_of(subsampled(held_out, MAX_IMAGES))
+    old = out_of_fold or detector.out_of_fold_residuals(subsampled(training, MAX_IMAGES))
+    summary, residuals, trained_on = _select(detector, old, new)
+    is_new = np.arange(len(residuals.values)) >= trained_on
+    detector.cpu()  # the residuals are there
     for scoring in SCORINGS:
-        scores = _held_out_scores(detector, summary, known, scoring)
-        detector.register_buffer(
-            f"normal_scores_{scoring}",
-            _raised_to_held_out_level(scores, detector.keeps_training_scores(scoring) | fresh),
-        )
-    detector.calibration = Calibration.fit(summary.kind, known)
+        scores = _cross_validated_scores(detector, summary, residuals, scoring)
+        raised = _raised_to_held_out_level(scores, is_new | detector.training_scores_are_out_of_fold(scoring))
+        detector.register_buffer(f"normal_scores_{scoring}", raised)
+    detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, residuals)
     return summary
 
 
-def _overfits(seen: Residuals, unseen: Residuals) -> bool:
-    """Say so of residuals that vanish on training images; a map in units of its own has a level that never does."""
-    return _energy(seen) < OVERFIT_FRACTION * _energy(unseen)
+def _select(detector: Detector, old: Residuals, new: Residuals) -> tuple[CalibrationSummary, Residuals, int]:
+    """Return the calibration's summary, the residuals to fit it on, and how many of them are of training images."""
+    both = Residuals.concatenate((old, new))
+    if detector.self_calibrated:
+        return CalibrationSummary("own", {}), both, len(old.values)
+    if len(new.values) >= MIN_IMAGES and _overfits(old, new):
+        index = torch.arange(len(new.values))
+        return choose(new.select(index % 2 == 0), new.select(index % 2 == 1)), new, 0
+    return choose(old, new), both, len(old.values)
+
+
+def _overfits(old: Residuals, new: Residuals) -> bool:
+    return _energy(old) < OVERFIT_FRACTION * _energy(new)
 
 
 def _energy(residuals: Residuals) -> float:
     return float(residuals.values.double().square().mean())
 
 
-def _choose_among(residuals: Residuals) -> CalibrationSummary:
-    index = torch.arange(len(residuals.values))
-    return choose(residuals.taken(index % 2 == 0), residuals.taken(index % 2 == 1))
-
-
-def _held_out_scores(
+def _cross_validated_scores(
     detector: Detector, summary: CalibrationSummary, residuals: Residuals, scoring: Scoring
 ) -> Float[np.ndarray, " images"]:
     scores = np.zeros(len(residuals.values))
     for fold in _folds(len(scores)):
-        if scoring == "calibrated":
-            detector.calibration = Calibration.fit(summary.kind, residuals.taken(~fold))
-        part = residuals.taken(fold)
+        if scoring == "calibrated" and summary.kind != "own":
+            detector.calibration = Calibration.fit(summary.kind, residuals.select(~fold))
         with torch.no_grad():
-            scores[fold.numpy()] = detector.scores(part, scoring).numpy()
+            scores[fold.numpy()] = detector.image_scores(residuals.select(fold), scoring).numpy()
     return scores
 
 
@@ -87,18 +91,18 @@ def _folds(count: int) -> Iterator[Tensor]:
         yield index % folds == fold
 
 
-def _raised_to_held_out_level(scores: Float[np.ndarray, " images"], fresh: np.ndarray) -> Float[Tensor, " images"]:
-    """Return the scores, those of training images raised to the level of the fresh ones'.
+def _raised_to_held_out_level(scores: Float[np.ndarray, " images"], is_new: np.ndarray) -> Float[Tensor, " images"]:
+    """Return the scores, those of training images raised to the level of the new ones'.
 
-    Only the fresh ones then say where the level is, and the threshold's prediction interval, which takes all n to
-    say so, would be too narrow: the spread is widened by what m fresh ones leave unknown.
+    Then only the m new images determine the level, and the prediction interval of the threshold, which assumes that all
+    n do, would be too narrow: the deviations from the median are widened accordingly.
     """
     logs = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
-    known, count = int(fresh.sum()), len(logs)
-    lift = np.median(logs[fresh]) - np.median(logs[~fresh]) if known < count else 0.0
-    if lift > 0 and count > 2:  # of two, raised, nothing would be left to tell a spread by
-        logs[~fresh] += lift
-        unknown, least = 1 + MEDIAN_VARIANCE / known, 1 + MEDIAN_VARIANCE / count
-        middle = np.median(logs)
-        logs = middle + math.sqrt((count - 1) / (count - 2) * unknown / least) * (logs - middle)
+    new, count = int(is_new.sum()), len(logs)
+    lift = np.median(logs[is_new]) - np.median(logs[~is_new]) if new < count else 0.0
+    if lift > 0 and count > 2:  # after raising, two scores would not determine a deviation
+        logs[~is_new] += lift
+        uncertainty, assumed = 1 + MEDIAN_VARIANCE / new, 1 + MEDIAN_VARIANCE / count
+        median = np.median(logs)
+        logs = median + math.sqrt((count - 1) / (count - 2) * uncertainty / assumed) * (logs - median)
     return torch.from_numpy(np.exp(logs)).float()

@@ -1,4 +1,4 @@
-"""Thresholds from normal images alone: the score that a good image exceeds with a wanted probability."""
+"""Thresholds from good images alone: the score that a good image exceeds with a given probability."""
 
 import math
 
@@ -8,11 +8,11 @@ from scipy import stats
 
 MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
-"""The order statistic alone is used where this many of the images are expected above it."""
+"""The order statistic alone is used if at least this many images are expected above it."""
 SOME_ALARMS = 2
-"""It is a lower bound where at least this many are: the single largest score is too much a matter of chance."""
+"""The order statistic that leaves this many images above is a lower bound; the single largest score varies too much."""
 MEDIAN_VARIANCE = math.pi / 2
-"""The variance of a median of normal numbers, in that of their mean."""
+"""The variance of the median of Gaussian numbers, divided by that of their mean."""
 ROUND_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LARGEST_LOG = math.log(np.finfo(np.float64).max)
 
@@ -20,15 +20,15 @@ LARGEST_LOG = math.log(np.finfo(np.float64).max)
 def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) -> float:
     """Return the score that a further good image exceeds with probability `false_alarms`.
 
-    normal_scores: positive image scores of good images that took no part in what they are scored by.
+    normal_scores: positive out-of-fold image scores of good images.
 
     With at least 10 / `false_alarms` images this is their order statistic, which needs no assumption (split
-    conformal prediction, Vovk 2005). With fewer the logarithms of the scores above their median are taken as half
-    of a normal law, and the threshold is the upper end of its *prediction* interval: median + t · deviation ·
-    √(1 + π/2n), with Student's t of (n − 1)/2 degrees of freedom, as half of the scores tell the deviation. Those
-    below have no say: an image of which there is nearly a copy scores far too low, and would widen it. It widens as
-    images get fewer: few images cost sensitivity, not false alarms. Scores with a heavier tail than that push the
-    threshold up: it is never below the order statistic that leaves 2 images above.
+    conformal prediction, Vovk 2005). With fewer, the logarithms of the scores above their median are taken as the upper
+    half of a Gaussian, and the threshold is the upper end of its *prediction* interval: median + t · deviation ·
+    √(1 + π/2n), with Student's t of (n − 1)/2 degrees of freedom, because half of the scores determine the deviation.
+    Scores below the median are not used: an image with a near-copy in the training set scores far too low, and would
+    widen the interval. The interval widens as images get fewer: few images cost sensitivity, not false alarms. Scores
+    with a heavier tail raise the threshold: it is never below the order statistic that leaves 2 images above.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -45,12 +45,12 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     middle = np.median(logs)
     deviation = math.sqrt(2 * np.square((logs - middle).clip(0)).mean())
     reach = stats.t.isf(false_alarms, max(1, (count - 1) / 2)) * math.sqrt(1 + MEDIAN_VARIANCE / count)
-    # Two or three images can ask for more than a float holds; the model file's JSON has no infinity.
+    # Two or three images can give more than a float holds; the model file's JSON has no infinity.
     return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
 
 
 def smallest_supported_rate(images: int) -> float:
-    """Return the least round false-alarm rate that so many good images show: one of them lies above it, or more."""
+    """Return the lowest round false-alarm rate that so many good images support: one of them or more lies above it."""
     return next((rate for rate in ROUND_RATES if images * rate >= 1), ROUND_RATES[-1])
 
 

@@ -1,15 +1,17 @@
-"""MeTAL's question asked of features: is this what good images show, and what they show here?
+"""MeTAL on features: distances of a pretrained network's features from those of good images.
 
-A frozen network trained on ImageNet describes each place of an image. Three codebooks say how far a description lies
-from the typical ones, by fine, by all, and by deep features; a normal law at each place says how far it lies from
-what is usual there; and on demand a blind transformer, how far from what the places around it let expect. Held-out good
-images give each its unit (see `density.NormalizedLogDistance`), so that their mean can be taken. What is usual at a place has its
-full say only as far as it depends on the place: little on objects that turn. No bank is searched.
+A frozen network trained on ImageNet gives a feature vector at each position of an image. Three codebooks measure the
+distance from the nearest typical vector, of fine features (each stride with equal weight, or each channel), and of deep
+features; a Gaussian at each position measures the distance from what is usual there; optionally a blind transformer
+predicts a position's features from those around it. Distances of held-out good images normalize each density (see
+`NormalizedLogDistance`), and their weighted mean is the map. The positional Gaussian is weighted by the squared
+fraction of variance that position explains: little on objects that turn. No memory bank is searched.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,6 +27,7 @@ from metalad.detectors.density.codebook import Codebook, sampled_positions
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
+from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap, channels_of
@@ -37,10 +40,10 @@ from metalad.runtime.settings import setting
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
-LEAST_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
-"""Pixels of one pooled place more than are hidden at once: each has one to be foretold from."""
+MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
+"""Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
 MAX_IMAGES = 1024
-"""Images whose features are held at once, copies among them: .7 gigabytes at 256×256, thrice for a moment."""
+"""Images whose features are held at once, copies included: 0.7 gigabytes at 256×256, three times that at the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +53,36 @@ class MetalFeaturesConfig(DetectorConfig):
     image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     guide: Literal["image", "none"] = setting(
-        "image", "what the calibrated map's outlines follow: image, its edges (guided filter), or none"
+        "image", "image: the calibrated map follows the edges of the image (guided filter); none: it does not"
     )
-    backbone: str = setting("lite0", "network that gives the features; but for lite0-2, name its weights too")
+    backbone: str = setting("lite0", "network that gives the features; all but lite0, lite1, lite2 need weights")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    codebook_size: int = setting(1024, "typical features in each codebook")
-    copies: int = setting(1, "copies of each good image with light, position and focus changed a little")
-    photometric_normalization: bool = setting(True, "bring every image to the good images' usual brightness")
-    context_steps: int = setting(
-        0, "steps in which a blind transformer learns to foretell a place from others; 0: without it"
-    )
+    codebook_size: int = setting(1024, "entries of each codebook")
+    copies: int = setting(1, "copies of each good image with small random changes of light, position and focus")
+    photometric_normalization: bool = setting(True, "scale every image to the mean brightness of the good images")
+    context_steps: int = setting(0, "training steps of a blind transformer that predicts features; 0: without it")
 
     def __post_init__(self) -> None:
-        """Check what does not fit together."""
+        """Check settings that depend on each other."""
         super().__post_init__()
         if self.codebook_size < 1 or self.copies < 0 or self.context_steps < 0:
-            raise ConfigError("words must be at least 1, copies and steps at least 0")
-        if self.context_steps and max(self.image_size) < LEAST_SIDE:
+            raise ConfigError("codebook_size must be at least 1, copies and context_steps at least 0")
+        if self.context_steps and max(self.image_size) < MIN_CONTEXT_SIDE:
             height, width = self.image_size
             raise ConfigError(
-                f"image_size {height}x{width} leaves a place nothing to be foretold from; take at least "
-                f"{LEAST_SIDE} for one side, or steps=0"
+                f"image_size {height}x{width} is too small for context prediction; make one side at least "
+                f"{MIN_CONTEXT_SIDE}, or set context_steps=0"
             )
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Places of stride 8, down and across."""
+        """Positions of stride 8, down and across."""
         height, width = self.image_size
         return -(-height // 8), -(-width // 8)
 
 
-class Description(NamedTuple):
-    """What the backbone says of a batch, each channel standardised.
+class Features(NamedTuple):
+    """Standardized features of a batch.
 
     fine: strides 4, 8 and 16 on the grid of stride 8. deep: stride 32.
     """
@@ -89,78 +90,71 @@ class Description(NamedTuple):
     fine: Float[Tensor, "batch channels down across"]
     deep: Float[Tensor, "batch deep_channels down_32 across_32"]
 
-    def of(self, chosen: Tensor) -> "Description":
-        """Return the description of the chosen images."""
-        return Description(self.fine[chosen], self.deep[chosen])
+    def select(self, index: Tensor) -> "Features":
+        """Return the features of the selected images."""
+        return Features(self.fine[index], self.deep[index])
 
 
 class Densities(nn.Module):
-    """Answers to how far a description lies from good images.
+    """The density models, each with a distance of its own.
 
-    even: fine features, each tap with the say of one channel. every: fine features, each channel with its own say.
-    deep: stride 32. place: a normal law of stride 4 at each place. surroundings: fine features with even say, foretold
-    from those around; of no steps, none.
+    per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
+    weight. deep: codebook of stride 32. position: a Gaussian of stride 4 at each position. context: prediction of the
+    fine features, strides with equal weight, from those around them; only with `context_steps`.
     """
 
     stride_weights: Tensor
 
     def __init__(self, codebook_size: int, widths: Sequence[int], grid: tuple[int, int], context_steps: int) -> None:
-        """Lay out the parts.
+        """Construct the models, unfitted.
 
-        widths: channels of strides 4, 8 and 16. grid: places of stride 8, down and across. steps: of descent.
+        widths: channels of strides 4, 8 and 16. grid: positions of stride 8, down and across.
         """
         super().__init__()
         self.context_steps = context_steps
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
         self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
         self.position_channels = widths[0]
-        self.per_stride, self.per_channel, self.deep = (
-            Codebook(codebook_size),
-            Codebook(codebook_size),
-            Codebook(codebook_size),
-        )
+        self.per_stride, self.per_channel = Codebook(codebook_size), Codebook(codebook_size)
+        self.deep = Codebook(codebook_size)
         self.position = PositionalGaussian()
         self.context = ContextPrediction(sum(widths), grid) if context_steps else None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Whose answers there are, in their order."""
+        """The names of the densities in the order of their distances."""
         return ("per_stride", "per_channel", "deep", *(("context",) if self.context_steps else ()), "position")
 
-    def fit(self, description: Description, seed: int) -> None:
-        """Learn all from good images."""
-        drawn, stride_weights = sampled_positions(description.fine, seed), self.stride_weights.flatten()
-        self.per_stride.fit(drawn * stride_weights, seed)
-        self.per_channel.fit(drawn, seed)
-        self.deep.fit(sampled_positions(description.deep, seed), seed)
-        self.position.fit(description.fine[:, : self.position_channels])
+    def fit(self, features: Features, seed: int) -> None:
+        """Fit all models on good images."""
+        sample, stride_weights = sampled_positions(features.fine, seed), self.stride_weights.flatten()
+        self.per_stride.fit(sample * stride_weights, seed)
+        self.per_channel.fit(sample, seed)
+        self.deep.fit(sampled_positions(features.deep, seed), seed)
+        self.position.fit(features.fine[:, : self.position_channels])
         if self.context_steps:
-            self.context = ContextPrediction.fitted(description.fine, stride_weights, self.context_steps, seed)
+            self.context = ContextPrediction.fitted(features.fine, stride_weights, self.context_steps, seed)
 
-    def forward(self, description: Description) -> list[Float[Tensor, "batch down across"]]:
-        """Return the distances by `names`, all on the grid of stride 8."""
-        fine = description.fine
-        deep = F.interpolate(self.deep(description.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
-        predicted = [self.context(fine)] if self.context is not None else []
-        return [
-            self.per_stride(fine * self.stride_weights),
-            self.per_channel(fine),
-            deep,
-            *predicted,
-            self.position(fine[:, : self.position_channels]),
-        ]
+    def forward(self, features: Features) -> list[Float[Tensor, "batch down across"]]:
+        """Return the distances in the order of `names`, all on the grid of stride 8."""
+        fine = features.fine
+        deep = F.interpolate(self.deep(features.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
+        context = [self.context(fine)] if self.context is not None else []
+        weighted = fine * self.stride_weights
+        position = self.position(fine[:, : self.position_channels])
+        return [self.per_stride(weighted), self.per_channel(fine), deep, *context, position]
 
 
 class MetalFeatures(FittedDetector):
-    """A frozen backbone, densities of its features, and their common unit.
+    """A frozen backbone, densities of its features, and the mean of their normalized log-distances.
 
-    say: the weight of each density. That of the law of places is the part of the features' variance that places
-        explain, squared: it fades out where that is less than half. The others' is 1; but the evenly weighted codebook
-        and the surroundings share one: both ask the same fine features, which must not drown the deep ones.
+    density_weights: the weight of each density. That of the positional Gaussian is the fraction of the features'
+        variance that position explains, squared: small where that is less than half. The others have weight 1; but the
+        per-stride codebook and the context prediction, which depend on the same fine features, have one half each.
     """
 
     name = "metal_features"
-    has_own_units = True
+    self_calibrated = True
     config: MetalFeaturesConfig
     density_weights: Tensor
 
@@ -169,82 +163,88 @@ class MetalFeatures(FittedDetector):
         self.backbone = Backbone(config.backbone, TAPS)
         channels = channels_of(self.backbone.network)
         self.widths = [channels[tap] for tap in TAPS[:3]]
-        self.fine_standardization, self.deep_standardization = (
-            Standardization(sum(self.widths)),
-            Standardization(channels["s32"]),
-        )
+        self.fine_standardization = Standardization(sum(self.widths))
+        self.deep_standardization = Standardization(channels["s32"])
         self.densities = self._new_densities()
         names = self.densities.names
         self.log_distance = NormalizedLogDistance(len(names))
-        self.photometric = PhotometricNormalization(adjust_contrast=False)  # the network hardly minds contrast
-        sharing = ("per_stride", "context") if config.context_steps else ()
-        self.register_buffer("density_weights", torch.tensor([0.5 if name in sharing else 1.0 for name in names]))
+        self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
+        halved = ("per_stride", "context") if config.context_steps else ()
+        self.register_buffer("density_weights", torch.tensor([0.5 if name in halved else 1.0 for name in names]))
 
-    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
-        """Learn the densities of one half of the images, their units on the other, and the densities of all.
+    def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals:
+        """Fit densities on half of the images, their scales on the other half, and the densities on all images.
+
+        Returns:
+            Out-of-fold residuals of the images.
 
         Raises:
             ConfigError: no weights for the backbone. DataError: fewer than two images.
         """
         if len(pixels) < 2:
-            raise DataError(f"metal_features needs at least 2 good images to learn units from, got {len(pixels)}")
+            raise DataError(f"metal_features needs at least 2 good images to fit scales on, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
-        rng = np.random.default_rng(seed)
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
-            descriptions = self._fit_standardization([self._maps(batch) for batch in self._with_copies(pixels, rng)])
-            # An image's copies lie in its half: a density must not know what its unit is taken from.
-            half = torch.arange(len(descriptions.fine)) % len(pixels) % 2
+            maps = [self._maps(batch) for batch in self._with_copies(pixels, np.random.default_rng(seed))]
+            features = self._fit_standardization(maps)
+            # An image's copies are in the same half: a density must not be fitted on what its scale is fitted on.
+            half = torch.arange(len(features.fine)) % len(pixels) % 2
             distances = [
-                self._distances_of_unseen(descriptions.of(half != side), descriptions.of(half == side), seed)
-                for side in counted((0, 1), "units", "half")
+                self._distances_without(features.select(half != side), features.select(half == side), seed)
+                for side in counted((0, 1), "scales", "half")
             ]
             self.log_distance.fit([torch.cat(both) for both in zip(*distances, strict=True)])
-            self.densities.fit(descriptions, seed)
-            position_channels = descriptions.fine[: len(pixels), : self.densities.position_channels]
-            self.density_weights[self.densities.names.index("position")] = (
-                variance_explained_by_position(position_channels) ** 2
-            )
-
-    def describe(self, images: Float[Tensor, "batch 3 height width"]) -> Description:
-        """Return what the backbone says of RGB images in [0, 1]."""
-        fine, deep = self._maps(images)
-        return Description(self.fine_standardization(fine), self.deep_standardization(deep))
-
-    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the surprise at each pixel, in tail units: 1 is what one good place in a hundred reaches."""
-        return self._residuals_from(self.densities(self.describe(images)))
+            self.densities.fit(features, seed)
+            on_position = features.fine[: len(pixels), : self.densities.position_channels]
+            weight = variance_explained_by_position(on_position) ** 2
+            self.density_weights[self.densities.names.index("position")] = weight
+        return self._out_of_fold(pixels, features)
 
     def out_of_fold_residuals(self, training: Pixels) -> Residuals:
-        """Return the evidence of training images, from densities of others."""
+        """Return residuals of the training images from densities that were fitted without them."""
         with torch.no_grad():
-            parts = [self.describe(batch) for batch in self._with_copies(training, np.random.default_rng(0))]
-        descriptions = Description(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+            parts = [self.features(batch) for batch in self._with_copies(training, np.random.default_rng(0))]
+        return self._out_of_fold(training, Features(*(torch.cat(kind) for kind in zip(*parts, strict=True))))
 
-        def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
-            others = torch.from_numpy(np.tile(~left_out, 1 + self.config.copies))
-            images = torch.from_numpy(np.flatnonzero(left_out))  # not their copies, which come after all images
-            with torch.no_grad():
-                return self._residuals_from(
-                    self._distances_of_unseen(descriptions.of(others), descriptions.of(images), seed=0)
-                )
-
-        return self._residuals_by_folds(training, residuals_without)
-
-    def keeps_training_scores(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are one)
-        """Return True: the densities, which alone know single images, were learnt without the image."""
+    def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are equal)
+        """Return True: the densities, which alone can overfit single images, were fitted without the image."""
         return True
 
+    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Features:
+        """Return the standardized features of RGB images in [0, 1]."""
+        fine, deep = self._maps(images)
+        return Features(self.fine_standardization(fine), self.deep_standardization(deep))
+
+    def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
+        """Return the mean normalized log-distance of each pixel: 1 is the 99 % quantile of good positions."""
+        return self._residuals_from(self.densities(self.features(images)))
+
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the surprise itself."""
+        """Return the mean normalized log-distance itself."""
         return residuals.values[:, 0]
 
+    def _out_of_fold(self, pixels: Pixels, features: Features) -> Residuals:
+        """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""
+        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_OUT_OF_FOLD)).round().astype(int)
+        offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
+
+        def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
+            others = torch.from_numpy((offsets + chosen[~left_out]).ravel())
+            images = torch.from_numpy(chosen[left_out])  # not their copies
+            with torch.no_grad():
+                return self._residuals_from(
+                    self._distances_without(features.select(others), features.select(images), seed=0)
+                )
+
+        return self._residuals_by_folds(pixels[chosen], residuals_without)
+
     def _residuals_from(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Residuals:
-        log_distance = self.log_distance(distances, self.density_weights)
-        return Residuals(as_map(F.interpolate(log_distance[:, None], self.config.image_size, mode="bilinear")))
+        mean = self.log_distance(distances, self.density_weights)
+        return Residuals(as_map(F.interpolate(mean[:, None], self.config.image_size, mode="bilinear")))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.backbone(self.photometric(images))
@@ -252,26 +252,36 @@ class MetalFeatures(FittedDetector):
         return neighbourhoods(maps[:3], grid), neighbourhoods(maps[3:], (maps[3].shape[-2], maps[3].shape[-1]))
 
     def _with_copies(self, pixels: np.ndarray, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yield the images in batches, then each once more a little changed, as often as is set."""
-        parts = itertools.product(range(1 + self.config.copies), range(0, len(pixels), BATCH_SIZE))
-        for copy, start in counted(list(parts), "features", "batch"):
-            batch = pixels[start : start + BATCH_SIZE]
-            yield to_batch(np.stack([perturbed(image, rng) for image in batch]) if copy else batch, self.device)
+        """Yield the images in batches, then perturbed copies of all, as many as are set."""
+        parts = list(itertools.product(range(1 + self.config.copies), range(0, len(pixels), BATCH_SIZE)))
 
-    def _fit_standardization(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Description:
-        """Learn each channel's unit, and return what these maps are in it."""
+        def batch(copy: int, start: int) -> np.ndarray:
+            images = pixels[start : start + BATCH_SIZE]
+            return np.stack([perturbed(image, rng) for image in images]) if copy else images
+
+        # One thread perturbs the next batch, in order, while the backbone works on this one.
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(batch, *parts[0])
+            for number in counted(range(len(parts)), "features", "batch"):
+                images = following.result()
+                if number + 1 < len(parts):
+                    following = ahead.submit(batch, *parts[number + 1])
+                yield to_batch(images, self.device)
+
+    def _fit_standardization(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Features:
+        """Fit mean and deviation of each channel, and return these maps standardized."""
         self.fine_standardization.fit(fine for fine, _ in maps)
         self.deep_standardization.fit(deep for _, deep in maps)
         fine, deep = (torch.cat(list(parts)) for parts in zip(*maps, strict=True))
-        return Description(self.fine_standardization(fine), self.deep_standardization(deep))
+        return Features(self.fine_standardization(fine), self.deep_standardization(deep))
 
     def _new_densities(self) -> Densities:
         return Densities(self.config.codebook_size, self.widths, self.config.grid, self.config.context_steps)
 
-    def _distances_of_unseen(self, seen: Description, unseen: Description, seed: int) -> list[Tensor]:
-        """Return the distances of the second images by densities of the first."""
+    def _distances_without(self, fitted_on: Features, others: Features, seed: int) -> list[Tensor]:
+        """Return the distances of other images by densities that are fitted on the first ones."""
         densities = self._new_densities().to(self.device)
-        densities.fit(seen, seed)
-        index = torch.arange(len(unseen.fine))
-        parts = [densities(unseen.of(part)) for part in torch.split(index, BATCH_SIZE)]
+        densities.fit(fitted_on, seed)
+        index = torch.arange(len(others.fine))
+        parts = [densities(others.select(part)) for part in torch.split(index, BATCH_SIZE)]
         return [torch.cat(kind) for kind in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Set evaluated runs side by side: their metrics, their curves, and the same images through each of them."""
+"""Compare evaluated runs: their metrics, their curves, and the same images with the map of each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,28 +6,28 @@ from dataclasses import asdict, replace
 from json import dumps, loads
 from pathlib import Path
 
-from tqdm import tqdm
-
-from metalad.data import Sample, load_images, read_category
+from metalad.data import Sample, read_category
 from metalad.pipelines.evaluate import evaluate
-from metalad.pipelines.rendering import render
+from metalad.pipelines.inference import default_batch_size
+from metalad.pipelines.rendering import infer_and_render
 from metalad.results.comparison import Comparison, compared
+from metalad.results.pages.comparison_page import ComparedPictures, write_html_comparison
 from metalad.results.report import Report
 from metalad.runtime.errors import ConfigError, DataError, RunError
-from metalad.storage.model_file import Model, find_model, read_model
+from metalad.runtime.progress import counted
+from metalad.storage.model_file import StoredModel, find_model, read_model
 from metalad.training.device import choose_device
-from metalad.visualization.html_comparison import ComparedPictures, write_html_comparison
 from metalad.visualization.pictures import embed
 
 SAME_SCORE = 0.1
-"""How far a score may move, of the highest or itself, between two machines; more, and the image is another."""
+"""Largest relative difference of a score between two machines; if it is larger, the image is another one."""
 
 
 def compare(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     *,
-    data: Path | None = None,
-    out: Path = Path("comparison.html"),
+    data: str | Path | None = None,
+    out: str | Path = Path("comparison.html"),
     images: int = 12,
     device: str = "auto",
     progress: bool = False,
@@ -35,34 +35,36 @@ def compare(
     """Compare runs that were evaluated on the same test images, and write one self-contained page.
 
     Args:
-        runs: run folders or model files, two or more; each was evaluated, or is now if `data` is given.
-        data: the category that they are evaluated on, for those that were not and for the pictures; by default the
-            folder that the first run was evaluated on. If that is no longer there, the page has no pictures.
+        runs: run folders or model files, two or more; with `data`, those that were not evaluated are evaluated now.
+        data: the category's folder, for evaluation and for the pictures; by default the folder that the first run was
+            evaluated on. If that no longer exists, the page has no pictures.
         out: the page.
         images: how many images to show; see `metalad.results.comparison.choose` for which.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        progress: show a progress bar on the terminal.
+        progress: show progress on stderr.
 
     Raises:
         ConfigError: fewer than two runs, one twice, or a number that cannot be. ModelFileError: no usable model.
-        RunError: a run was not evaluated, or was trained anew since, or the page cannot be written.
+        RunError: a run was not evaluated, or was trained again since, or the page cannot be written.
         DataError: the runs were evaluated on different images, or the images are not those.
     """
     if images < 0:
         raise ConfigError(f"images is {images}; it must be 0 or more")
-    names = run_names(runs)
-    reports = [_report(run, data, device, progress) for run in runs]
+    paths = [Path(run) for run in runs]
+    names = run_names(paths)
+    folder = None if data is None else Path(data)
+    reports = [_report(path, folder, device, progress) for path in paths]
     comparison = compared(names, reports, images)
-    folder = data or _known_folder(comparison)
+    folder = folder or _known_folder(comparison)
     seen: Mapping[int, ComparedPictures] = {}
     if folder and comparison.choices:
-        seen = _look(comparison, runs, folder, str(choose_device(device)), progress)
-    write_html_comparison(out, comparison, seen)
+        seen = _pictures(comparison, paths, folder, str(choose_device(device)), progress)
+    write_html_comparison(Path(out), comparison, seen)
     return comparison
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Name each run as its folder, or where two are named alike, by as many folders above as tell them apart.
+    """Name each run after its folder; if two names are equal, with as many parent folders as are needed.
 
     Raises:
         ModelFileError: no model there. ConfigError: a run is given twice.
@@ -84,7 +86,7 @@ def _report(run: Path, data: Path | None, device: str, progress: bool) -> Report
     if not file.exists():
         if data is None:
             raise RunError(f"{run} was not evaluated yet; give --data, the category's folder, to do it now")
-        return evaluate(run, data, device=device, progress=progress)
+        return evaluate(run, data, out=file.parent, device=device, progress=progress)
     try:
         return Report.from_json(loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -97,25 +99,25 @@ def _known_folder(comparison: Comparison) -> Path | None:
     if first.data is None:
         return None
     folder = Path(first.data)
-    there = all((folder / first.verdicts[choice.index].path).is_file() for choice in comparison.choices)
+    there = all((folder / first.images[choice.index].path).is_file() for choice in comparison.choices)
     return folder if there else None
 
 
-def _look(
+def _pictures(
     comparison: Comparison, runs: Sequence[Path], data: Path, device: str, progress: bool
 ) -> Mapping[int, ComparedPictures]:
-    """Let each run judge the chosen images: one model in memory at a time, and of its pictures only small ones."""
+    """Infer the selected images with each run: one model in memory at a time, and only thumbnails of its pictures."""
     seen: dict[int, ComparedPictures] = {}
-    for number, run in enumerate(tqdm(runs, "compare", unit="run", disable=not progress, leave=False)):
+    for number, run in enumerate(counted(runs, "compare", "run", shown=progress)):
         model, scoring = read_model(run, device), comparison.reports[number].chosen
         _require_unchanged(run, model, comparison.reports[number])
         samples = _samples(run, model, data, comparison)
-        images = load_images(list(samples.values()), model.detector.config.image_size, strict=True)
-        # Of the scores, not of the threshold: few good images put that anywhere.
-        slack = SAME_SCORE * max(abs(verdict.score) for verdict in comparison.verdicts[number])
-        for index, sample, pixels in zip(samples, images.samples, images.pixels, strict=True):
-            rendering = render(model.detector, sample, pixels, scoring.name)
-            score = comparison.verdicts[number][index].score
+        batch_size = default_batch_size(model.detector.device.type)
+        # Relative to the scores, not to the threshold, which few good images can put anywhere.
+        slack = SAME_SCORE * max(abs(image.score) for image in comparison.images_by_run[number])
+        for index, sample in samples.items():
+            rendering = infer_and_render(model.detector, sample, scoring.name, batch_size)
+            score = comparison.images_by_run[number][index].score
             if not math.isclose(rendering.score, score, rel_tol=SAME_SCORE, abs_tol=slack):
                 raise DataError(f"{sample.path} is not the image that {run} was evaluated on; evaluate it again")
             first = seen.get(index) or ComparedPictures(embed(rendering.image), embed(rendering.white_truth), ())
@@ -124,19 +126,19 @@ def _look(
     return seen
 
 
-def _require_unchanged(run: Path, model: Model, report: Report) -> None:
+def _require_unchanged(run: Path, model: StoredModel, report: Report) -> None:
     now = loads(dumps(asdict(model.header)))
-    # What another version did not write down then is no difference.
+    # An entry that an older version did not write is no difference.
     if any(report.settings[name] != now[name] for name in now if name in report.settings):
-        raise RunError(f"{run} was trained anew since it was evaluated; evaluate it again")
+        raise RunError(f"{run} was trained again since it was evaluated; evaluate it again")
 
 
-def _samples(run: Path, model: Model, data: Path, comparison: Comparison) -> dict[int, Sample]:
+def _samples(run: Path, model: StoredModel, data: Path, comparison: Comparison) -> dict[int, Sample]:
     category = read_category(data, seed=model.header.seed)
     known = {category.relative(sample): sample for sample in category.test}
     found = {}
     for choice in comparison.choices:
-        path = comparison.reports[0].verdicts[choice.index].path
+        path = comparison.reports[0].images[choice.index].path
         if path not in known:
             raise DataError(f"{data} has no {path}, on which {run} was evaluated; give the folder that has")
         found[choice.index] = known[path]

@@ -1,42 +1,44 @@
-"""See the whole on real photographs: train on 31 good cookies, judge 46 others, write the report.
+"""Train and evaluate on photographs of cookies that ship with the package: 31 good ones, and 46 others to score.
 
-The images ship with the package; `demo_images/cookie/LICENSE.txt` names their authors and their licence.
+`metalad/data/demo_images/cookie/LICENSE.txt` names the authors of the photographs and their license.
 """
 
 from pathlib import Path
 
 import metalad.data
+from metalad.detectors.base import DetectorConfig
+from metalad.pipelines.config import DEFAULT_METHOD
 from metalad.pipelines.evaluate import evaluate
 from metalad.pipelines.train import train
 from metalad.results.report import Report
 
 DATA = Path(metalad.data.__file__).parent / "demo_images" / "cookie"
 FALSE_ALARMS = 0.05
-"""What 31 images can just tell of: one in a hundred would lie far beyond all of them."""
+"""The rate that 31 images support; for one in a hundred, the threshold would be an extrapolation."""
 
 
 def demo(
-    out: Path = Path("demo-run"),
+    out: str | Path = Path("demo-run"),
     *,
-    method: str = "metal_features",
+    method: str | DetectorConfig = DEFAULT_METHOD,
     minutes: float | None = 2.5,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
-    """Train on the cookies that ship with the package, evaluate, and return what was found.
+    """Train on the cookies that ship with the package, evaluate, and return the report.
 
     Args:
-        out: the run folder; the report lies in `evaluation/report.html` inside it. A demo that was stopped there
-            goes on, a finished one is only evaluated again.
+        out: the run folder; the page is `evaluation/report.html` inside it. A stopped demo is resumed, a finished one
+            is only evaluated again.
         method: any of `metalad methods`.
-        minutes: shorten gradient descent so that it fits into so many minutes; a machine that needs less takes less.
+        minutes: shorten gradient descent so that it fits into this many minutes.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        progress: show a progress bar on the terminal.
+        progress: show progress on stderr.
 
     Raises:
-        RunError: `out` cannot be used. ConfigError: no such method, or a setting that cannot be.
+        RunError: `out` cannot be used. ConfigError: no such method, or an impossible setting.
     """
-    train(
+    model = train(
         DATA,
         out,
         method=method,
@@ -46,4 +48,4 @@ def demo(
         device=device,
         progress=progress,
     )
-    return evaluate(out, DATA, device=device, progress=progress)
+    return evaluate(model, DATA, out=Path(out) / "evaluation", progress=progress)

@@ -1,125 +1,248 @@
-"""Measure a model on a category's test images: numbers in all, per defect, size and nuisance, and a page to look at."""
+"""Evaluate a model on a category's test images: metrics in all, per defect, size and corruption, and a page."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from metalad.data import Category, Images, Sample, load_images, read_category
-from metalad.detectors.base import SCORINGS, Scoring
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from metalad.data import Category, Sample, read_category, read_truth
+from metalad.data.corruptions import CORRUPTIONS
+from metalad.data.images import read_image, resize_map
+from metalad.detectors.base import SCORINGS, Detector, Scoring
+from metalad.detectors.inference import infer
 from metalad.methods import method_named
-from metalad.pipelines.measurement import Tally, score_images, scoring_report
+from metalad.pipelines.inference import (
+    InferredImage,
+    Predictor,
+    UnreadableImage,
+    default_batch_size,
+    infer_stream,
+)
+from metalad.pipelines.model import Model, stored_model
 from metalad.pipelines.rendering import render
-from metalad.results.report import Report, Verdict
-from metalad.runtime.errors import DataError
+from metalad.results.evaluation import Evaluation, MeasuredImage, measure_pixels, size_index
+from metalad.results.pages.report_page import write_html_report
+from metalad.results.report import EvaluatedImage, Report
+from metalad.runtime.errors import DataError, ImageError
 from metalad.runtime.files import write_json
-from metalad.storage.model_file import Model, read_model
-from metalad.training.device import choose_device
-from metalad.visualization.html_report import write_html_report
-from metalad.visualization.pictures import Pictures
+from metalad.runtime.progress import counted, logger
+from metalad.storage.model_file import StoredModel
+from metalad.visualization.pictures import EmbeddedPicture, PictureStore, embed
+
+Pictures = Mapping[str, EmbeddedPicture | None]
 
 
 def evaluate(
-    run: Path,
-    data: Path,
+    model: "str | Path | Model",
+    data: str | Path,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     scoring: Scoring | None = None,
     false_alarms: float | None = None,
-    corruption: bool = False,
+    corruptions: bool = False,
+    maps: bool = False,
     strict: bool = False,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
-    """Judge every test image of `data`, and write `report.json` and a self-contained `report.html`.
+    """Score every test image of `data`, and compute metrics. Nothing is written without `out`.
 
     Args:
-        run: a run folder or a model file.
+        model: a model, a run folder, or a model file.
         data: a category with test images; its masks, where there are any, give the pixel metrics.
-        out: where the reports go, `RUN/evaluation` by default.
-        scoring: `calibrated` or `raw` to judge by, the model's own by default; the report shows both.
-        false_alarms: wanted fraction of good images above the threshold, the model's own by default.
-        nuisance: judge the good images once more under each of `metalad.data.corruptions.CORRUPTIONS`, too.
-        strict: let the first unreadable image be an error instead of skipping it.
+        out: a folder that gets `report.json` and a self-contained `report.html`.
+        scoring: `calibrated` or `raw` decides, by default the model's own; the report has both.
+        false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+        corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
+        maps: return the anomaly maps at the images' own sizes in `Report.maps`; they need memory.
+        strict: raise at the first unreadable image instead of skipping it.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        progress: show a progress bar on the terminal.
+        progress: show progress on stderr.
 
     Raises:
         ModelFileError: no usable model. DataError: no test images, or a mask that does not fit its image.
         RunError: the reports cannot be written.
     """
-    model = read_model(run, str(choose_device(device)))
-    rates = {name: model.threshold(false_alarms, name) for name in SCORINGS}
-    category = read_category(data, seed=model.header.seed)
+    stored = stored_model(model, device)
+    category = read_category(Path(data), seed=stored.header.seed)
     if not category.test:
         raise DataError(f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders")
-    images = load_images(category.test, model.detector.config.image_size, strict=strict, progress=progress)
-    tally = score_images(model.detector, images, corruption=corruption, progress=progress)
-    chosen = model.scoring(scoring)
-    report = Report(
-        category=category.name,
-        method=model.header.method,
-        run=model.path.parent.resolve().name,
-        resolution=model.detector.config.image_size,
-        smoothing_sigma=model.detector.config.smoothing_sigma,
-        scorings=tuple(
-            scoring_report(name, tally, images.samples, rates[name], false_alarms or model.header.false_alarms)
-            for name in sorted(SCORINGS, key=lambda name: name != chosen)
-        ),
-        verdicts=_verdicts(category, images, tally, chosen, rates[chosen]),
-        skipped=tuple((str(skipped.path), skipped.reason) for skipped in images.skipped),
-        settings=dataclasses.asdict(model.header),
-        notes=_notes(model, category.name, images.samples, corruption, model.caution(false_alarms, chosen)),
-        data=str(category.root.resolve()),
-    )
-    folder = out or model.path.parent / "evaluation"
-    write_json(folder / "report.json", report.to_json())
-    write_html_report(folder / "report.html", report, _painter(model, images, chosen, rates[chosen]))
+    chosen = stored.scoring(scoring)
+    thresholds = {name: stored.threshold(false_alarms, name) for name in SCORINGS}
+    with contextlib.closing(PictureStore()) as pictures:
+        worker = _Worker(stored.detector, chosen, thresholds[chosen], out is not None, corruptions, maps)
+        found = _evaluated(worker, category, pictures, strict, progress)
+        report = _report(stored, category, found, thresholds, chosen, false_alarms, corruptions)
+        if out is not None:
+            write_json(Path(out) / "report.json", report.to_json())
+            write_html_report(Path(out) / "report.html", report, pictures.read)
     return report
 
 
-def _verdicts(
-    category: Category, images: Images, tally: Tally, scoring: Scoring, threshold: float
-) -> tuple[Verdict, ...]:
-    scores, raw = tally.scores[scoring], tally.scores["raw"]
-    return tuple(
-        Verdict(
-            path=category.relative(sample),
+class _Numbered(NamedTuple):
+    """A test image, and its number among all."""
+
+    number: int
+    sample: Sample
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EvaluatedSample:
+    """One test image as a worker returns it."""
+
+    sample: Sample
+    measured: MeasuredImage
+    pictures: Pictures
+    anomaly_map: Float32[np.ndarray, "_ _"] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Worker:
+    """Measures and renders inferred images, in worker threads."""
+
+    detector: Detector
+    scoring: Scoring
+    threshold: float
+    pictures: bool
+    corruptions: bool
+    maps: bool
+
+    @property
+    def predictor(self) -> Predictor:
+        return Predictor(self.detector, SCORINGS, default_batch_size(self.detector.device.type))
+
+    def finish(self, item: InferredImage[_Numbered] | UnreadableImage[_Numbered]) -> _EvaluatedSample | ImageError:
+        if isinstance(item, UnreadableImage):
+            return item.error
+        number, sample = item.source
+        mask = read_truth(sample, item.decoded.size)
+        measured = MeasuredImage(
             defect=sample.defect,
-            abnormal_truth=sample.abnormal,
-            score=float(scores[index]),
-            raw_score=float(raw[index]),
-            abnormal=float(scores[index]) > threshold,
+            label=sample.abnormal,
+            scores=item.scores,
+            pixels=measure_pixels(item.maps, mask),
+            size=size_index(mask),
+            corrupted=self._corrupted(item.decoded.pixels, number) if self.corruptions and not sample.abnormal else {},
         )
-        for index, sample in enumerate(images.samples)
+        try:
+            pictures = self._pictures(item, mask) if self.pictures else {}
+        except ImageError as error:  # a large image could be read once, but not again
+            return error
+        anomaly_map = resize_map(item.maps[self.scoring], item.decoded.size) if self.maps else None
+        return _EvaluatedSample(sample, measured, pictures, anomaly_map)
+
+    def _corrupted(
+        self, pixels: UInt8[np.ndarray, "height width 3"], number: int
+    ) -> Mapping[str, Mapping[Scoring, float]]:
+        # The noise of an image depends on its number alone.
+        images = np.stack([change(pixels, np.random.default_rng(number)) for change in CORRUPTIONS.values()])
+        scores = infer(self.detector, images, SCORINGS).scores
+        return {
+            name: {scoring: float(scores[scoring][index]) for scoring in SCORINGS}
+            for index, name in enumerate(CORRUPTIONS)
+        }
+
+    def _pictures(self, item: InferredImage[_Numbered], mask: np.ndarray | None) -> Pictures:
+        rendering = render(item, mask, self.scoring)
+        return {
+            "Input": embed(rendering.image),
+            "Reconstruction": embed(rendering.reconstruction),
+            "Anomaly map": embed(rendering.overlay(self.threshold)),
+            "Ground truth": embed(rendering.white_truth),
+        }
+
+
+class _Found(NamedTuple):
+    """What was accumulated of the readable test images, in their order."""
+
+    evaluation: Evaluation
+    samples: list[Sample]
+    scores: list[Mapping[Scoring, float]]
+    maps: list[Float32[np.ndarray, "_ _"]]
+    skipped: list[tuple[str, str]]
+
+
+def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, strict: bool, progress: bool) -> _Found:
+    found = _Found(Evaluation(SCORINGS), [], [], [], [])
+    sources = [_Numbered(index, sample) for index, sample in enumerate(category.test)]
+    stream = infer_stream(worker.predictor, sources, lambda source: read_image(source.sample.path), worker.finish)
+    with contextlib.closing(stream) as results:
+        for item in counted(results, "evaluate", "image", len(sources), shown=progress):
+            if isinstance(item, ImageError):
+                if strict:
+                    raise item
+                logger.warning("skipped: %s", item)
+                found.skipped.append((str(item.path), item.reason))
+                continue
+            pictures.write(len(found.samples), item.pictures)
+            found.evaluation.add(item.measured)
+            found.samples.append(item.sample)
+            found.scores.append(item.measured.scores)
+            if item.anomaly_map is not None:
+                found.maps.append(item.anomaly_map)
+    if not found.samples:
+        path, reason = found.skipped[0]
+        raise DataError(f"none of {len(sources)} images can be read; the first, {path}: {reason}")
+    return found
+
+
+def _report(
+    model: StoredModel,
+    category: Category,
+    found: _Found,
+    thresholds: Mapping[Scoring, float],
+    chosen: Scoring,
+    false_alarms: float | None,
+    corruptions: bool,
+) -> Report:
+    rate = false_alarms or model.header.false_alarms
+    config = model.detector.config
+    return Report(
+        category=category.name,
+        method=model.header.method,
+        run="" if model.path is None else model.path.parent.resolve().name,
+        resolution=config.image_size,
+        smoothing_sigma=config.smoothing_sigma,
+        scorings=tuple(
+            found.evaluation.report(name, thresholds[name], rate)
+            for name in sorted(SCORINGS, key=lambda name: name != chosen)
+        ),
+        images=tuple(
+            EvaluatedImage(
+                path=category.relative(sample),
+                defect=sample.defect,
+                label=sample.abnormal,
+                score=scores[chosen],
+                raw_score=scores["raw"],
+                is_anomalous=scores[chosen] > thresholds[chosen],
+            )
+            for sample, scores in zip(found.samples, found.scores, strict=True)
+        ),
+        skipped=tuple(found.skipped),
+        settings=dataclasses.asdict(model.header),
+        notes=_notes(model, category.name, found.samples, corruptions, model.caution(false_alarms, chosen)),
+        data=str(category.root.resolve()),
+        maps=tuple(found.maps),
     )
 
 
 def _notes(
-    model: Model, category: str, samples: Sequence[Sample], corruption: bool, caution: str | None
+    model: StoredModel, category: str, samples: Sequence[Sample], corruptions: bool, caution: str | None
 ) -> tuple[str, ...]:
     notes = []
     unmasked = sum(sample.abnormal and sample.mask is None for sample in samples)
     if unmasked:
-        notes.append(f"{unmasked} abnormal images have no ground-truth mask and take no part in pixel metrics.")
-    if corruption and all(sample.abnormal for sample in samples):
-        notes.append("There are no good test images, so no nuisance was tried.")
+        notes.append(f"{unmasked} anomalous images have no ground-truth mask; pixel metrics leave them out.")
+    if corruptions and all(sample.abnormal for sample in samples):
+        notes.append("There are no good test images, so no corruption was evaluated.")
     if method_named(model.header.method).image_level:
-        notes.append("The method's paper judges whole images; the anomaly map is metalad's own.")
+        notes.append("The method's paper scores whole images; the anomaly map is metalad's own.")
     if category != model.header.category:
         notes.append(f"The model was trained on {model.header.category}, not on {category}.")
     if caution:
         notes.append(f"{caution[0].upper()}{caution[1:]}.")
     return tuple(notes)
-
-
-def _painter(model: Model, images: Images, scoring: Scoring, threshold: float) -> Callable[[int], Pictures]:
-    def draw(index: int) -> Pictures:
-        rendering = render(model.detector, images.samples[index], images.pixels[index], scoring)
-        return Pictures(
-            image=rendering.image,
-            reconstruction=rendering.reconstruction,
-            anomaly_map=rendering.overlay(threshold),
-            ground_truth=rendering.white_truth,
-        )
-
-    return draw

@@ -1,8 +1,7 @@
-"""Train a method on a folder of good images, and leave a run: the model file, its history and its log."""
+"""Train a method on a folder of good images, and write a run folder: the model file, its history and its log."""
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ import torch
 from metalad.data import Category, Images, Sample, data_hash, load_images, read_category, split_validation
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.detectors.out_of_fold import calibrate
-from metalad.methods import Method, method_named, methods
-from metalad.runtime.errors import ConfigError
-from metalad.runtime.progress import bars
+from metalad.detectors.residuals import Residuals
+from metalad.nn.pixels import Pixels
+from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
+from metalad.pipelines.model import Model
+from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import from_json
 from metalad.runtime.versions import versions
-from metalad.storage.model_file import Header, Model, read_model, write_model
-from metalad.storage.run_folder import RunFolder, RunSettings
+from metalad.storage.model_file import Header, StoredModel, read_model, write_model
+from metalad.storage.run_folder import RunFolder, RunSettings, require_same
 from metalad.training.device import choose_device
-from metalad.training.loop import Training, descend, epoch_seconds
+from metalad.training.loop import Callback, Training, descend, epoch_seconds
 from metalad.training.precision import Precision, WantedPrecision, fastest_precision
 from metalad.training.process_group import ProcessGroup, join_process_group
 
@@ -28,10 +29,10 @@ VALIDATION_FRACTION = 0.1
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: str | Path,
+    out: str | Path,
     *,
-    method: str | DetectorConfig = "metal",
+    method: str | DetectorConfig = DEFAULT_METHOD,
     protocol: Protocol = "default",
     seed: int = 0,
     epochs: int | None = None,
@@ -41,94 +42,204 @@ def train(
     strict: bool = False,
     device: str = "auto",
     precision: WantedPrecision = "auto",
+    callback: Callback | None = None,
     progress: bool = False,
+    **settings: Any,
 ) -> Model:
-    """Learn from the good images of `data`, calibrate, and write the run folder `out`.
+    """Train on the good images of `data`, calibrate, and write the run folder `out`.
 
-    Processes that `torchrun` started descend together (see `metalad.training.process_group`); the first alone writes and does the rest.
+    Processes that `torchrun` started train together; the first one alone calibrates and writes.
 
     Args:
         data: a category in a known layout, or any folder of good images, nested ones too.
         out: the run folder; gets `model.safetensors`, `history.jsonl`, `run.json` and `train.log`.
         method: a method's name, or its config.
-        protocol: `paper`: trained as published, however long; `default`: as good, much sooner.
+        protocol: `paper`: train as published, however long; `default`: as good, in less time.
         seed: of the split, the initial weights and the order of images.
-        epochs: train so many instead of the protocol's number.
-        minutes: shorten the schedule so that training fits into so many minutes.
+        epochs: train this many instead of the protocol's number.
+        minutes: shorten the schedule so that gradient descent fits into this many minutes.
         false_alarms: wanted fraction of good images above the threshold, in (0, 1).
-        resume: go on with a run that was stopped; it ends in the same bits as an uninterrupted one.
-        strict: let the first unreadable image be an error instead of skipping it.
+        resume: continue a run that was stopped; it ends in the same bits as an uninterrupted one.
+        strict: raise at the first unreadable image instead of skipping it.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        precision: of descent's matrix products: `fp32`, `bf16`, or `auto` for bf16 where it is well faster here.
-        progress: show a progress bar on the terminal.
+        precision: of matrix products in gradient descent: `fp32`, `bf16`, or `auto` for bf16 where it is faster.
+        callback: is called after each step of gradient descent with a `metalad.TrainingStep`.
+        progress: show progress on stderr.
+        settings: of the method, such as `image_size=320`; `metalad methods NAME` lists them.
 
     Raises:
-        DataError: no usable images. ConfigError: a setting that cannot be. RunError: `out` cannot be used.
+        DataError: no usable images. ConfigError: an impossible setting. RunError: `out` cannot be used.
     """
-    _check(epochs, minutes, false_alarms, seed)
-    chosen, config = _method_and_config(method)
-    place = choose_device(device)
-    with join_process_group(place) as group:
-        folder = RunFolder(out, verbose=progress and group.is_main, mute=not group.is_main)
-        category = read_category(data, seed=seed)
+    check_training(epochs, minutes, false_alarms, seed)
+    chosen, config = method_and_config(method, settings)
+    device_ = choose_device(device)
+    with join_process_group(device_) as group:
+        folder = RunFolder(Path(out), mute=not group.is_main)
+        category = read_category(Path(data), seed=seed)
         if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
         folder.claim(resume=resume)
-        training, validation = (_load(samples, config, folder, strict) for samples in split)
-        folder.note(f"{category.name}: {len(training)} good images to learn from, {len(validation)} to validate on")
+        training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
+        folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
         torch.manual_seed(seed)
-        detector = chosen.load()(config).to(place)
+        detector = chosen.load()(config).to(device_)
         stored = _stored(folder, group)
-        multiplied_in = _precision(detector, precision, stored)
-        plans = _plan(detector, protocol, epochs, minutes, multiplied_in, training, stored, group)
-        samples = (*training.samples, *validation.samples)
-        settings = _settings(chosen.name, detector, plans, protocol, seed, false_alarms, multiplied_in, samples, group)
-        folder.record(settings)
-        with bars(drawn=folder.verbose):
-            _fit(detector, settings, training, validation, folder, group)
-            model = (
-                _conclude(detector, settings, category.name, training, validation, folder) if group.is_main else None
-            )
-        group.broadcast(None)  # the others wait for the model
-        return model or read_model(out)
+        precision_ = select_precision(detector, precision, stored)
+        plans = select_plans(detector, protocol, epochs, minutes, precision_, training.pixels, stored, group)
+        run = RunSettings(
+            method=chosen.name,
+            config=dataclasses.asdict(config),
+            protocol=protocol,
+            plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
+            seed=seed,
+            false_alarms=false_alarms,
+            training_hash=data_hash((*training.samples, *validation.samples)),
+            device=detector.device.type,
+            precision=precision_,
+            threads=torch.get_num_threads(),
+            processes=group.size,
+        )
+        # Measured values, such as the precision, might differ between processes.
+        run = RunSettings(**group.broadcast(dataclasses.asdict(run)))
+        folder.record(run)
+        with bars(shown=progress and group.is_main):
+            out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder.path, group, callback)
+            model = None
+            if group.is_main:
+                model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
+        group.broadcast(None)  # the others wait for the model file
+        return Model(model or read_model(folder.path))
 
 
-def _check(epochs: int | None, minutes: float | None, false_alarms: float, seed: int) -> None:
-    if epochs is not None and epochs < 1:
-        raise ConfigError(f"epochs is {epochs}; it must be at least 1")
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise ConfigError(f"minutes is {minutes}; it must be more than 0")
-    if not 0 < false_alarms < 1:
-        raise ConfigError(f"false_alarms is {false_alarms}; it is a probability between 0 and 1, such as 0.01")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed is {seed}; it must not be negative, nor 2^63 or more")
+def fit_detector(
+    detector: Detector,
+    run: RunSettings,
+    training: Pixels,
+    validation: Pixels,
+    folder: Path | None,
+    group: ProcessGroup,
+    callback: Callback | None,
+) -> Residuals | None:
+    """Fit or train a new detector, and return the out-of-fold residuals, if fitting gives them.
+
+    folder: gets history and checkpoints; None: nothing is written.
+    """
+    where = f"{run.device}, {run.threads} threads"
+    if isinstance(detector, FittedDetector):
+        logger.info("fitting on %s", where)
+        return detector.fit(training, run.seed) if group.is_main else None
+    assert isinstance(detector, GradientDetector)
+    plans = [from_json(Training, plan) for plan in run.plan.values()]
+    where += f", {group.size} processes" if group.size > 1 else ""
+    logger.info("%s epochs in %s on %s", " + ".join(str(plan.max_epochs) for plan in plans), run.precision, where)
+    selected = descend(
+        detector,
+        plans,
+        seed=run.seed,
+        precision="bf16" if run.precision == "bf16" else "fp32",
+        folder=folder,
+        training=training,
+        validation=validation,
+        group=group,
+        callback=callback,
+    )
+    for best in selected:
+        logger.info("%s: selected epoch %d: validation loss %.5f", best.stage, best.epoch, best.validation_loss)
+    detector.eval()
+    if group.is_main:
+        detector.conclude(training, validation)
+    return None
 
 
-def _method_and_config(wanted: str | DetectorConfig) -> tuple[Method, DetectorConfig]:
-    if isinstance(wanted, str):
-        chosen = method_named(wanted)
-        return chosen, chosen.load_config()()
-    for chosen in methods().values():
-        if chosen.load_config() is type(wanted):
-            return chosen, wanted
-    raise ConfigError(f"{type(wanted).__name__} belongs to no registered method; there are: {', '.join(methods())}")
+def select_precision(detector: Detector, wanted: WantedPrecision, stored: RunSettings | None) -> Precision:
+    """Return the precision of gradient descent; a resumed run keeps the one that was measured for it."""
+    if not isinstance(detector, GradientDetector):
+        return "fp32"
+    if wanted != "auto":
+        return wanted
+    if stored is not None:
+        return "bf16" if stored.precision == "bf16" else "fp32"
+    return fastest_precision(detector.device.type)
+
+
+def select_plans(
+    detector: Detector,
+    protocol: Protocol,
+    epochs: int | None,
+    minutes: float | None,
+    precision: Precision,
+    training: Pixels,
+    stored: RunSettings | None,
+    group: ProcessGroup,
+) -> tuple[Training, ...]:
+    """Return the plans of all stages, with their numbers of epochs; a resumed run keeps those that were measured."""
+    if not isinstance(detector, GradientDetector):
+        return ()
+    plans = tuple(plan.resolved(len(training)) for plan in detector.plan(protocol))
+    if epochs is not None:
+        plans = tuple(dataclasses.replace(plan, max_epochs=epochs) for plan in plans)
+    if minutes is None:
+        return plans
+    if stored is not None:
+        return tuple(from_json(Training, plan) for plan in stored.plan.values())
+    seconds = [epoch_seconds(detector, plan, precision, training, group) for plan in plans]
+    whole = sum(each * plan.max_epochs for each, plan in zip(seconds, plans, strict=True))
+    part = min(1.0, 60 * minutes / whole)
+    return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
+
+
+def calibrated_model(
+    detector: Detector,
+    run: RunSettings,
+    category: str,
+    pixels: tuple[Pixels, Pixels],
+    skipped: int,
+    out_of_fold: Residuals | None,
+) -> StoredModel:
+    """Calibrate a trained detector, and return it with its header, not stored yet.
+
+    pixels: of the training and of the validation images.
+    """
+    training, validation = pixels
+    summary = calibrate(detector, training, validation, out_of_fold)
+    if summary.kind == "own":
+        logger.info("the map is in units of good images; no calibration is needed")
+    else:
+        logger.info(
+            "calibrated by %s; log-likelihood of a held-out pixel: %s", summary.kind, _rounded(summary.log_likelihood)
+        )
+    header = Header(
+        method=run.method,
+        config=run.config,
+        calibration=dataclasses.asdict(summary),
+        category=category,
+        seed=run.seed,
+        protocol=run.protocol,
+        training={"stages": run.plan, "precision": run.precision, "device": run.device},
+        images={"training": len(training), "validation": len(validation), "skipped": skipped},
+        training_hash=run.training_hash,
+        versions=versions(("metalad", "torch", "numpy")),
+        false_alarms=run.false_alarms,
+        thresholds={scoring: detector.threshold(run.false_alarms, scoring) for scoring in SCORINGS},
+    )
+    return StoredModel(detector, header, None)
 
 
 def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], epochs: int | None) -> Model:
     model = read_model(folder.path)
     if not model.header.images["skipped"]:
         asked = {**asked, "training_hash": data_hash(category.train)}
-    folder.compare(dataclasses.asdict(model.header), asked)
+    require_same(folder.path, dataclasses.asdict(model.header), asked)
     for plan in model.header.training["stages"].values() if epochs is not None else ():
-        folder.compare({"epochs": plan["max_epochs"]}, {"epochs": epochs})
+        require_same(folder.path, {"epochs": plan["max_epochs"]}, {"epochs": epochs})
     folder.note(f"{folder.path} is finished; nothing to resume")
-    return model
+    return Model(model)
 
 
-def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool) -> Images:
-    images = load_images(samples, config.image_size, strict=strict, progress=folder.verbose)
+def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool, progress: bool) -> Images:
+    images = load_images(samples, config.image_size, strict=strict, progress=progress)
     for skipped in images.skipped:
         folder.note(f"skipped {skipped.path}: {skipped.reason}")
     return images
@@ -140,136 +251,21 @@ def _stored(folder: RunFolder, group: ProcessGroup) -> RunSettings | None:
     return RunSettings(**values) if values else None
 
 
-def _precision(detector: Detector, wanted: WantedPrecision, stored: RunSettings | None) -> Precision:
-    if not isinstance(detector, GradientDetector):
-        return "fp32"
-    if wanted != "auto":
-        return wanted
-    if stored is not None:  # it was measured once; measured again it might differ
-        return "bf16" if stored.precision == "bf16" else "fp32"
-    return fastest_precision(detector.device.type)
-
-
-def _plan(
-    detector: Detector,
-    protocol: Protocol,
-    epochs: int | None,
-    minutes: float | None,
-    precision: Precision,
-    training: Images,
-    stored: RunSettings | None,
-    group: ProcessGroup,
-) -> tuple[Training, ...]:
-    if not isinstance(detector, GradientDetector):
-        return ()
-    plans = tuple(plan.resolved(len(training)) for plan in detector.plan(protocol))
-    if epochs is not None:
-        plans = tuple(dataclasses.replace(plan, max_epochs=epochs) for plan in plans)
-    if minutes is None:
-        return plans
-    if stored is not None:  # the time was measured once; measured again it would differ
-        return tuple(from_json(Training, plan) for plan in stored.plan.values())
-    each = [epoch_seconds(detector, plan, precision, training.pixels, group) for plan in plans]
-    whole = sum(seconds * plan.max_epochs for seconds, plan in zip(each, plans, strict=True))
-    part = min(1.0, 60 * minutes / whole)
-    return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
-
-
-def _settings(
-    method: str,
-    detector: Detector,
-    plans: Sequence[Training],
-    protocol: Protocol,
-    seed: int,
-    false_alarms: float,
-    precision: Precision,
-    samples: Sequence[Sample],
-    group: ProcessGroup,
-) -> RunSettings:
-    settings = RunSettings(
-        method=method,
-        config=dataclasses.asdict(detector.config),
-        protocol=protocol,
-        plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
-        seed=seed,
-        false_alarms=false_alarms,
-        training_hash=data_hash(samples),
-        device=detector.device.type,
-        precision=precision,
-        threads=torch.get_num_threads(),
-        processes=group.size,
-    )
-    # What was measured, time and precision, might differ from process to process.
-    return RunSettings(**group.broadcast(dataclasses.asdict(settings)))
-
-
-def _fit(
-    detector: Detector,
-    settings: RunSettings,
-    training: Images,
-    validation: Images,
-    folder: RunFolder,
-    group: ProcessGroup,
-) -> None:
-    place = f"{settings.device}, {settings.threads} threads"
-    if isinstance(detector, FittedDetector) and group.is_main:
-        folder.note(f"fitting on {place}")
-        detector.fit(training.pixels, settings.seed)
-    if isinstance(detector, GradientDetector):
-        plans = [from_json(Training, plan) for plan in settings.plan.values()]
-        epochs = " + ".join(str(plan.max_epochs) for plan in plans)
-        place += f", {group.size} processes" if group.size > 1 else ""
-        folder.note(f"{epochs} epochs in {settings.precision} on {place}")
-        kept = descend(
-            detector,
-            plans,
-            seed=settings.seed,
-            precision="bf16" if settings.precision == "bf16" else "fp32",
-            folder=folder.path,
-            training=training.pixels,
-            validation=validation.pixels,
-            progress=folder.verbose,
-            group=group,
-        )
-        for best in kept:
-            folder.note(f"{best.stage}: kept epoch {best.epoch}: validation loss {best.validation_loss:.5f}")
-        detector.eval()
-        if group.is_main:
-            detector.conclude(training.pixels, validation.pixels)
-
-
 def _conclude(
     detector: Detector,
-    settings: RunSettings,
+    run: RunSettings,
     category: str,
     training: Images,
     validation: Images,
+    out_of_fold: Residuals | None,
     folder: RunFolder,
-) -> Model:
-    summary = calibrate(detector, training.pixels, validation.pixels)
-    folder.note(f"calibrated by {summary.kind}; log-likelihood of a held-out pixel: {_rounded(summary.log_likelihood)}")
-    header = Header(
-        method=settings.method,
-        config=settings.config,
-        calibration=dataclasses.asdict(summary),
-        category=category,
-        seed=settings.seed,
-        protocol=settings.protocol,
-        training={"stages": settings.plan, "precision": settings.precision, "device": settings.device},
-        images={
-            "training": len(training),
-            "validation": len(validation),
-            "skipped": len(training.skipped) + len(validation.skipped),
-        },
-        training_hash=settings.training_hash,
-        versions=versions(("metalad", "torch", "numpy")),
-        false_alarms=settings.false_alarms,
-        thresholds={scoring: detector.threshold(settings.false_alarms, scoring) for scoring in SCORINGS},
-    )
-    write_model(folder.model, detector, header)
+) -> StoredModel:
+    skipped = len(training.skipped) + len(validation.skipped)
+    model = calibrated_model(detector, run, category, (training.pixels, validation.pixels), skipped, out_of_fold)
+    write_model(folder.model, detector, model.header)
     folder.checkpoint.unlink(missing_ok=True)
-    folder.note(f"wrote {folder.model}; thresholds: {_rounded(header.thresholds)}")
-    return Model(detector, header, folder.model)
+    folder.note(f"wrote {folder.model}; thresholds: {_rounded(model.header.thresholds)}")
+    return dataclasses.replace(model, path=folder.model)
 
 
 def _rounded(values: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What a comparison of evaluated runs found: their metrics side by side, and which images tell the runs apart."""
+"""A comparison of evaluated runs: their metrics side by side, and the images on which they differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from metalad.results.report import METRIC_NAMES, Metrics, Report, Scoring, Verdict, aligned, percent
+from metalad.results.report import METRIC_NAMES, EvaluatedImage, Metrics, Report, ScoringReport
+from metalad.results.report_text import aligned
 from metalad.runtime.errors import ConfigError, DataError, printable
+from metalad.visualization.plots import percent
 
 Resolution = Literal["model", "original"]
 RESOLUTIONS: tuple[Resolution, ...] = get_args(Resolution)
 OCTAVES = 20.0
-"""Scores count as at most this many doublings from the threshold: one without a score above 0 is none the worse."""
+"""Limit of a score's distance from the threshold, in doublings: a score of 0 would be infinitely far."""
 
 DISAGREEMENT = "the runs disagree"
 EXTREMES = (
@@ -27,7 +29,7 @@ EXTREMES = (
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to show, by its place among the first report's verdicts, and why: `DISAGREEMENT` or an extreme."""
+    """An image to show, by its index in the first report, and the reason: `DISAGREEMENT` or an extreme."""
 
     index: int
     reason: str
@@ -35,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Line:
-    """A metric of every run, in their order; `best` are the places of the best, none where none stands out."""
+    """A metric of every run, in their order; `best` holds the indices of the best runs, none if all are equal."""
 
     metric: str
     values: tuple[float | None, ...]
@@ -44,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """All metrics of one scoring at one resolution: of all defects, and of each."""
+    """All metrics of one scoring at one resolution, for all defects together and for each."""
 
     scoring: Literal["calibrated", "raw"]
     resolution: Resolution
@@ -54,9 +56,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs evaluated on the same images, and the images chosen to be shown.
+    """Several runs evaluated on the same images, and the images selected to be shown.
 
-    names: one a run, all different.
+    names: one for each run, all different.
     """
 
     names: tuple[str, ...]
@@ -65,25 +67,25 @@ class Comparison:
 
     @property
     def category(self) -> str:
-        """What all runs were evaluated on."""
+        """The category that all runs were evaluated on."""
         return self.reports[0].category
 
     @property
-    def verdicts(self) -> tuple[tuple[Verdict, ...], ...]:
-        """The verdicts of each run, each in the order of the first run's images."""
+    def images_by_run(self) -> tuple[tuple[EvaluatedImage, ...], ...]:
+        """The images of each run, each in the order of the first run's images."""
         return tuple(_in_order_of(self.reports[0], report) for report in self.reports)
 
     @property
     def disagreements(self) -> int:
-        """The number of images that some runs call abnormal and some do not."""
-        return int(_disagree(_decisions(self.verdicts)).sum())
+        """The number of images that some runs decide to be anomalous and others do not."""
+        return int(_disagree(_decisions(self.images_by_run)).sum())
 
     def blocks(self) -> Iterator[Block]:
         """Yield the metrics, those of the first run's own scoring first."""
         for name in (scoring.name for scoring in self.reports[0].scorings):
             scorings = [_named(report, name) for report in self.reports]
             for resolution in RESOLUTIONS:
-                # Maps of different sizes are compared with masks of different sizes: neither number is the better.
+                # Maps of different sizes are compared with masks of different sizes: no number is the better one.
                 fair = resolution == "original" or len({report.resolution for report in self.reports}) == 1
                 yield Block(name, resolution, _lines(_metrics(scorings, resolution), fair), {
                     defect: _lines(_defect_metrics(scorings, resolution, defect), fair)
@@ -91,7 +93,7 @@ class Comparison:
                 })  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Return the short object of `--json`: every metric with a value a run, the best runs, the images chosen."""
+        """Return the short object of `--json`: each metric of each run, the best runs, and the images shown."""
         found: dict[str, Any] = {"metrics": {}, "best": {}, "per_defect": {}}
         for block in self.blocks():
             place = (block.scoring, block.resolution)
@@ -105,7 +107,7 @@ class Comparison:
             })  # fmt: skip
         return {
             "category": self.category,
-            "images": len(self.reports[0].verdicts),
+            "images": len(self.reports[0].images),
             "disagreements": self.disagreements,
             "runs": {name: _run(report) for name, report in zip(self.names, self.reports, strict=True)},
             **found,
@@ -116,33 +118,33 @@ class Comparison:
         return dict(zip(self.names, values, strict=True))
 
     def _shown(self, choice: Choice) -> dict[str, Any]:
-        verdicts = [each[choice.index] for each in self.verdicts]
+        images = [each[choice.index] for each in self.images_by_run]
         return {
-            "path": verdicts[0].path,
-            "defect": verdicts[0].defect,
+            "path": images[0].path,
+            "defect": images[0].defect,
             "reason": choice.reason,
-            "score": self._by_name([verdict.score for verdict in verdicts]),
-            "abnormal": self._by_name([verdict.abnormal for verdict in verdicts]),
+            "score": self._by_name([image.score for image in images]),
+            "is_anomalous": self._by_name([image.is_anomalous for image in images]),
         }
 
 
 def compared(names: Sequence[str], reports: Sequence[Report], images: int) -> Comparison:
-    """Put reports side by side, and choose `images` of their images to be shown; see `choose`.
+    """Compare reports, and select `images` of their images to be shown; see `choose`.
 
     Raises:
         ConfigError: fewer than two. DataError: they are of different categories, or of different images.
     """
     if len(reports) < 2:
-        raise ConfigError("one run has nothing to be compared with; give two or more")
+        raise ConfigError("one run cannot be compared with itself; give two or more")
     for name, report in zip(names, reports, strict=True):
         _require_same_images(names[0], reports[0], name, report)
-    verdicts = [_in_order_of(reports[0], report) for report in reports]
+    by_run = [_in_order_of(reports[0], report) for report in reports]
     octaves = np.array([
-        [_octave(verdict, report.chosen.threshold) for verdict in mine]
-        for mine, report in zip(verdicts, reports, strict=True)
+        [_octave(image, report.chosen.threshold) for image in mine]
+        for mine, report in zip(by_run, reports, strict=True)
     ]).reshape(len(reports), -1)  # fmt: skip
-    truth = np.array([verdict.abnormal_truth for verdict in verdicts[0]], bool)
-    choices = choose(octaves, _decisions(verdicts), truth, images)
+    truth = np.array([image.label for image in by_run[0]], bool)
+    choices = choose(octaves, _decisions(by_run), truth, images)
     return Comparison(tuple(names), tuple(reports), tuple(choices))
 
 
@@ -152,17 +154,18 @@ def choose(
     truth: Bool[np.ndarray, " images"],
     count: int,
 ) -> list[Choice]:
-    """Choose images by rule: those that the runs decide differently, surest first, then extremes by turns.
+    """Select images by rule: first those that the runs decide differently, then extremes in turn.
 
-    A disagreement is as sure as the less sure side: as far from its threshold as that side's furthest run.
-    The extremes are the good images of highest scores, the defective of lowest, the defective of highest and the good
-    of lowest; they keep a third of the places where there are enough. No image is chosen twice.
+    Disagreements are ordered by the smaller of two distances from the threshold, of the run furthest above and of the
+    run furthest below. The extremes are the good images with the highest scores, the defective ones with the lowest,
+    the defective ones with the highest and the good ones with the lowest; a third of the images are extremes if there
+    are enough. No image is selected twice.
 
     Args:
         octaves: log2 of score over threshold, by run and image.
-        decisions: whether a run calls an image abnormal.
-        truth: whether it is.
-        count: how many to choose.
+        decisions: whether a run decides that an image is anomalous.
+        truth: whether it is anomalous.
+        count: how many to select.
     """
     sureness, mean = np.minimum(octaves.max(0), -octaves.min(0)), octaves.mean(0)
     apart = [index for index in np.argsort(-sureness, kind="stable").tolist() if _disagree(decisions)[index]]
@@ -183,11 +186,11 @@ def choose(
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """The comparison for a terminal, ASCII if the names are: the best run of each line has a star."""
+    """Return the comparison for a terminal, ASCII if the names are; a star marks the best run of each line."""
     names = [printable(name) for name in comparison.names]
     counts = [report.chosen.confusion for report in comparison.reports]
     blocks = [
-        f"{printable(comparison.category)}: {len(comparison.reports[0].verdicts)} test images, "
+        f"{printable(comparison.category)}: {len(comparison.reports[0].images)} test images, "
         f"{len(names)} runs, which disagree on {comparison.disagreements}",
         aligned([
             ["run", *names],
@@ -216,7 +219,7 @@ def _require_same_images(first: str, its: Report, second: str, other: Report) ->
         raise DataError(
             f"{first} was evaluated on {its.category}, {second} on {other.category}; compare runs of one category"
         )
-    mine, others = ({(each.path, each.abnormal_truth) for each in report.verdicts} for report in (its, other))
+    mine, others = ({(each.path, each.label) for each in report.images} for report in (its, other))
     if mine != others:
         path, _ = min(mine ^ others)
         raise DataError(
@@ -225,40 +228,40 @@ def _require_same_images(first: str, its: Report, second: str, other: Report) ->
         )
 
 
-def _in_order_of(first: Report, report: Report) -> tuple[Verdict, ...]:
-    found = {verdict.path: verdict for verdict in report.verdicts}
-    return tuple(found[verdict.path] for verdict in first.verdicts)
+def _in_order_of(first: Report, report: Report) -> tuple[EvaluatedImage, ...]:
+    found = {image.path: image for image in report.images}
+    return tuple(found[image.path] for image in first.images)
 
 
-def _decisions(verdicts: Sequence[Sequence[Verdict]]) -> Bool[np.ndarray, "runs images"]:
-    return np.array([[verdict.abnormal for verdict in mine] for mine in verdicts], bool).reshape(len(verdicts), -1)
+def _decisions(images: Sequence[Sequence[EvaluatedImage]]) -> Bool[np.ndarray, "runs images"]:
+    return np.array([[image.is_anomalous for image in mine] for mine in images], bool).reshape(len(images), -1)
 
 
 def _disagree(decisions: Bool[np.ndarray, "runs images"]) -> Bool[np.ndarray, " images"]:
     return np.asarray(decisions.any(0) & ~decisions.all(0))
 
 
-def _octave(verdict: Verdict, threshold: float) -> float:
-    if not (np.isfinite(threshold) and threshold > 0 and verdict.score > 0):
-        return OCTAVES if verdict.abnormal else -OCTAVES
-    return float(np.clip(np.log2(verdict.score / threshold), -OCTAVES, OCTAVES))
+def _octave(image: EvaluatedImage, threshold: float) -> float:
+    if not (np.isfinite(threshold) and threshold > 0 and image.score > 0):
+        return OCTAVES if image.is_anomalous else -OCTAVES
+    return float(np.clip(np.log2(image.score / threshold), -OCTAVES, OCTAVES))
 
 
 # Metrics side by side
 
 
-def _named(report: Report, name: str) -> Scoring | None:
+def _named(report: Report, name: str) -> ScoringReport | None:
     return next((scoring for scoring in report.scorings if scoring.name == name), None)
 
 
-def _metrics(scorings: Sequence[Scoring | None], resolution: Resolution) -> list[Metrics]:
+def _metrics(scorings: Sequence[ScoringReport | None], resolution: Resolution) -> list[Metrics]:
     return [
         Metrics() if each is None else each.metrics_model if resolution == "model" else each.metrics_original
         for each in scorings
     ]
 
 
-def _defect_metrics(scorings: Sequence[Scoring | None], resolution: Resolution, defect: str) -> list[Metrics]:
+def _defect_metrics(scorings: Sequence[ScoringReport | None], resolution: Resolution, defect: str) -> list[Metrics]:
     rows = [next((row for row in each.per_defect if row.defect == defect), None) if each else None for each in scorings]
     return [
         Metrics() if row is None else row.metrics if resolution == "model" else row.metrics_original for row in rows
@@ -274,7 +277,7 @@ def _lines(metrics: Sequence[Metrics], fair: bool) -> tuple[Line, ...]:
 
 
 def best(values: Sequence[float | None]) -> frozenset[int]:
-    """The places of the highest values, of all that print alike; none where all do, or fewer than two are defined."""
+    """Return the indices of the values that print as the highest; none if all print alike or only one is defined."""
     printed = {index: percent(value) for index, value in enumerate(values) if value is not None}
     if len(set(printed.values())) < 2:
         return frozenset()

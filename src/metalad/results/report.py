@@ -1,15 +1,19 @@
-"""What an evaluation found: plain values that turn into JSON, a terminal table or (see `drawing`) a page.
+"""The results of an evaluation, as plain values: for JSON, a table on the terminal, a notebook, or an HTML page.
 
 All metrics are fractions in [0, 1]; `None` stands for a metric that is undefined, such as a pixel metric
-without masks. A higher score is more abnormal everywhere.
+without masks. A higher score is more anomalous everywhere.
 """
 
+import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from metalad.runtime.errors import printable
+import numpy as np
+from jaxtyping import Float32
+
+from metalad.visualization.plots import Curve, curve_plots, percent
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,25 @@ METRIC_NAMES = tuple(entry.name for entry in fields(Metrics))
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A curve to plot; `name` is one of pixel_roc, image_roc, pixel_pro, pixel_pr, image_pr, or free text."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    area: float | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided about one image: `abnormal` is the decision, `abnormal_truth` the label."""
+class EvaluatedImage:
+    """What was decided about one image: `abnormal` is the decision, `label` the label."""
 
     path: str
     defect: str
-    abnormal_truth: bool
+    label: bool
     score: float
     raw_score: float
-    abnormal: bool
+    is_anomalous: bool
 
     @property
     def correct(self) -> bool:
         """Whether the decision agrees with the label."""
-        return self.abnormal == self.abnormal_truth
+        return self.is_anomalous == self.label
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images; positive is abnormal: fn are missed defects, fp are good images rejected."""
+    """Counts of images; anomalous is positive: fn are missed defects, fp are good images rejected."""
 
     tp: int
     fp: int
@@ -68,7 +62,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class DefectRow:
-    """One defect type against all good test images; `found` of its `images` were judged abnormal.
+    """One kind of defect against all good test images; `found` of its `images` exceed the threshold.
 
     `metrics` is at the model's resolution, `metrics_original` at the images' own.
     """
@@ -82,10 +76,10 @@ class DefectRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """Abnormal images with a defect of about one size, against all good test images.
+    """Anomalous images with a defect of about one size, against all good test images.
 
-    The abnormal part of each image is at least `least` and below `below`; the last size holds wholly abnormal images,
-    too. `found` of the `images` were judged abnormal, `metrics` is at the model's resolution.
+    The anomalous fraction of each image is at least `least` and below `below`; the last size includes images that are
+    anomalous as a whole. `found` of the `images` exceed the threshold; `metrics` is at the model's resolution.
     """
 
     least: float
@@ -96,7 +90,7 @@ class SizeRow:
 
     @property
     def size(self) -> str:
-        """The size in percent of the image, in words."""
+        """The size as a text, in percent of the image."""
         least, below = f"{100 * self.least:.3g}", f"{100 * self.below:.3g}"
         if self.least <= 0:
             return f"below {below} %"
@@ -105,10 +99,10 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class CorruptionRow:
-    """The good test images, `images` in number, changed by something harmless, against the abnormal ones as they are.
+    """The `images` good test images under one corruption, against the anomalous ones without it.
 
-    `image_auroc_loss` is by how much image AUROC fell, `false_alarm_rate` the fraction of changed good images above
-    the threshold, `false_alarm_rate_before` that of the unchanged.
+    `image_auroc_loss` is the decrease of image AUROC, `false_alarm_rate` the fraction of corrupted good images above
+    the threshold, `false_alarm_rate_before` that of the same images without the corruption.
     """
 
     corruption: str
@@ -120,11 +114,11 @@ class CorruptionRow:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """The results of one way to score: metrics at the model's and at the images' own resolution.
+class ScoringReport:
+    """The results by one scoring: metrics at the model's and at the images' own resolution.
 
-    `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if one was wanted;
-    `per_corruption` is empty unless nuisances were tried.
+    `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if there was one;
+    `per_corruption` is empty unless corruptions were evaluated.
     """
 
     name: Literal["calibrated", "raw"]
@@ -141,11 +135,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Report:
-    """One evaluated run; the first scoring is the one that gave the verdicts.
+    """One evaluated model; the first scoring is the one that decides.
 
-    `resolution` is the model's (height, width) in pixels, `smoothing_sigma` is in those pixels, `skipped`
-    holds (path, reason) of unreadable images, `settings` whatever is needed to repeat the run, `data` the
-    folder that the verdicts' paths are relative to, if it is known.
+    images: the test images. resolution: the model's (height, width) in pixels. smoothing_sigma: in those pixels.
+    skipped: (path, reason) of unreadable images. settings: what is needed to repeat the run. data: the folder that the
+    paths of the images are relative to, if it is known. maps: the anomaly maps by the deciding scoring at the images'
+    own sizes, in their order, if they were asked for; not part of the JSON.
 
     Raises:
         ValueError: there is no scoring.
@@ -156,37 +151,48 @@ class Report:
     run: str
     resolution: tuple[int, int]
     smoothing_sigma: float
-    scorings: tuple[Scoring, ...]
-    verdicts: tuple[Verdict, ...]
+    scorings: tuple[ScoringReport, ...]
+    images: tuple[EvaluatedImage, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     data: str | None = None
+    maps: tuple[Float32[np.ndarray, "_ _"], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.scorings:
             raise ValueError("a report needs at least one scoring")
 
     @property
-    def chosen(self) -> Scoring:
-        """The scoring that gave the verdicts."""
+    def chosen(self) -> ScoringReport:
+        """The scoring that decides."""
         return self.scorings[0]
 
     @property
+    def metrics(self) -> Metrics:
+        """The metrics of the deciding scoring at the model's resolution."""
+        return self.chosen.metrics_model
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the deciding scoring."""
+        return self.chosen.threshold
+
+    @property
     def wrong(self) -> int:
-        """The number of images whose verdict disagrees with their label."""
-        return sum(not verdict.correct for verdict in self.verdicts)
+        """The number of images that are decided wrongly."""
+        return sum(not image.correct for image in self.images)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON's own types; NaN and infinity become null."""
-        return {entry.name: _jsonable(getattr(self, entry.name)) for entry in fields(self)}
+        """Return all but the maps as JSON's own types; NaN and infinity become null."""
+        return {entry.name: _jsonable(getattr(self, entry.name)) for entry in fields(self) if entry.name != "maps"}
 
     @classmethod
     def from_json(cls, values: object) -> "Report":
-        """Rebuild a report from what `to_json` gave; what this version does not know is left out.
+        """Rebuild a report from `to_json`, also of metalad 0.1; unknown entries are ignored.
 
         Raises:
-            ValueError: it is no report, or lacks something.
+            ValueError: it is no report, or an entry is missing.
         """
         if not isinstance(values, Mapping):
             raise ValueError("not a report: not an object")
@@ -195,8 +201,21 @@ class Report:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a report: {error}") from error
 
+    def _repr_html_(self) -> str:
+        """Show the headline, the metrics and the curves in a notebook."""
+        rows = ((name, getattr(self.metrics, name)) for name in METRIC_NAMES)
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{percent(value)} %</td></tr>" for name, value in rows if value is not None
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        curves = ((self.chosen.name, curve) for curve in self.chosen.curves)
+        plots = "".join(f'<div style="display:inline-block">{plot.svg}</div>' for plot in curve_plots(curves))
+        title = html.escape(f"{self.category}: {verdict_line(self)}")
+        lead = html.escape(f"{self.method}, {threshold_line(self)}")
+        return f"<h3>{title}</h3><p>{lead}</p>{notes}<table>{cells}</table>{plots}"
+
     def flat(self) -> dict[str, Any]:
-        """The short JSON object of `--json`: the chosen scoring's metrics at model resolution on top.
+        """Return the short JSON object of `--json`: the deciding scoring's metrics at the model's resolution, and more.
 
         `images`, `wrong` and `skipped` are counts; `original` holds the metrics at the images' own
         resolution, `raw` those of the raw scoring (null where there is none).
@@ -212,7 +231,7 @@ class Report:
             "per_corruption": self.chosen.per_corruption,
             "original": self.chosen.metrics_original,
             "raw": raw,
-            "images": len(self.verdicts),
+            "images": len(self.images),
             "wrong": self.wrong,
             "skipped": len(self.skipped),
             "method": self.method,
@@ -235,20 +254,17 @@ def _report_from(values: Mapping[str, Any]) -> Report:
         values,
         resolution=tuple(values["resolution"]),
         scorings=tuple(map(_scoring_from, values["scorings"])),
-        verdicts=tuple(
-            _made(Verdict, each, score=_number(each["score"]), raw_score=_number(each["raw_score"]))
-            for each in values["verdicts"]
-        ),
+        images=tuple(map(_image_from, values["images"] if "images" in values else values["verdicts"])),
         skipped=tuple((path, reason) for path, reason in values["skipped"]),
         notes=tuple(values["notes"]),
     )
 
 
-def _scoring_from(values: Mapping[str, Any]) -> Scoring:
+def _scoring_from(values: Mapping[str, Any]) -> ScoringReport:
     return _made(
-        Scoring,
+        ScoringReport,
         values,
-        # The only number that is ever infinite: that of a model which must not reject anything.
+        # The only number that can be infinite: the threshold of a model that rejects nothing.
         threshold=_number(values["threshold"], math.inf),
         metrics_model=_made(Metrics, values["metrics_model"]),
         metrics_original=_made(Metrics, values["metrics_original"]),
@@ -262,13 +278,28 @@ def _scoring_from(values: Mapping[str, Any]) -> Scoring:
             )
             for row in values["per_defect"]
         ),
-        # An earlier version wrote neither.
+        # Earlier versions wrote neither, or used another name.
         per_size=tuple(
             _made(SizeRow, row, metrics=_made(Metrics, row["metrics"])) for row in values.get("per_size", ())
         ),
-        per_corruption=tuple(_made(CorruptionRow, row) for row in values.get("per_corruption", ())),
+        per_corruption=tuple(map(_corruption_from, values.get("per_corruption", values.get("per_nuisance", ())))),
         curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
     )
+
+
+def _image_from(values: Mapping[str, Any]) -> EvaluatedImage:
+    return _made(
+        EvaluatedImage,
+        values,
+        score=_number(values["score"]),
+        raw_score=_number(values["raw_score"]),
+        label=values["label"] if "label" in values else values["abnormal_truth"],
+        is_anomalous=values["is_anomalous"] if "is_anomalous" in values else values["abnormal"],
+    )
+
+
+def _corruption_from(values: Mapping[str, Any]) -> CorruptionRow:
+    return _made(CorruptionRow, values, corruption=values.get("corruption") or values["nuisance"])
 
 
 def _number(value: float | None, missing: float = math.nan) -> float:
@@ -281,7 +312,7 @@ def _jsonable(value: object) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):
-        # A file name that is not UTF-8 arrives with lone surrogates, which no JSON file can hold.
+        # A file name that is not UTF-8 contains lone surrogates, which JSON cannot represent.
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, Mapping):
         return {_jsonable(str(key)): _jsonable(entry) for key, entry in value.items()}
@@ -295,91 +326,20 @@ def _jsonable(value: object) -> object:
 
 
 def verdict_line(report: Report) -> str:
-    """The outcome in one line, such as '63 of 63 defective found, 1 of 20 good rejected'."""
+    """Return the result in one line, such as '63 of 63 defective found, 1 of 20 good rejected'."""
     counts = report.chosen.confusion
     parts = []
     if defective := counts.tp + counts.fn:
         parts.append(f"{counts.tp} of {defective} defective found")
     if good := counts.tn + counts.fp:
         parts.append(f"{counts.fp} of {good} good rejected")
-    return ", ".join(parts) or "no image was judged"
+    return ", ".join(parts) or "no image was evaluated"
 
 
 def threshold_line(report: Report) -> str:
-    """How the verdicts came about: 'threshold 3.2 on the raw score, set to reject 1 % of good images'."""
+    """Return which threshold decides: 'threshold 3.2 on the raw score, set to reject 1 % of good images'."""
     scoring = report.chosen
     line = f"threshold {scoring.threshold:.4g} on the {scoring.name} score"
     if scoring.false_alarm_rate is not None:
         line += f", set to reject {100 * scoring.false_alarm_rate:.3g} % of good images"
     return line
-
-
-def percent(value: float | None, undefined: str = "–") -> str:
-    """A fraction as a percentage with two decimals and no sign: 0.98634 gives '98.63'; None gives a dash."""
-    return undefined if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def report_table(report: Report) -> str:
-    """The summary for a terminal, ASCII if the names are: the verdict, all scorings, a row per defect and so on."""
-    blocks = [
-        "\n".join([_title(report), verdict_line(report), threshold_line(report), *_skipped_line(report)]),
-        _scorings_table(report),
-    ]
-    if report.chosen.per_defect:
-        blocks.append(_groups_table("defect", {row.defect: row for row in report.chosen.per_defect}))
-    if report.chosen.per_size:
-        blocks.append(_groups_table("size of defect", {row.size: row for row in report.chosen.per_size}))
-    if report.chosen.per_corruption:
-        blocks.append(_corruptions_table(report.chosen.per_corruption))
-    blocks.extend(f"note: {printable(note)}" for note in report.notes)
-    return "\n\n".join(blocks) + "\n"
-
-
-def _title(report: Report) -> str:
-    height, width = report.resolution
-    return printable(f"{report.category}: {report.method}, {height} x {width} px, run {report.run}")
-
-
-def _skipped_line(report: Report) -> list[str]:
-    return [f"{len(report.skipped)} skipped as unreadable"] if report.skipped else []
-
-
-def _scorings_table(report: Report) -> str:
-    header = ["metric, %"]
-    columns: list[Metrics] = []
-    for scoring in report.scorings:
-        header += [f"{scoring.name} (model)", f"{scoring.name} (original)"]
-        columns += [scoring.metrics_model, scoring.metrics_original]
-    rows = [[name, *(percent(getattr(column, name), "-") for column in columns)] for name in METRIC_NAMES]
-    return aligned([header, *rows])
-
-
-def _groups_table(kind: str, groups: Mapping[str, DefectRow] | Mapping[str, SizeRow]) -> str:
-    shown = ("pixel_auroc_fpr30", "pixel_auroc", "pixel_aupro", "pixel_ap", "image_auroc")
-    rows = [
-        [printable(group), f"{row.found}/{row.images}"] + [percent(getattr(row.metrics, name), "-") for name in shown]
-        for group, row in groups.items()
-    ]
-    return aligned([[kind, "found", *shown], *rows])
-
-
-def _corruptions_table(corruptions: Sequence[CorruptionRow]) -> str:
-    rows = [
-        [
-            row.corruption,
-            percent(row.image_auroc, "-"),
-            percent(row.image_auroc_loss, "-"),
-            percent(row.false_alarm_rate),
-            percent(row.false_alarm_rate_before),
-        ]
-        for row in corruptions
-    ]
-    return aligned([["good images with", "image_auroc", "loss", "false alarms", "before"], *rows])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    )

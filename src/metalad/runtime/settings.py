@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from metalad.runtime.errors import ConfigError
@@ -41,6 +42,23 @@ def from_texts(config: type[Config], texts: Iterable[str]) -> Config:
     return config(**values)
 
 
+def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Create a config from Python values; a text is parsed as on the command line.
+
+    A list becomes a tuple, and one number for a pair of them, such as `image_size=320`, stands for both.
+
+    Raises:
+        ConfigError: an unknown name, or a value of the wrong type.
+    """
+    hints = get_type_hints(config)
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        _check_name(config, name, hints)
+        is_text = isinstance(value, str) and hints[name] is not str
+        converted[name] = _parse(name, value, hints[name]) if is_text else _typed(name, value, hints[name])
+    return config(**converted)
+
+
 def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
     """Create a config from the JSON form of its `dataclasses.asdict`, in which tuples are lists.
 
@@ -72,6 +90,27 @@ def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
         similar = difflib.get_close_matches(name, hints)
         hint = f"did you mean {' or '.join(similar)}?" if similar else f"available: {', '.join(sorted(hints))}"
         raise ConfigError(f"{config.__name__} has no setting {name!r}; {hint}")
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple:
+        fixed = arguments[-1] is not Ellipsis
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+        parts = parts * len(arguments) if fixed and len(parts) == 1 else parts
+        if fixed and len(parts) != len(arguments):
+            raise ConfigError(f"setting {name}={value!r}: expected {_expected(hint)}")
+        return tuple(_typed(name, part, arguments[0]) for part in parts)
+    if get_origin(hint) in (Union, types.UnionType):
+        return None if value is None else _typed(name, value, arguments[0])
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    wrong = isinstance(hint, type) and (not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)))
+    if wrong:
+        raise ConfigError(f"setting {name}={value!r}: expected {_expected(hint)}")
+    return value
 
 
 def _parse(name: str, text: str, hint: Any) -> Any:

@@ -1,6 +1,7 @@
 """Read model files of older formats: the names that settings and tensors had then, and the names they have now.
 
-Format 4 (metalad 0.1) differs from format 5 in names alone; every value is used as it is.
+Format 4 (metalad 0.1) differs from format 5 in names, and in that it holds a calibration, which was never applied, of
+methods whose raw map is in units of good images already. Every other value is used as it is.
 """
 
 import re
@@ -24,6 +25,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Old and new name of each setting that was renamed, by method."""
 
+SELF_CALIBRATED = ("metal_features",)
+"""Methods of format 4 whose raw map is in units of good images."""
 PHOTOMETRIC = ((r"^light\.say$", "photometric.exponents"), (r"^light\.", "photometric."))
 TENSORS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "metal": (
@@ -67,12 +70,16 @@ def migrate_settings(method: str, values: Mapping[str, Value]) -> dict[str, Valu
 def migrate_tensors(method: str, tensors: Mapping[str, Value]) -> dict[str, Value]:
     """Return tensors of format 4 under the names of today."""
     patterns = (*TENSORS.get(method, ()), *SHARED_TENSORS)
-    return {_renamed(name, patterns): tensor for name, tensor in tensors.items()}
+    unused = "calibration." if method in SELF_CALIBRATED else "\0"
+    return {_renamed(name, patterns): tensor for name, tensor in tensors.items() if not name.startswith(unused)}
 
 
 def migrate_header(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the header of a model file of format 4, or the settings of its run folder, as one of today."""
-    return {**values, "config": migrate_settings(values["method"], values["config"])}
+    """Return the header of a model file of format 4 as one of today."""
+    migrated = {**values, "config": migrate_settings(values["method"], values["config"])}
+    if values["method"] in SELF_CALIBRATED:
+        migrated["calibration"] = {"kind": "own", "log_likelihood": {}}
+    return migrated
 
 
 def _renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:

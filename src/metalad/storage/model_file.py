@@ -1,7 +1,6 @@
 """The model file: tensors as safetensors, everything else as one JSON header inside it; never pickle.
 
-A file holds `metalad` (the header, JSON) and `sha256` (of header and tensors) in safetensors' own metadata. Nothing
-in it depends on the clock or on a path, so that equal training gives equal bytes.
+A file holds `metalad` (the header, JSON) and `sha256` (of header and tensors) in the metadata of safetensors. Nothing in it depends on the clock or on a path: equal training gives equal bytes.
 """
 
 import dataclasses
@@ -12,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from metalad.detectors.base import Detector, Scoring
-from metalad.detectors.calibration import Calibration, CalibrationSummary, Content
-from metalad.detectors.density.log_distance import NormalizedLogDistance
+from metalad.detectors.calibration import Calibration, CalibrationSummary
 from metalad.detectors.threshold import smallest_supported_rate
 from metalad.methods import method_named
+from metalad.nn.fitted import load_fitted
 from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.runtime.files import write_bytes
 from metalad.runtime.settings import from_json
@@ -34,10 +32,10 @@ PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x0
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a model file says beside its tensors.
+    """The contents of a model file apart from its tensors.
 
     training_hash: sha256 over the training images' names and contents.
-    thresholds: image scores above which an image is abnormal, a scoring each, for `false_alarms`.
+    thresholds: image scores above which an image is anomalous, one for each scoring, at the rate `false_alarms`.
     """
 
     format: int = FORMAT
@@ -56,35 +54,39 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A detector ready for use, what its file says of it, and where that file lies."""
+class StoredModel:
+    """A detector ready for inference, the header of its file, and the file's path (None if it is not stored)."""
 
     detector: Detector
     header: Header
-    path: Path
+    path: Path | None
 
     def scoring(self, wanted: Scoring | None) -> Scoring:
-        """Return the wanted scoring, or the model's own."""
+        """Return the wanted scoring, by default the model's own."""
         return wanted or self.detector.config.scoring
 
     def threshold(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> float:
-        """Return the image score that good images exceed with probability `false_alarms` (the model's own)."""
+        """Return the image score that good images exceed with probability `false_alarms`, by default the model's own.
+
+        Raises:
+            ConfigError: `false_alarms` is not between 0 and 1.
+        """
         rate = self.header.false_alarms if false_alarms is None else false_alarms
         if not 0 < rate < 1:
             raise ConfigError(f"false_alarms is {rate}; it is a probability between 0 and 1, such as 0.01")
         return self.detector.threshold(rate, self.scoring(scoring))
 
     def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
-        """Return what to say of a false-alarm rate that the good images are too few to show, if they are."""
+        """Return a warning if the good images are too few to support a false-alarm rate, else None."""
         rate = self.header.false_alarms if false_alarms is None else false_alarms
         images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
         if images * rate >= 1:
             return None
-        shown = smallest_supported_rate(images)
+        supported = smallest_supported_rate(images)
         return (
             f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold is an "
-            f"extrapolation and may let defects pass. --false-alarms {shown:g} would set it at "
-            f"{self.threshold(shown, scoring):.4g}"
+            f"extrapolation and may let defects pass. --false-alarms {supported:g} would set it at "
+            f"{self.threshold(supported, scoring):.4g}"
         )
 
 
@@ -100,7 +102,7 @@ def write_model(path: Path, detector: Detector, header: Header) -> None:
 
 
 def _in_order(content: bytes) -> bytes:
-    """Sort the metadata at the head of a safetensors file; `save` writes them in an order that chance decides."""
+    """Sort the metadata at the head of a safetensors file; `save` writes them in a random order."""
     end = 8 + int.from_bytes(content[:8], "little")
     head = json.loads(content[8:end])
     head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
@@ -117,36 +119,32 @@ def find_model(path: Path) -> Path:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        hint = "train it first, or go on with `--resume`" if path.is_dir() else "give a run folder or a model file"
+        hint = "train it first, or continue with `--resume`" if path.is_dir() else "give a run folder or a model file"
         raise ModelFileError(f"{path}: no {FILE_NAME} there; {hint}")
     return file
 
 
-def read_model(path: Path, device: str = "cpu") -> Model:
+def read_model(path: Path, device: str = "cpu") -> StoredModel:
     """Read a run folder or a model file.
 
     Raises:
-        ModelFileError: missing, cut short, altered, foreign, a pickle, or of a newer format.
-        ConfigError: of a method that is not installed here.
+        ModelFileError: the file is missing, truncated, altered, not metalad's, a pickle, or of a newer format.
+        ConfigError: its method is not installed here.
     """
     file = find_model(path)
     header, tensors = _read(file)
     known = method_named(header.method)
     detector = known.load()(from_json(known.load_config(), header.config))
-    detector.calibration = _empty_calibration(header.calibration["kind"], tensors, detector.config.residual_size)
-    for name in [name for name, _ in detector.named_buffers() if name in tensors]:
-        # Learnt buffers have the size that the data gave them, not the one a new detector starts with.
-        owner, _, leaf = name.rpartition(".")
-        setattr(detector.get_submodule(owner), leaf, torch.empty_like(tensors[name]))
+    detector.calibration = _unfitted_calibration(header.calibration["kind"], tensors, detector.config.residual_size)
     try:
-        detector.load_state_dict(tensors)
+        load_fitted(detector, tensors)
     except RuntimeError as error:
         raise ModelFileError(f"{file}: its tensors are not those of {header.method} with its settings") from error
-    return Model(detector.to(device).eval(), header, file)
+    return StoredModel(detector.to(device).eval(), header, file)
 
 
 def summary(header: Header) -> CalibrationSummary:
-    """Return which calibration the model's data chose, and by what likelihoods."""
+    """Return the selected calibration, and the likelihoods that selected it."""
     return CalibrationSummary(**header.calibration)
 
 
@@ -206,8 +204,8 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _empty_calibration(kind: Any, tensors: Mapping[str, Tensor], size: tuple[int, int]) -> Calibration:
-    content = Content(torch.zeros(0), torch.zeros(0), *size) if kind == "content" else None
-    usual = tensors.get("calibration.log_distance.mean")
-    log_distance = None if usual is None else NormalizedLogDistance(len(usual))
-    return Calibration(kind, tensors["calibration.whitening"], content, log_distance)
+def _unfitted_calibration(kind: Any, tensors: Mapping[str, Tensor], size: tuple[int, int]) -> Calibration | None:
+    if kind == "own":
+        return None
+    joined = tensors.get("calibration.log_distance.mean")
+    return Calibration.unfitted(kind, size, 1 if joined is None else len(joined))

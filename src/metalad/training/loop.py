@@ -7,7 +7,6 @@ A method can train in several stages (a teacher, then its students), and in each
 alternate on every batch (a critic, then a generator).
 """
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -15,10 +14,10 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,11 +25,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.runtime.errors import RunError
 from metalad.runtime.files import os_errors_as_run_errors, write_bytes
+from metalad.runtime.progress import Counter, counter
 from metalad.runtime.settings import setting
 from metalad.training.checkpoint import damaged, select_prefix, stored_stage
 from metalad.training.precision import Precision
@@ -91,6 +90,26 @@ class Epoch:
     learning_rate: float
     seconds: float
     stage: str = "train"
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One training step, as a callback receives it.
+
+    stage: its name. step, epoch: counted from 1 within the stage; steps, epochs: their totals. loss: of this step's
+    batch. validation_loss: of the last finished epoch of the stage, None in the first.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    validation_loss: float | None
+
+
+Callback = Callable[[TrainingStep], None]
 
 
 @dataclass
@@ -157,28 +176,31 @@ class Descent:
         *,
         seed: int,
         precision: Precision,
-        folder: Path,
+        folder: Path | None,
         earlier: Sequence[Epoch] = (),
         group: ProcessGroup = SINGLE_PROCESS,
+        callback: Callback | None = None,
     ) -> None:
         self.module, self.plan, self.seed, self.precision, self.group = module, plan, seed, precision, group
+        self.callback = callback
         self.learner = module.learner(plan.stage)
         self.device = next(module.parameters()).device
-        self.checkpoint, self.history = folder / "checkpoint.safetensors", folder / "history.jsonl"
+        self.checkpoint = None if folder is None else folder / "checkpoint.safetensors"
+        self.history = Path(os.devnull) if folder is None else folder / "history.jsonl"
         self.objectives = self.learner.objectives()
         self.optimizers = [_optimizer(plan, objective) for objective in self.objectives]
         self.best = self._weights()
         self.earlier, self.rows = list(earlier), list[Epoch]()
         self.state = _Progress(plan.stage, seconds=earlier[-1].seconds if earlier else 0.0)
 
-    def run(self, training: Pixels, validation: Pixels, *, progress: bool) -> Epoch:
+    def run(self, training: Pixels, validation: Pixels) -> Epoch:
         """Train to the end of the plan, load the best weights into the module, and return the losses of their epoch.
 
         Raises:
             RunError: the folder cannot be written, the checkpoint is damaged, or no epoch had a finite loss.
         """
-        if stored_stage(self.checkpoint) == self.plan.stage:
-            self._resume()
+        if self.checkpoint is not None and stored_stage(self.checkpoint) == self.plan.stage:
+            self._resume(self.checkpoint)
         else:
             self.module.prepare(self.plan.stage, training, self.seed)
             self.group.broadcast_module(self.module)
@@ -187,13 +209,14 @@ class Descent:
         history = self.history if self.group.is_main else Path(os.devnull)
         with os_errors_as_run_errors(history), history.open("w", encoding="utf-8") as file:
             file.writelines(_line(row) for row in (*self.earlier, *self.rows))
-            with _bar(self.plan, len(training), self.state.epoch, progress) as bar:
+            steps = self.plan.steps_per_epoch(len(training))
+            with counter(self.plan.max_epochs * steps, self.plan.stage, "step", self.state.epoch * steps) as count:
                 while not self._finished():
-                    self.rows.append(self._epoch(training, validation, bar))
+                    self.rows.append(self._epoch(training, validation, count))
                     file.write(_line(self.rows[-1]))
                     file.flush()
-                    if self.group.is_main and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        self._save()
+                    if self.checkpoint and self.group.is_main and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self._save(self.checkpoint)
                         saved = time.monotonic()
         if not self.state.best_epoch or not math.isfinite(self.state.best_loss):
             raise RunError("the validation loss was never a finite number; check the images and the settings")
@@ -209,7 +232,7 @@ class Descent:
             return False
         return state.epoch - state.best_epoch >= plan.patience
 
-    def _epoch(self, training: Pixels, validation: Pixels, bar: Any) -> Epoch:
+    def _epoch(self, training: Pixels, validation: Pixels, count: Counter) -> Epoch:
         start, plan, number = time.perf_counter(), self.plan, self.state.epoch + 1
         torch.manual_seed(_epoch_seed(self.seed, number, self.group.rank))
         order = np.random.default_rng([self.seed, number]).permutation(len(training))
@@ -224,8 +247,8 @@ class Descent:
             batch = np.sort(order[index * plan.batch_size : (index + 1) * plan.batch_size])
             loss = self.step(training[self.group.shard(batch)], rate, step, len(batch))
             losses, images = losses + loss * len(batch), images + len(batch)
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.4f}, validation {self.state.best_loss:.4f}", refresh=False)
+            count.update(loss=f"{loss:.4f}", validation=f"{self.state.best_loss:.4f}")
+            self._call_back(step + 1, total, loss)
         self.group.broadcast_module(self.module)  # running statistics of batch norm differ between processes
         validation_loss = self._validate(validation)
         self.state.epoch = number
@@ -234,6 +257,12 @@ class Descent:
             self.best = self._weights()
         self.state.seconds += time.perf_counter() - start
         return Epoch(number, losses / images, validation_loss, rate, round(self.state.seconds, 3), plan.stage)
+
+    def _call_back(self, step: int, steps: int, loss: float) -> None:
+        if self.callback is not None and self.group.is_main:
+            validation = self.rows[-1].validation_loss if self.rows else None
+            epoch, epochs = self.state.epoch + 1, self.plan.max_epochs
+            self.callback(TrainingStep(self.plan.stage, step, steps, epoch, epochs, loss, validation))
 
     def step(self, pixels: Pixels, rate: float, number: int = 0, batch_size: int | None = None) -> float:
         """Take one training step on a batch and return the loss of the first objective before the step.
@@ -271,7 +300,7 @@ class Descent:
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
-    def _save(self) -> None:
+    def _save(self, checkpoint: Path) -> None:
         tensors = {f"module/{name}": tensor for name, tensor in self._weights().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for number, optimizer in enumerate(self.optimizers):
@@ -281,17 +310,17 @@ class Descent:
             "progress": json.dumps(dataclasses.asdict(self.state)),
             "history": json.dumps([*self.earlier, *self.rows], default=vars),
         }
-        write_bytes(self.checkpoint, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+        write_bytes(checkpoint, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
-    def _resume(self) -> None:
+    def _resume(self, checkpoint: Path) -> None:
         try:
-            with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
+            with safe_open(checkpoint, framework="pt", device=str(self.device)) as file:
                 self.state = _Progress(**json.loads(file.metadata()["progress"]))
                 rows = [Epoch(**row) for row in json.loads(file.metadata()["history"])]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             self.module.load_state_dict(select_prefix(tensors, "module/"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged(self.checkpoint, error) from error
+            raise damaged(checkpoint, error) from error
         self.earlier = [row for row in rows if row.stage != self.plan.stage]
         self.rows = [row for row in rows if row.stage == self.plan.stage]
         self.best = select_prefix(tensors, "best/")
@@ -310,25 +339,28 @@ def descend(
     *,
     seed: int,
     precision: Precision,
-    folder: Path,
+    folder: Path | None,
     training: Pixels,
     validation: Pixels,
-    progress: bool,
     group: ProcessGroup = SINGLE_PROCESS,
+    callback: Callback | None = None,
 ) -> list[Epoch]:
     """Train all stages, or continue with the stage of the checkpoint; return the selected epoch of each trained stage.
+
+    folder: gets history and checkpoints; None: they are not written. callback: is called after each step.
 
     Raises:
         RunError: see `Descent.run`.
     """
-    checkpoint = folder / "checkpoint.safetensors"
     stages = [plan.stage for plan in plans]
-    stored = stored_stage(checkpoint)
+    stored = None if folder is None else stored_stage(folder / "checkpoint.safetensors")
     selected: list[Epoch] = []
     rows: list[Epoch] = []
     for plan in plans[stages.index(stored) if stored in stages else 0 :]:
-        descent = Descent(module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, group=group)
-        selected.append(descent.run(training, validation, progress=progress))
+        descent = Descent(
+            module, plan, seed=seed, precision=precision, folder=folder, earlier=rows, group=group, callback=callback
+        )
+        selected.append(descent.run(training, validation))
         rows = [*descent.earlier, *descent.rows]
     return selected
 
@@ -345,7 +377,7 @@ def epoch_seconds(
     module: Learner, plan: Training, precision: Precision, training: Pixels, group: ProcessGroup = SINGLE_PROCESS
 ) -> float:
     """Return the estimated time of an epoch in seconds, measured on a few steps of a copy of the module."""
-    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=Path(), group=group)
+    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=None, group=group)
     batch_size = min(plan.batch_size, len(training))
     batch = training[group.shard(np.arange(batch_size))] if group.size > 1 else training[: plan.batch_size]
     steps = max(2, *(objective.every for objective in descent.objectives))
@@ -364,12 +396,3 @@ def _line(row: Epoch) -> str:
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     # Each process uses different noise; rank 0 uses that of a single process.
     return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
-
-
-@contextlib.contextmanager
-def _bar(plan: Training, images: int, epochs_done: int, shown: bool) -> Iterator[Any]:
-    steps = plan.steps_per_epoch(images)
-    with tqdm(
-        total=plan.max_epochs * steps, initial=epochs_done * steps, disable=not shown, desc=plan.stage, unit="step"
-    ) as bar:
-        yield bar

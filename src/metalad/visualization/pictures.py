@@ -2,6 +2,9 @@
 
 import base64
 import io
+import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +16,6 @@ Picture = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 85
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of one image in a report: RGB or gray arrays; the map is already colored. None: not available."""
-
-    image: Picture
-    anomaly_map: Picture
-    reconstruction: Picture | None = None
-    ground_truth: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -64,3 +57,30 @@ def _encode(picture: Image.Image, kind: str, **options: int | bool) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+class PictureStore:
+    """Stores the embedded pictures of many images in a temporary file, so that memory holds only their places."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the store)
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def write(self, index: int, pictures: Mapping[str, EmbeddedPicture | None]) -> None:
+        """Store the pictures of the image `index`, by their labels."""
+        values = {label: None if picture is None else vars(picture) for label, picture in pictures.items()}
+        text = json.dumps(values).encode()
+        start = self._file.seek(0, io.SEEK_END)
+        self._file.write(text)
+        self._places[index] = (start, len(text))
+
+    def read(self, index: int) -> dict[str, EmbeddedPicture | None]:
+        """Return the pictures of the image `index`."""
+        start, length = self._places[index]
+        self._file.seek(start)
+        values = json.loads(self._file.read(length))
+        return {label: None if picture is None else EmbeddedPicture(**picture) for label, picture in values.items()}
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()

@@ -17,8 +17,6 @@ import numpy as np
 from jaxtyping import Float64
 from markupsafe import Markup
 
-from metalad.results.report import Curve, percent
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -54,6 +52,16 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve to plot; `name` is one of pixel_roc, image_roc, pixel_pro, pixel_pr, image_pr, or free text."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,12 @@ def score_histogram(good: Sequence[float], anomalous: Sequence[float], threshold
     edges, logarithmic = _bins(np.array([*good, *anomalous, threshold], dtype=np.float64))
 
     def draw(axes: "Axes") -> None:
-        for scores, name, colour in ((good, "good", _GOOD), (anomalous, "defective", _ANOMALOUS)):
+        for scores, name, color in ((good, "good", _GOOD), (anomalous, "defective", _ANOMALOUS)):
             finite = [score for score in scores if math.isfinite(score)]
             axes.hist(
                 finite,
                 bins=edges.tolist(),
-                color=colour,
+                color=color,
                 alpha=0.62,
                 label=f"{name}  {len(scores)}",
                 linewidth=0,
@@ -230,8 +238,8 @@ def _for_page(svg: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # The style sheet of matplotlib applies to `*`, which would be every element of the page.
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
-    for colour, (variable, fallback) in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable}, {fallback})")
+    for color, (variable, fallback) in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable}, {fallback})")
     # A page contains several plots, so their ids must differ.
     prefix = f"p{hashlib.sha256(f'{title}{svg}'.encode()).hexdigest()[:8]}-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
@@ -239,3 +247,8 @@ def _for_page(svg: str, title: str) -> str:
     label = html.escape(title, quote=True)
     opening = f'<svg class="plot" role="img" aria-label="{label}" stroke-linejoin="round"'
     return svg.replace("<svg", opening, 1).strip()
+
+
+def percent(value: float | None, undefined: str = "–") -> str:
+    """Return a fraction as a percentage with two decimals and no sign: 0.98634 gives '98.63'; None gives a dash."""
+    return undefined if value is None or math.isnan(value) else f"{100 * value:.2f}"

@@ -83,7 +83,6 @@ def test_one_method_with_several_settings_has_labels_with_settings(data: list[Pa
         ([], {}, "no method is given"),
         (["nonsense"], {}, "no method 'nonsense'"),
         (["padim"], {"seeds": 0}, "seeds is 0"),
-        (["padim"], {"protocol": "mine"}, "protocol is 'mine'"),
     ],
 )
 def test_invalid_arguments_are_errors(

@@ -1,6 +1,5 @@
-"""Judge any number of images and write their anomaly maps."""
+"""Score any number of image files, and write their anomaly maps, overlays and results."""
 
-from metalad.pipelines.predict.pipeline import PredictedImage
 from metalad.pipelines.predict.run import predict
 
-__all__ = ["PredictedImage", "predict"]
+__all__ = ["predict"]

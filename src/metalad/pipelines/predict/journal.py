@@ -1,8 +1,8 @@
-"""What a bulk judgement keeps beside its results, so that one that was killed goes on where it stopped.
+"""The journal of a bulk prediction: what is stored beside its results, so that a killed run can be resumed.
 
-In `OUT/.predict` lie the plan, the list of images as it was found at the start, and for each shard of that list a
-file with a line an image, appended when its map and overlay are written. When all is done the lines are in
-`OUT/predictions.jsonl`, and the plan alone is left.
+`OUT/.predict` holds the plan, the list of images as it was found at the start, and for each shard of that list a file
+to which a line is appended when an image's map and overlay are written. When all images are done, the results are in
+`OUT/predictions.jsonl`, and only the plan is left.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from typing import Any
 
 from metalad.data.images import MAPS, OVERLAYS, RESULTS
 from metalad.detectors.base import Scoring
-from metalad.pipelines.predict.pipeline import PredictedImage
 from metalad.pipelines.predict.sources import Source
+from metalad.results.prediction import SavedPrediction
+from metalad.results.regions import Region
 from metalad.runtime.errors import RunError
 from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
 
@@ -26,11 +27,13 @@ FOLDER = ".predict"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a judgement was begun with; one that is gone on with must agree, or its results would be of two kinds.
+    """The settings of a prediction; a resumed one must have the same, or its results would be of two kinds.
 
-    model: SHA-256 of the model file. paths: SHA-256 of the paths given. torch_threads: see `Crew`.
-    shard: images of a shard. images: their number in all.
+    format: of the shards' lines; 1 was metalad 0.1. model: SHA-256 of the model file. paths: SHA-256 of the paths.
+    torch_threads: see `metalad.pipelines.inference.Threads`. shard: images of a shard. images: their total number.
     """
+
+    format: int = 1
 
     model: str
     paths: str
@@ -48,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some images that follow each other, and the file for what is found in them."""
+    """Consecutive images, and the file of their results."""
 
     number: int
     sources: Sequence[Source]
@@ -56,7 +59,7 @@ class Shard:
 
 
 class Journal:
-    """The folder of one judgement into `out`."""
+    """The folder of one prediction into `out`."""
 
     def __init__(self, out: Path) -> None:
         self.out, folder = out, out / FOLDER
@@ -65,7 +68,7 @@ class Journal:
         self.results = out / RESULTS
 
     def plan(self) -> Plan | None:
-        """Return what the judgement in this folder was begun with, if there is one.
+        """Return the plan of the prediction in this folder, if there is one.
 
         Raises:
             RunError: the record is damaged.
@@ -75,20 +78,20 @@ class Journal:
         try:
             return Plan(**json.loads(self._plan.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise RunError(f"{self._plan} is damaged; delete it to begin anew") from None
+            raise RunError(f"{self._plan} is damaged; delete it to start again") from None
 
     @property
     def finished(self) -> bool:
-        """Whether all results of the plan are in `results`."""
+        """Whether `results` holds all results of the plan."""
         return not self._list.exists() and self.results.exists()
 
     def begin(self, plan: Plan, sources: Iterable[Source], sharded: int) -> Plan:
-        """List the sources, forget what was begun before, and return the plan with their number.
+        """Store the list of sources, delete an earlier prediction, and return the plan with the number of images.
 
-        sharded: among how many processes the images will be dealt out, 0 if they are not.
+        sharded: the number of processes that the images are distributed over, 0 for none.
         """
         with os_errors_as_run_errors(self._list):
-            self._plan.unlink(missing_ok=True)  # first, as without it nothing else counts
+            self._plan.unlink(missing_ok=True)  # first: without it nothing else is used
             shutil.rmtree(self._shards, ignore_errors=True)
             delete_temporaries(self.out)
             delete_temporaries(self._list.parent)
@@ -101,8 +104,8 @@ class Journal:
         write_json(self._plan, dataclasses.asdict(plan))
         return plan
 
-    def go_on(self) -> None:
-        """Delete what a killed process was writing."""
+    def clean(self) -> None:
+        """Delete temporary files of a killed process."""
         for folder in (self.out, self._list.parent):
             delete_temporaries(folder)
         for folder in (self.out / MAPS, self.out / OVERLAYS):
@@ -110,7 +113,7 @@ class Journal:
                 delete_temporaries(below)
 
     def shards(self, plan: Plan) -> Iterator[Shard]:
-        """Yield the shards in order, each when it is asked for."""
+        """Yield the shards in order, each read when it is needed."""
         with self._list.open(encoding="utf-8") as lines:
             for number in range(-(-plan.images // plan.shard)):
                 found = (json.loads(line) for line in islice(lines, plan.shard))
@@ -118,20 +121,20 @@ class Journal:
                 yield Shard(number, sources, self._shards / f"{number:06}.jsonl")
 
     def finish(self) -> None:
-        """Forget the list and the shards, when their results are in place."""
+        """Delete the list and the shards; their results are in place."""
         with os_errors_as_run_errors(self._list):
-            self._list.unlink(missing_ok=True)  # first: without it the judgement counts as finished
+            self._list.unlink(missing_ok=True)  # first: without it the prediction counts as finished
             shutil.rmtree(self._shards, ignore_errors=True)
 
-    def recorded(self, plan: Plan) -> Iterator[PredictedImage]:
-        """Yield the results of a finished judgement."""
+    def recorded(self, plan: Plan) -> Iterator[SavedPrediction]:
+        """Yield the results of a finished prediction."""
         with self.results.open(encoding="utf-8") as lines:
             for line in lines:
-                yield PredictedImage.from_json(json.loads(line), plan.threshold)
+                yield SavedPrediction.from_dict(json.loads(line), plan.threshold)
 
 
 def shard_size(images: int, batch_size: int, workers: int) -> int:
-    """Return how many images a process is given at once: whole batches, few enough for all to end together."""
+    """Return the number of images in a shard: whole batches, and few enough that all processes end together."""
     wanted = 256 if not workers else min(256, -(-images // (8 * workers)))
     return max(1, -(-wanted // batch_size)) * batch_size
 
@@ -140,9 +143,9 @@ def shard_size(images: int, batch_size: int, workers: int) -> int:
 
 
 class ShardFile:
-    """What is found in a shard's images, a line each, without the paths, which the list has.
+    """The results of a shard's images, one line each, without the paths, which the list has.
 
-    `found` holds what was there at the start: a last line that was cut short is forgotten.
+    stored: the lines that were there at the start; a truncated last line is dropped.
     """
 
     def __init__(self, file: Path) -> None:
@@ -150,26 +153,34 @@ class ShardFile:
         with os_errors_as_run_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = file.open("a+b")
-            self.found, size = _whole_lines(self._file)
+            self.stored, size = _whole_lines(self._file)
             self._file.truncate(size)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def append(self, result: PredictedImage) -> None:
-        """Add what was found in the next image; it is on its way to the disk when this returns."""
+    def append(self, result: SavedPrediction) -> None:
+        """Append the result of the next image, and flush it."""
         suffix = None if result.overlay is None else result.overlay.suffix
         line = json.dumps(
-            [result.score, result.abnormal, result.map is not None, suffix, result.error], allow_nan=False
+            [
+                result.score,
+                result.is_anomalous,
+                result.map is not None,
+                suffix,
+                result.error,
+                [region.to_dict() for region in result.regions],
+            ],
+            allow_nan=False,
         )
         with os_errors_as_run_errors(self._path):
             self._file.write(line.encode() + b"\n")
             self._file.flush()
 
 
-def found_in(shard: Shard) -> list[list[Any]]:
-    """Return what is known of a shard's first images."""
+def stored_lines(shard: Shard) -> list[list[Any]]:
+    """Return the stored results of a shard's first images."""
     try:
         with shard.file.open("rb") as file:
             return _whole_lines(file)[0]
@@ -191,9 +202,10 @@ def _whole_lines(file: Any) -> tuple[list[list[Any]], int]:
     return found, size
 
 
-def rebuilt(source: Source, found: Sequence[Any], out: Path, threshold: float) -> PredictedImage:
-    """Return the result of which a shard's file holds a line."""
-    score, abnormal, mapped, suffix, error = found
-    map_file = out / MAPS / f"{source.name}.png" if mapped else None
+def rebuilt(source: Source, line: Sequence[Any], out: Path, threshold: float) -> SavedPrediction:
+    """Return the result of an image from its line in a shard's file."""
+    score, is_anomalous, has_map, suffix, error, regions = line
+    map_file = out / MAPS / f"{source.name}.png" if has_map else None
     overlay = out / OVERLAYS / f"{source.name}{suffix}" if suffix else None
-    return PredictedImage(source.path, score, threshold, abnormal, map_file, overlay, error)
+    found = tuple(Region.from_dict(region) for region in regions)
+    return SavedPrediction(source.path, score, threshold, is_anomalous, found, map_file, overlay, error)

@@ -1,4 +1,4 @@
-"""Judge any number of images: here, in several processes, or on a Ray cluster; killed, it goes on where it stopped."""
+"""Score any number of image files: in this process, in several, or on a Ray cluster; a killed run can be resumed."""
 
 import contextlib
 import dataclasses
@@ -7,93 +7,108 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
-from tqdm import tqdm
-
+from metalad.data.content import file_hash
 from metalad.detectors.base import Scoring
-from metalad.pipelines.predict.elsewhere import Elsewhere
-from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, found_in, rebuilt
-from metalad.pipelines.predict.pipeline import Crew, Judge, PredictedImage, Writer, predict_sources
-from metalad.pipelines.predict.shards import digest_of
+from metalad.pipelines.inference import Threads, default_batch_size, infer_stream
+from metalad.pipelines.model import Model, stored_model
+from metalad.pipelines.predict.formats import write_format
+from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, rebuilt, stored_lines
+from metalad.pipelines.predict.remote import Remote
+from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import Source, find_sources
+from metalad.results.prediction import SavedPrediction
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import exclusive_lock, replacing
-from metalad.storage.model_file import Model, read_model
-from metalad.storage.run_folder import RunFolder
-from metalad.training.device import choose_device
+from metalad.runtime.progress import counted
+from metalad.storage.model_file import StoredModel
+from metalad.storage.run_folder import require_same
+
+Format = Literal["jsonl", "csv", "coco"]
 
 
 def predict(
-    run: Path,
-    paths: Sequence[Path],
-    out: Path,
+    run: "str | Path | Model",
+    paths: Sequence[str | Path],
+    out: str | Path,
     *,
     scoring: Scoring | None = None,
     false_alarms: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     strict: bool = False,
     maps: bool = True,
     overlays: bool = True,
+    format: Format = "jsonl",
     workers: int | None = None,
     ray: str | None = None,
     resume: bool = False,
     device: str = "auto",
     progress: bool = False,
-) -> Generator[PredictedImage, None, None]:
-    """Judge images one after the other, in the order given, and write a map and an overlay of each into `out`.
+) -> Generator[SavedPrediction, None, None]:
+    """Score image files in the order given, write a map and an overlay of each into `out`, and yield the results.
 
-    `predictions.jsonl` there holds the results, a JSON object a line; it appears when the last is out. Stop by
-    closing the generator: all files written are whole. Wherever images are judged, the results are the same.
+    `predictions.jsonl` there holds the results, a JSON object a line; it appears when the last is written. Close the
+    generator to stop: all files written are whole. The results do not depend on where images are processed.
 
     Args:
-        run: a run folder or a model file.
-        paths: images, and folders whose images are found at any depth.
+        run: a run folder, a model file, or a model that was read from one.
+        paths: image files, and folders whose images are found at any depth.
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
-        scoring: `calibrated` or `raw` to judge by, the model's own by default.
-        false_alarms: wanted fraction of good images above the threshold, the model's own by default.
-        batch_size: images judged at once; memory grows with it, and by a hash of a name with each image.
-        strict: let the first unreadable image be an error instead of a result that names it.
-        maps: write the anomaly maps, 16-bit grey PNG files of the images' own sizes; 16384 is the threshold.
-        overlays: write the images with the map laid over them, and an outline where it exceeds the threshold.
-        workers: judge in so many processes at once, dealt out to the GPUs if there are several; None: in this one.
-        ray: judge on Ray: the address of a cluster, or `local`; `workers` limits the tasks at once.
-        resume: go on with a judgement into `out` that was stopped: with the images that it had listed, none of which
-            is judged twice; all results are yielded, those from before first.
+        scoring: `calibrated` or `raw`; the model's own by default.
+        false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+        batch_size: images in a batch; by default 1 on a CPU and 16 on a GPU. It can change the last bits of a score.
+        strict: raise at the first unreadable image, instead of yielding a result that names it.
+        maps: write the anomaly maps, 16-bit gray PNG files of the images' own sizes; 16384 is the threshold.
+        overlays: write the images with the map over them, and an outline where it exceeds the threshold.
+        format: `csv` or `coco`: write the results, with a row or an annotation for each region, also as
+            `predictions.csv` or `predictions.coco.json`.
+        workers: process images in this many processes, distributed over the GPUs if there are several; None: in this.
+        ray: process images on Ray: the address of a cluster, or `local`; `workers` limits the tasks at once.
+        resume: continue a prediction into `out` that was stopped, with the list of images that it had found, none of
+            which is processed twice; all results are yielded, the earlier ones first.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        progress: show a progress bar on the terminal.
+        progress: show progress on stderr.
 
     Raises:
-        ModelFileError: no usable model. DataError: no images there. ConfigError: a setting that cannot be.
+        ModelFileError: no usable model. DataError: no images there. ConfigError: an impossible setting.
         ImageError: an image cannot be read, and `strict` is set. RunError: `out` cannot be written, is in use, was
-        begun with something else than what is resumed, or a process was killed.
-        The first three at the call, the others while results are taken.
+        begun with other settings than it is resumed with, or a process was killed.
+        The first three are raised by the call, the others while results are taken.
     """
-    _check(batch_size, workers)
-    elsewhere = Elsewhere(device, workers, ray) if workers is not None or ray is not None else None
-    model = read_model(run, "cpu" if elsewhere else str(choose_device(device)))
-    journal = Journal(out)
+    _check(batch_size, workers, format)
+    files, folder = [Path(path) for path in paths], Path(out)
+    remote = Remote(device, workers, ray) if workers is not None or ray is not None else None
+    model = stored_model(run, "cpu" if remote else device)
+    if model.path is None:
+        raise ConfigError("predict into files needs a stored model; save it first, or use model.predict")
+    journal = Journal(folder)
     begun = journal.plan() if resume else None
+    device_type = remote.device_type if remote else model.detector.device.type
     plan = Plan(
-        model=digest_of(model.path),
-        paths=_digest(paths),
+        format=2,
+        model=file_hash(model.path),
+        paths=_digest(files),
         scoring=model.scoring(scoring),
         threshold=model.threshold(false_alarms, scoring),
-        batch_size=batch_size,
+        batch_size=batch_size or default_batch_size(device_type),
         strict=strict,
         maps=maps,
         overlays=overlays,
-        device=elsewhere.device_type if elsewhere else model.detector.device.type,
-        torch_threads=begun.torch_threads if begun else Crew.of_machine().torch_threads,
+        device=device_type,
+        torch_threads=begun.torch_threads if begun else Threads.of_machine().torch_threads,
     )
-    sources = iter(()) if begun else find_sources(paths, out)
-    return _predicted(journal, plan, begun, sources, model, elsewhere, progress)
+    sources = iter(()) if begun else find_sources(files, folder)
+    return _predicted(journal, plan, begun, sources, model, model.path, remote, format, progress)
 
 
-def _check(batch_size: int, workers: int | None) -> None:
-    if batch_size < 1:
+def _check(batch_size: int | None, workers: int | None, format: str) -> None:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1")
+    if format not in get_args(Format):
+        raise ConfigError(f"format is {format!r}; it must be one of {', '.join(get_args(Format))}")
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -105,50 +120,52 @@ def _predicted(
     plan: Plan,
     begun: Plan | None,
     sources: Iterable[Source],
-    model: Model,
-    elsewhere: Elsewhere | None,
+    model: StoredModel,
+    file: Path,
+    remote: Remote | None,
+    format: Format,
     progress: bool,
-) -> Generator[PredictedImage, None, None]:
+) -> Generator[SavedPrediction, None, None]:
     with exclusive_lock(journal.lock, "predict"):
         if begun is None:
-            plan = journal.begin(plan, sources, elsewhere.processes if elsewhere else 0)
+            plan = journal.begin(plan, sources, remote.processes if remote else 0)
         else:
             plan = dataclasses.replace(plan, images=begun.images, shard=begun.shard)
-            RunFolder(journal.out, verbose=False).compare(vars(begun), vars(plan))
+            require_same(journal.out, vars(begun), vars(plan))
             if journal.finished:
                 yield from journal.recorded(plan)
+                write_format(format, journal.results)
                 return
-            journal.go_on()
-        found = elsewhere.judge(journal, plan, model.path) if elsewhere else _here(journal, plan, model)
+            journal.clean()
+        results = remote.results(journal, plan, file) if remote else _here(journal, plan, model)
         with (
-            contextlib.closing(found),
+            contextlib.closing(results),
             replacing(journal.results) as temporary,
-            temporary.open("w", encoding="utf-8") as file,
+            temporary.open("w", encoding="utf-8") as lines,
         ):
-            for result in tqdm(found, "predict", plan.images, unit="image", disable=not progress, leave=False):
-                file.write(json.dumps(result.to_json(), allow_nan=False) + "\n")
+            for result in counted(results, "predict", "image", plan.images, shown=progress):
+                lines.write(json.dumps(result.to_dict(), allow_nan=False) + "\n")
                 yield result
+        write_format(format, journal.results)
         journal.finish()
 
 
-# Here
-
-
-def _here(journal: Journal, plan: Plan, model: Model) -> Generator[PredictedImage, None, None]:
-    judge = Judge(model.detector, plan.scoring, plan.threshold, plan.batch_size)
-    writer = Writer(journal.out, plan.threshold, plan.strict, plan.maps, plan.overlays)
-    crew = Crew(Crew.of_machine().workers, plan.torch_threads)
-    with contextlib.closing(predict_sources(judge, _left(journal, plan), writer, crew)) as judged:
+def _here(journal: Journal, plan: Plan, model: StoredModel) -> Generator[SavedPrediction, None, None]:
+    writer = Writer(journal.out, plan.scoring, plan.threshold, plan.strict, plan.maps, plan.overlays)
+    predictor = writer.predictor(model.detector, plan.batch_size)
+    threads = Threads(Threads.of_machine().workers, plan.torch_threads)
+    stream = infer_stream(predictor, _left(journal, plan), load_source, writer.write, threads)
+    with contextlib.closing(stream) as inferred:
         for shard in journal.shards(plan):
             with contextlib.closing(ShardFile(shard.file)) as file:
-                for source, found in zip(shard.sources, file.found, strict=False):
-                    yield rebuilt(source, found, journal.out, plan.threshold)
-                for _ in shard.sources[len(file.found) :]:
-                    result = next(judged)
+                for source, line in zip(shard.sources, file.stored, strict=False):
+                    yield rebuilt(source, line, journal.out, plan.threshold)
+                for _ in shard.sources[len(file.stored) :]:
+                    result = next(inferred)
                     file.append(result)
                     yield result
 
 
 def _left(journal: Journal, plan: Plan) -> Iterator[Source]:
     for shard in journal.shards(plan):
-        yield from shard.sources[len(found_in(shard)) :]
+        yield from shard.sources[len(stored_lines(shard)) :]

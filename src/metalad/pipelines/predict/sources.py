@@ -1,4 +1,4 @@
-"""Which images are judged, and what their maps and overlays are called."""
+"""The images to process, and the names of their maps and overlays."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from metalad.runtime.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """An image file, and what its outputs are called: a relative path without a suffix."""
+    """An image file, and the name of its outputs: a relative path without a suffix."""
 
     path: Path
     name: str
@@ -21,8 +21,8 @@ class Source:
 def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
 
-    Names mirror the path below the folder given; below the folder that they share, if several paths are given. What
-    lies in the maps and overlays of `out` is left out: they are results, and may be growing.
+    A name is the path below the given folder, or below the common folder if several paths are given. Files in the maps
+    and overlays of `out` are left out: they are results.
 
     Raises:
         DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
@@ -52,7 +52,7 @@ def _lies_in(image: Path, folders: tuple[Path, ...]) -> bool:
 
 
 def _base(paths: Sequence[Path]) -> Path:
-    """Return the folder below which names are told: the one given, or the one that all the paths share."""
+    """Return the folder that names are relative to: the given one, or the common one of all paths."""
     if len(paths) == 1 and paths[0].is_dir():
         return _absolute(paths[0])
     try:
@@ -62,7 +62,7 @@ def _base(paths: Sequence[Path]) -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    """Return the path without `..`, which a name must not hold, but with its links, as the user sees it."""
+    """Return the path without `..`, which a name must not contain, and with its links, as the user sees it."""
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 

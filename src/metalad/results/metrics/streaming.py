@@ -16,6 +16,7 @@ BINS = 1 << 18
 BLOCK_BITS = 12
 BLOCK = 1 << BLOCK_BITS
 TABLE = 1 << 22
+PENDING = 2 * BINS
 CURVE_POINTS = 2_000
 SIGN = np.uint32(1 << 31)
 
@@ -26,8 +27,11 @@ class PixelMetrics:
     def __init__(self) -> None:
         self._shift = 0
         self._bins = np.zeros(0, np.uint32)
-        # Rows: all pixels, abnormal pixels, abnormal pixels weighed by 1 / (pixels of their region).
+        # Rows: all pixels, anomalous pixels, anomalous pixels weighted by 1 / (pixels of their region).
         self._counts = np.zeros((3, 0))
+        # Bins and counts that are not included yet: many are included at once, as each time all bins are sorted.
+        self._pending: list[tuple[UInt32[np.ndarray, " _"], Float64[np.ndarray, "3 _"]]] = []
+        self._pending_bins = 0
 
     def add(self, anomaly_map: Float32[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"]) -> None:
         """Count an image's pixels.
@@ -52,12 +56,17 @@ class PixelMetrics:
             place = np.searchsorted(bins, abnormal)
             counts[1] = np.bincount(place, minlength=len(bins))
             counts[2] = np.bincount(place, overlap_weights(mask)[mask], len(bins))
-        self._include(bins, counts)
+        self._add_pending(bins, counts)
 
     def merge(self, other: "PixelMetrics") -> None:
         """Count what another has counted, as if all its images had been added here."""
+        other._include_pending()
         if not len(other._bins):
             return
+        if self._shift == other._shift:
+            self._add_pending(other._bins, other._counts)
+            return
+        self._include_pending()
         shift = max(self._shift, other._shift)
         self._bins = self._bins >> np.uint32(shift - self._shift)
         self._shift = shift
@@ -110,10 +119,24 @@ class PixelMetrics:
         return ProCurve(curve.fpr[kept], curve.pro[kept], curve.thresholds[kept])
 
     def _totals(self) -> Counts:
+        self._include_pending()
         everything, positives, overlaps = self._counts[:, ::-1]
         # A bin's lowest number is its threshold: it flags the whole bin and nothing below.
         thresholds = _values(self._bins[::-1] << np.uint32(self._shift))
         return Counts(thresholds, positives, everything - positives, overlaps)
+
+    def _add_pending(self, bins: UInt32[np.ndarray, " n"], counts: Float64[np.ndarray, "3 n"]) -> None:
+        """Keep bins of the present width until enough have come together."""
+        self._pending.append((bins, counts))
+        self._pending_bins += len(bins)
+        if self._pending_bins > PENDING:
+            self._include_pending()
+
+    def _include_pending(self) -> None:
+        if self._pending:
+            pending, self._pending, self._pending_bins = self._pending, [], 0
+            bins, counts = zip(*pending, strict=True)
+            self._include(np.concatenate(bins), np.concatenate(counts, axis=1))
 
     def _include(self, bins: UInt32[np.ndarray, " n"], counts: Float64[np.ndarray, "3 n"]) -> None:
         """Add bins of the present width, join equal ones, and widen all until there are at most `BINS`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from metalad.results.report import Report, Verdict, threshold_line, verdict_line
-from metalad.visualization.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
-from metalad.visualization.pictures import EmbeddedPicture, Pictures, embed
+from metalad.results.pages.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
+from metalad.results.report import EvaluatedImage, Report, threshold_line, verdict_line
+from metalad.visualization.pictures import EmbeddedPicture
 from metalad.visualization.plots import Plot, bar_plot, curve_plots, score_histogram
 
 
@@ -17,7 +17,7 @@ from metalad.visualization.plots import Plot, bar_plot, curve_plots, score_histo
 class ImageRow:
     """One row of the image table."""
 
-    verdict: Verdict
+    verdict: EvaluatedImage
     name: str
     folder: str
     outcome: str
@@ -25,11 +25,13 @@ class ImageRow:
     pictures: Mapping[str, EmbeddedPicture | None]
 
 
-def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pictures]) -> None:
+def write_html_report(
+    path: Path, report: Report, pictures: Callable[[int], Mapping[str, EmbeddedPicture | None]]
+) -> None:
     """Write the report as one self-contained file.
 
-    `pictures(i)` returns the pictures of the image of `report.verdicts[i]`. It is called for one image at a time, in
-    the order of the page: wrong verdicts first, then by decreasing score.
+    `pictures(i)` returns the embedded pictures of `report.images[i]` by their labels. It is called for one image at a
+    time, in the order of the page: wrong decisions first, then by decreasing score.
 
     Raises:
         RunError: the file cannot be written.
@@ -49,14 +51,14 @@ def write_html_report(path: Path, report: Report, pictures: Callable[[int], Pict
     write_html_page(path, "report.html", values)
 
 
-def default_order(verdicts: tuple[Verdict, ...]) -> list[int]:
+def default_order(verdicts: tuple[EvaluatedImage, ...]) -> list[int]:
     """Return the indices of the verdicts: wrong verdicts first, then by decreasing score. Ties keep their order."""
     return sorted(range(len(verdicts)), key=lambda index: (verdicts[index].correct, -verdicts[index].score))
 
 
-def _rows(report: Report, pictures: Callable[[int], Pictures]) -> Iterator[ImageRow]:
-    for index in default_order(report.verdicts):
-        verdict = report.verdicts[index]
+def _rows(report: Report, pictures: Callable[[int], Mapping[str, EmbeddedPicture | None]]) -> Iterator[ImageRow]:
+    for index in default_order(report.images):
+        verdict = report.images[index]
         name, folder = name_and_folder(verdict.path)
         yield ImageRow(
             verdict=verdict,
@@ -64,22 +66,13 @@ def _rows(report: Report, pictures: Callable[[int], Pictures]) -> Iterator[Image
             folder=folder,
             outcome=outcome(verdict),
             times_threshold=times_threshold(verdict.score, report.chosen.threshold),
-            pictures=_embedded(pictures(index)),
+            pictures=pictures(index),
         )
 
 
-def _embedded(pictures: Pictures) -> dict[str, EmbeddedPicture | None]:
-    return {
-        "Input": embed(pictures.image),
-        "Reconstruction": embed(pictures.reconstruction),
-        "Anomaly map": embed(pictures.anomaly_map),
-        "Ground truth": embed(pictures.ground_truth),
-    }
-
-
 def _plots(report: Report) -> list[Plot]:
-    good = [verdict.score for verdict in report.verdicts if not verdict.abnormal_truth]
-    anomalous = [verdict.score for verdict in report.verdicts if verdict.abnormal_truth]
+    good = [verdict.score for verdict in report.images if not verdict.label]
+    anomalous = [verdict.score for verdict in report.images if verdict.label]
     curves = ((scoring.name, curve) for scoring in report.scorings for curve in scoring.curves)
     histogram = score_histogram(good, anomalous, report.chosen.threshold)
     return [Plot(f"Image scores, {report.chosen.name}", Markup(histogram)), *curve_plots(curves)]

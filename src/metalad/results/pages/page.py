@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import jinja2
 
-from metalad.results.report import Verdict, percent
+from metalad.results.report import EvaluatedImage
 from metalad.runtime.files import replacing
+from metalad.visualization.plots import percent
 
 METRIC_LABELS = {
     "pixel_auroc_fpr30": "Pixel AUROC, false alarms ≤ 30 %",
@@ -60,11 +61,11 @@ def digits(value: float) -> str:
     return f"{value:#.4g}".removesuffix(".")
 
 
-def outcome(verdict: Verdict) -> str:
+def outcome(verdict: EvaluatedImage) -> str:
     """Return "correct", "false alarm" or "missed defect"."""
     if verdict.correct:
         return "correct"
-    return "false alarm" if verdict.abnormal else "missed defect"
+    return "false alarm" if verdict.is_anomalous else "missed defect"
 
 
 def name_and_folder(path: str) -> tuple[str, str]:

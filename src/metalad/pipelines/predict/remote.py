@@ -1,4 +1,4 @@
-"""Judge images in other processes, on this machine or on Ray, and tell the results in order."""
+"""Inference in other processes, on this machine or on Ray; the results arrive in order."""
 
 import contextlib
 from collections.abc import Generator, Iterator
@@ -7,25 +7,25 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metalad.pipelines.predict.journal import Journal, Plan, Shard, found_in, rebuilt
-from metalad.pipelines.predict.pipeline import Crew, PredictedImage
+from metalad.pipelines.inference import Threads
+from metalad.pipelines.predict.journal import Journal, Plan, Shard, rebuilt, stored_lines
 from metalad.pipelines.predict.shards import ANSWER, task_of
-from metalad.runtime import errors
-from metalad.runtime.errors import ImageError, RunError
+from metalad.results.prediction import SavedPrediction
+from metalad.runtime.errors import RunError, error_from_json
 from metalad.runtime.tasks import Answers, TaskFailure, TaskResources, gpus_on_ray, in_processes, on_ray
 from metalad.training.device import choose_device
 
 RAY_MEMORY_GIB = 2.0
 RAY_PROCESSES = 16
-"""So finely are images dealt out to a cluster whose number of processes is not known."""
+"""Assumed number of processes of a cluster of unknown size, which decides the size of shards."""
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """So many processes on this machine, or at most so many on the Ray cluster at an address.
+class Remote:
+    """Worker processes on this machine, or on the Ray cluster at an address, at most `workers` of them.
 
     Raises:
-        ConfigError: no such device, at the call.
+        ConfigError: no such device.
     """
 
     device: str
@@ -40,29 +40,29 @@ class Elsewhere:
 
     @property
     def device_type(self) -> str:
-        """What the images are judged on, as far as it can be told from here."""
+        """The type of device of the workers, as far as this machine can tell."""
         return choose_device("auto").type if self.device == "auto" else self.device.partition(":")[0]
 
     @property
     def processes(self) -> int:
-        """Return how many processes there will be, more or less."""
+        """The number of processes, or an estimate of it."""
         return self.workers or RAY_PROCESSES
 
-    def judge(self, journal: Journal, plan: Plan, model: Path) -> Generator[PredictedImage, None, None]:
-        """Judge what a journal lacks, and yield all results in order, as soon as they are known.
+    def results(self, journal: Journal, plan: Plan, model: Path) -> Generator[SavedPrediction, None, None]:
+        """Process the images without a stored result, and yield all results in order as soon as they are available.
 
         Raises:
-            MetaladError: what the first shard that failed, in order, failed by; what comes before it is yielded.
-                When one fails, no other is begun.
+            MetaladError: the error of the first failed shard, in order; earlier results are yielded before. After a
+                failure no other shard is started.
         """
-        deal = _Deal()
-        answers = self._answers(deal.tasks(journal, plan, model, self), plan)
+        tasks = _Tasks()
+        answers = self._answers(tasks.submit(journal, plan, model, self), plan)
         with contextlib.closing(answers):
             for shard in journal.shards(plan):
-                found = found_in(shard)
+                found = stored_lines(shard)
                 if len(found) < len(shard.sources):
-                    answer = deal.answer(shard, answers)
-                    found = found_in(shard)
+                    answer = tasks.answer(shard, answers)
+                    found = stored_lines(shard)
                 else:
                     answer = {}
                 for source, line in zip(shard.sources, found, strict=False):
@@ -76,27 +76,27 @@ class Elsewhere:
         return on_ray(ANSWER, tasks, self.ray, self.workers, needs, fresh=False)
 
     def threads(self) -> int:
-        """Return how many threads each process reads, judges and writes in."""
-        return 1 if self.ray is not None else max(1, Crew.of_machine().workers // (self.workers or 1))
+        """Return the number of worker threads in each process."""
+        return 1 if self.ray is not None else max(1, Threads.of_machine().workers // (self.workers or 1))
 
 
-class _Deal:
-    """Which shard was dealt out as which task, and the answers that are not wanted yet."""
+class _Tasks:
+    """Which shard was submitted as which task, and the answers that arrived before they are needed."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._early: dict[int, dict[str, Any] | TaskFailure] = {}
         self._failed = False
 
-    def tasks(self, journal: Journal, plan: Plan, model: Path, elsewhere: Elsewhere) -> Iterator[dict[str, Any]]:
-        """Yield the shards that are not whole, until one fails."""
+    def submit(self, journal: Journal, plan: Plan, model: Path, remote: Remote) -> Iterator[dict[str, Any]]:
+        """Yield the shards without all results as tasks, until one fails."""
         places = count()
         for shard in journal.shards(plan):
             if self._failed:
                 return
-            if len(found_in(shard)) < len(shard.sources):
+            if len(stored_lines(shard)) < len(shard.sources):
                 self._numbers[next(places)] = shard.number
-                yield task_of(shard, plan, model, journal.out, elsewhere.device, elsewhere.threads())
+                yield task_of(shard, plan, model, journal.out, remote.device, remote.threads())
 
     def answer(self, shard: Shard, answers: Answers) -> dict[str, Any] | TaskFailure:
         """Wait for the answer to a shard."""
@@ -109,13 +109,12 @@ class _Deal:
 
 def _raise(answer: dict[str, Any] | TaskFailure, shard: Shard, done: int) -> None:
     if isinstance(answer, TaskFailure):
-        raise RunError(f"judging stopped: {answer.reason}; go on by --resume, with fewer --workers if memory was short")
+        raise RunError(
+            f"predict stopped: {answer.reason}; continue with --resume, with fewer --workers if memory was short"
+        )
     if "bug" in answer:
         raise RuntimeError(f"in another process:\n{answer['bug']}")
-    if answer.get("error") == "ImageError":
-        raise ImageError(f"cannot read {shard.sources[done].path}: {answer['text']}")
     if "error" in answer:
-        kind: type[errors.MetaladError] = getattr(errors, answer["error"])
-        raise kind(answer["text"])
+        raise error_from_json(answer["error"])
     if done < len(shard.sources):
-        raise RunError(f"{shard.file} does not hold what was judged; is its folder the same on every machine?")
+        raise RunError(f"{shard.file} lacks results; is its folder the same on every machine?")

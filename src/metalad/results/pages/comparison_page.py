@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metalad.results.comparison import Choice, Comparison
-from metalad.results.report import Report, Verdict
-from metalad.visualization.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
+from metalad.results.pages.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
+from metalad.results.report import EvaluatedImage, Report
 from metalad.visualization.pictures import EmbeddedPicture
 from metalad.visualization.plots import Plot, curve_plots
 
@@ -38,7 +38,7 @@ class ComparedPictures:
 class RunResult:
     """The result of one run for one image."""
 
-    verdict: Verdict
+    verdict: EvaluatedImage
     times_threshold: str
     outcome: str
     overlay: EmbeddedPicture | None
@@ -50,7 +50,7 @@ class ComparisonRow:
 
     name: str
     folder: str
-    verdict: Verdict
+    verdict: EvaluatedImage
     reason: str
     pictures: ComparedPictures | None
     results: tuple[RunResult, ...]
@@ -79,7 +79,7 @@ def write_html_comparison(path: Path, comparison: Comparison, pictures: Mapping[
     values = {
         "title": f"{comparison.category}: {' · '.join(comparison.names)}",
         "comparison": comparison,
-        "count": len(comparison.reports[0].verdicts),
+        "count": len(comparison.reports[0].images),
         "headline": _headline(comparison),
         "summaries": _summaries(comparison),
         "rows": [_row(comparison, choice, pictures.get(choice.index)) for choice in comparison.choices],
@@ -113,7 +113,7 @@ def _flatten(prefix: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _headline(comparison: Comparison) -> str:
-    count, disagreements = len(comparison.reports[0].verdicts), comparison.disagreements
+    count, disagreements = len(comparison.reports[0].images), comparison.disagreements
     if disagreements == 0:
         return f"The {len(comparison.names)} runs agree on all {count} images"
     return f"The {len(comparison.names)} runs disagree on {disagreements} of {count} images"
@@ -138,7 +138,7 @@ def _is_marked_best(counts: list[int], index: int) -> bool:
 
 
 def _row(comparison: Comparison, choice: Choice, pictures: ComparedPictures | None) -> ComparisonRow:
-    verdicts = [each[choice.index] for each in comparison.verdicts]
+    verdicts = [each[choice.index] for each in comparison.images_by_run]
     overlays = pictures.overlays if pictures else (None,) * len(verdicts)
     results = tuple(
         RunResult(verdict, times_threshold(verdict.score, report.chosen.threshold), outcome(verdict), overlay)

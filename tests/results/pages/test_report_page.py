@@ -11,16 +11,16 @@ from PIL import Image
 from metalad.results.report import (
     Confusion,
     CorruptionRow,
-    Curve,
     DefectRow,
     Metrics,
     Report,
-    Scoring,
+    ScoringReport,
     SizeRow,
-    Verdict,
+    EvaluatedImage,
 )
+from metalad.visualization.plots import Curve
 from metalad.runtime.errors import RunError
-from metalad.visualization.html_report import default_order, write_html_report
+from metalad.results.pages.report_page import default_order, write_html_report
 from metalad.visualization.pictures import Pictures
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -63,18 +63,18 @@ class Page(HTMLParser):
 
 
 VERDICTS = (
-    Verdict("test/good/000.png", "good", False, 1.0, 0.1, False),
-    Verdict("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
-    Verdict("test/scratch/001.png", "scratch", True, 2.0, 0.2, False),
-    Verdict(MARKUP_NAME, "good", False, 4.0, 0.4, True),
-    Verdict("test/scratch/002.png", "scratch", True, 12.0, 1.2, True),
+    EvaluatedImage("test/good/000.png", "good", False, 1.0, 0.1, False),
+    EvaluatedImage("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
+    EvaluatedImage("test/scratch/001.png", "scratch", True, 2.0, 0.2, False),
+    EvaluatedImage(MARKUP_NAME, "good", False, 4.0, 0.4, True),
+    EvaluatedImage("test/scratch/002.png", "scratch", True, 12.0, 1.2, True),
 )
 
 
 def report() -> Report:
     metrics = Metrics(0.9863, None, 0.91, 0.71, 0.7, 0.95, 0.97, 0.93)
     curves = (Curve("pixel_roc", (0.0, 1.0), (0.0, 1.0), 0.5), Curve("mine", (0.0, 1.0), (1.0, 1.0)))
-    calibrated = Scoring(
+    calibrated = ScoringReport(
         "calibrated",
         2.5,
         metrics,
@@ -92,7 +92,7 @@ def report() -> Report:
 
 def pictures(index: int) -> Pictures:
     image = np.full((80, 60, 3), 40 * index, np.uint8)
-    truth = np.zeros((300, 200), np.uint8) if VERDICTS[index].abnormal_truth else None
+    truth = np.zeros((300, 200), np.uint8) if VERDICTS[index].label else None
     return Pictures(image, image[:40], image[:, ::-1], truth)
 
 
@@ -255,7 +255,7 @@ def test_a_page_is_written_for_a_non_utf8_name_and_for_no_images(tmp_path: Path)
     not_utf8 = dataclasses.replace(VERDICTS[0], path="test/good/caf\udce9.png")
     for verdicts in ((not_utf8,), ()):
         path = tmp_path / f"{len(verdicts)}.html"
-        scoring = Scoring("raw", float("inf"), Metrics(), Metrics(), Confusion(0, 0, 0, 0))
+        scoring = ScoringReport("raw", float("inf"), Metrics(), Metrics(), Confusion(0, 0, 0, 0))
         write_html_report(path, Report("c", "m", "r", (8, 8), 0.0, (scoring,), verdicts), pictures)
         assert len(Page(path).rows()) == len(verdicts)
 
@@ -265,6 +265,6 @@ def test_a_page_of_83_images_is_smaller_than_15_megabytes(tmp_path: Path) -> Non
     noise = np.random.default_rng(0).normal(128, 12, (256, 256, 3)).clip(0, 255).astype(np.uint8)
     verdicts = VERDICTS[:4]
     path = tmp_path / "report.html"
-    large = dataclasses.replace(report(), verdicts=verdicts)
+    large = dataclasses.replace(report(), images=verdicts)
     write_html_report(path, large, lambda _: Pictures(noise, noise, noise, noise))
     assert path.stat().st_size / len(verdicts) * 83 < 15e6

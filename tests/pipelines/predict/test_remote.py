@@ -152,7 +152,7 @@ def test_mistakes_are_told_at_the_call(run: Path, folder: Path) -> None:
     for keywords, words in [
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"workers": 2, "device": "tpu"}, "there is no device 'tpu'"),
-        ({"ray": "local", "device": "cuda:1"}, "gives each task a GPU"),
+        ({"ray": "local", "device": "cuda:1"}, "which assigns the GPUs"),
     ]:
         with pytest.raises(ConfigError, match=words):
             predict(run, [folder], Path("out"), **keywords)  # type: ignore[arg-type]

@@ -1,0 +1,279 @@
+"""The model of the public API: a trained detector that scores images of every kind that Python knows."""
+
+import contextlib
+import glob
+import html
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from metalad.data.convert import is_image, to_rgb
+from metalad.data.images import iter_images, read_image, resize_map
+from metalad.detectors.base import Scoring
+from metalad.pipelines.inference import (
+    InferredImage,
+    Predictor,
+    UnreadableImage,
+    default_batch_size,
+    infer_one,
+    infer_stream,
+)
+from metalad.results.prediction import Result
+from metalad.runtime.errors import DataError
+from metalad.runtime.progress import logger
+from metalad.storage.model_file import Header, StoredModel, read_model, write_model
+from metalad.training.device import choose_device
+
+
+@dataclass(frozen=True, eq=False)
+class _Input:
+    """One image to score: a value in memory, or a file."""
+
+    value: Any
+    name: str
+    path: Path | None
+
+    def load(self) -> UInt8[np.ndarray, "height width 3"]:
+        return to_rgb(self.value, self.name) if self.path is None else read_image(self.path)
+
+
+class Model:
+    """A trained detector with its threshold; made by `metalad.train`, `metalad.fit` or `metalad.load`."""
+
+    def __init__(self, stored: StoredModel) -> None:
+        self._stored = stored
+
+    @property
+    def stored(self) -> StoredModel:
+        """The detector and its header; internal, may change without notice."""
+        return self._stored
+
+    @property
+    def header(self) -> Header:
+        """What the model was trained with: method, settings, seed, versions, numbers of images, thresholds."""
+        return self._stored.header
+
+    @property
+    def path(self) -> Path | None:
+        """The model file; None if the model was not saved."""
+        return self._stored.path
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self.header.method
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method."""
+        return dict(self.header.config)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that images are resized to, in pixels."""
+        return self._stored.detector.config.image_size
+
+    @property
+    def images(self) -> int:
+        """The number of good images that the model was trained on."""
+        return self.header.images["training"]
+
+    @property
+    def threshold(self) -> float:
+        """The score above which an image is anomalous, for the false-alarm rate that the model was trained with."""
+        return self._stored.threshold()
+
+    def threshold_for(self, false_alarms: float, scoring: Scoring | None = None) -> float:
+        """Return the threshold for another false-alarm rate, a probability between 0 and 1.
+
+        Raises:
+            ConfigError: the rate is not between 0 and 1.
+        """
+        return self._stored.threshold(false_alarms, scoring)
+
+    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
+        """Return a warning if the good images are too few to support a false-alarm rate, else None."""
+        return self._stored.caution(false_alarms, scoring)
+
+    @overload
+    def predict(
+        self,
+        x: Any,
+        *,
+        stream: Literal[True],
+        scoring: Scoring | None = None,
+        false_alarms: float | None = None,
+        batch_size: int | None = None,
+        strict: bool = False,
+    ) -> Generator[Result, None, None]: ...
+
+    @overload
+    def predict(
+        self,
+        x: Any,
+        *,
+        stream: Literal[False] = False,
+        scoring: Scoring | None = None,
+        false_alarms: float | None = None,
+        batch_size: int | None = None,
+        strict: bool = False,
+    ) -> Any: ...
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        stream: bool = False,
+        scoring: Scoring | None = None,
+        false_alarms: float | None = None,
+        batch_size: int | None = None,
+        strict: bool = False,
+    ) -> Any:
+        """Score one image or many. Nothing is written.
+
+        Args:
+            x: one image: the path of a file, a Pillow image, a NumPy array [height, width] or [height, width, 3], a
+                torch tensor [3, height, width], each of uint8 or of floats in [0, 1]. Or many: a folder, whose images
+                are found at any depth, a pattern such as `line/*.png`, or a list or an iterator of images.
+            stream: of many images, return a generator, whose memory does not grow, instead of a list.
+            scoring: `calibrated` or `raw`; the model's own by default.
+            false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+            batch_size: images in a batch; by default 1 on a CPU, 16 on a GPU. It can change a score's last bits.
+            strict: of many files, raise at the first unreadable one; by default it is left out, and a warning on the
+                logger `metalad` names it.
+
+        Returns:
+            One `Result` for one image, a list of results for many, or a generator of them.
+
+        Raises:
+            ImageError: an image file cannot be read. DataError: no such path, no images there, or an array of another
+            shape, type or range. ConfigError: an impossible setting.
+        """
+        reader = _Reader(self._stored, scoring, false_alarms, batch_size)
+        if not stream and (one := _one_input(x)) is not None:
+            return reader.one(one)
+        results = reader.many(_inputs(x), strict)
+        return results if stream else list(results)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model file, and return its path. An existing file is replaced.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        file = Path(path)
+        write_model(file, self._stored.detector, self.header)
+        self._stored = StoredModel(self._stored.detector, self.header, file)
+        return file
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"<metalad.Model {self.method}, {self.images} images, {height}x{width}, threshold {self.threshold:.4g}>"
+
+    def _repr_html_(self) -> str:
+        """Show method, threshold and number of images in a notebook."""
+        height, width = self.image_size
+        rows = {
+            "method": self.method,
+            "category": self.header.category,
+            "trained on": f"{self.images} good images",
+            "image size": f"{height} × {width} px",
+            "threshold": f"{self.threshold:.4g}, for {100 * self.header.false_alarms:.3g} % false alarms",
+            "caution": self.caution() or "",
+        }
+        cells = (f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items() if text)
+        return f"<table>{''.join(cells)}</table>"
+
+
+class _Reader:
+    """Scores inputs by one scoring at one threshold."""
+
+    def __init__(
+        self, model: StoredModel, scoring: Scoring | None, false_alarms: float | None, batch_size: int | None
+    ) -> None:
+        self.scoring = model.scoring(scoring)
+        self.threshold = model.threshold(false_alarms, scoring)
+        size = batch_size or default_batch_size(model.detector.device.type)
+        self.predictor = Predictor(model.detector, (self.scoring,), size)
+
+    def one(self, source: _Input) -> Result:
+        return self._result(infer_one(self.predictor, source, source.load))
+
+    def many(self, sources: Iterable[_Input], strict: bool) -> Generator[Result, None, None]:
+        stream = infer_stream(self.predictor, sources, _Input.load, lambda item: self._finish(item, strict))
+        with contextlib.closing(stream) as results:
+            for result in results:
+                if result is not None:
+                    yield result
+
+    def _finish(self, item: InferredImage[_Input] | UnreadableImage[_Input], strict: bool) -> Result | None:
+        if isinstance(item, InferredImage):
+            return self._result(item)
+        if strict or item.source.path is None:
+            raise item.error
+        logger.warning("skipped: %s", item.error)
+        return None
+
+    def _result(self, item: InferredImage[_Input]) -> Result:
+        anomaly_map: Float32[np.ndarray, "height width"] = resize_map(item.maps[self.scoring], item.decoded.size)
+        return Result(item.scores[self.scoring], self.threshold, anomaly_map, item.source.path, item.decoded.load)
+
+
+def stored_model(model: "str | Path | Model | StoredModel", device: str) -> StoredModel:
+    """Return the stored model of a path or of a public model.
+
+    Raises:
+        ModelFileError: no usable model. ConfigError: its method is not installed here, or there is no such device.
+    """
+    if isinstance(model, Model):
+        return model.stored
+    if isinstance(model, StoredModel):
+        return model
+    return read_model(Path(model), str(choose_device(device)))
+
+
+def _one_input(x: Any) -> _Input | None:
+    """Return the one image that `x` is, or None if it is many."""
+    if is_image(x):
+        return _Input(x, "the image", None)
+    if isinstance(x, str | Path) and not _is_many(x):
+        return _Input(None, str(x), Path(x))
+    return None
+
+
+def _is_many(path: str | Path) -> bool:
+    return Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists())
+
+
+def _inputs(x: Any) -> Iterator[_Input]:
+    if (one := _one_input(x)) is not None:
+        return iter([one])
+    if isinstance(x, str | Path):
+        return _files(x)
+    if not isinstance(x, Iterable):
+        raise DataError(f"x is a {type(x).__name__}; give a path, an array, a Pillow image, a tensor, or many of them")
+    return itertools.chain.from_iterable(_numbered(number, value) for number, value in enumerate(x))
+
+
+def _numbered(number: int, value: Any) -> Iterator[_Input]:
+    if isinstance(value, str | Path):
+        return _inputs(value)
+    if not is_image(value):
+        raise DataError(f"x[{number}] is a {type(value).__name__}; give paths, arrays, Pillow images or tensors")
+    return iter([_Input(value, f"x[{number}]", None)])
+
+
+def _files(path: str | Path) -> Iterator[_Input]:
+    if Path(path).is_dir():
+        found: Iterator[Path] = iter_images(Path(path))
+    else:
+        found = map(Path, sorted(glob.iglob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute patterns)
+    first = next(found, None)
+    if first is None:
+        raise DataError(f"no images in {path}; give a folder or a pattern that contains image files")
+    return (_Input(None, str(file), file) for file in itertools.chain([first], found))

@@ -1,0 +1,98 @@
+"""Write the results of a bulk prediction in other formats: CSV, and COCO annotations."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from metalad.data.images import image_size
+from metalad.runtime.files import replacing
+
+IMAGE_COLUMNS = ("path", "score", "threshold", "is_anomalous", "error")
+REGION_COLUMNS = ("region", "left", "top", "width", "height", "area", "peak_score")
+
+
+def write_format(format: str, results: Path) -> Path | None:
+    """Convert a file of JSON lines; memory does not grow with the number of images.
+
+    Returns:
+        `predictions.csv` or `predictions.coco.json` beside the results; None for `jsonl`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if format == "csv":
+        return _write(results.with_suffix(".csv"), results, _write_csv)
+    if format == "coco":
+        return _write(results.with_suffix(".coco.json"), results, _write_coco)
+    return None
+
+
+def _write(path: Path, results: Path, write: Callable[[TextIO, Path], None]) -> Path:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        write(file, results)
+    return path
+
+
+def _lines(results: Path) -> Iterator[dict[str, Any]]:
+    with results.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_csv(file: TextIO, results: Path) -> None:
+    """Write a row for each region, and one for an image without any."""
+    writer = csv.writer(file)
+    writer.writerow((*IMAGE_COLUMNS, *REGION_COLUMNS))
+    for values in _lines(results):
+        image = [_text(values.get(name)) for name in IMAGE_COLUMNS]
+        if not values.get("regions"):
+            writer.writerow([*image, *[""] * len(REGION_COLUMNS)])
+        for number, region in enumerate(values.get("regions", ()), start=1):
+            writer.writerow([*image, number, *region["box"], region["area"], region["peak_score"]])
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else value
+
+
+def _write_coco(file: TextIO, results: Path) -> None:
+    """Write COCO's object: images, annotations (one a region), and the category `anomaly`."""
+    file.write('{"info": {"description": "anomalies found by metalad"}, ')
+    file.write('"categories": [{"id": 1, "name": "anomaly"}], "images": [')
+    _write_list(file, _coco_images(results))
+    file.write('], "annotations": [')
+    _write_list(file, _coco_annotations(results))
+    file.write("]}\n")
+
+
+def _write_list(file: TextIO, entries: Iterator[dict[str, Any]]) -> None:
+    for number, entry in enumerate(entries):
+        file.write((",\n" if number else "\n") + json.dumps(entry, allow_nan=False))
+
+
+def _coco_images(results: Path) -> Iterator[dict[str, Any]]:
+    for number, values in enumerate(_lines(results), start=1):
+        if "error" not in values:
+            height, width = image_size(Path(values["path"]))
+            scores = {name: values[name] for name in ("score", "threshold", "is_anomalous")}
+            yield {"id": number, "file_name": values["path"], "height": height, "width": width, **scores}
+
+
+def _coco_annotations(results: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    for image, values in enumerate(_lines(results), start=1):
+        for region in values.get("regions", ()):
+            number += 1
+            yield {
+                "id": number,
+                "image_id": image,
+                "category_id": 1,
+                "bbox": region["box"],
+                "area": region["area"],
+                "segmentation": [[coordinate for vertex in region["polygon"] for coordinate in vertex]],
+                "iscrowd": 0,
+                "score": region["peak_score"],
+            }

@@ -1,0 +1,76 @@
+"""Regions: the connected parts of an image in which the anomaly map exceeds the threshold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from contourpy import contour_generator
+from jaxtyping import Bool, Float32
+from scipy import ndimage
+
+MAX_REGIONS = 100
+"""Regions returned of one image at most: those with the highest peaks. A noisy map can have thousands."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected part of the mask, in pixels of the image; pixels are connected by their sides, not by corners.
+
+    box: left, top, width and height. area: number of pixels. peak_score: the map's maximum inside.
+    polygon: the outer boundary as (x, y) vertices; x and y are measured from the outer edge of the image's first pixel,
+        as in COCO. Corners are cut by half a pixel.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak_score: float
+    polygon: tuple[tuple[float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the region as JSON's own types."""
+        return {
+            "box": list(self.box),
+            "area": self.area,
+            "peak_score": self.peak_score,
+            "polygon": [list(vertex) for vertex in self.polygon],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Region":
+        """Rebuild a region from `to_dict`."""
+        left, top, width, height = values["box"]
+        polygon = tuple((x, y) for x, y in values["polygon"])
+        return cls((left, top, width, height), values["area"], values["peak_score"], polygon)
+
+
+def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) -> tuple[Region, ...]:
+    """Return the regions above the threshold, the highest peak first, at most `MAX_REGIONS`."""
+    mask = anomaly_map > threshold
+    if not mask.any():
+        return ()
+    labels: np.ndarray
+    labels, count = ndimage.label(mask)
+    peaks = np.asarray(ndimage.maximum(anomaly_map, labels, np.arange(1, count + 1)))
+    boxes = cast(list[tuple[slice, slice]], ndimage.find_objects(labels))
+    highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS]
+    return tuple(_region(labels[boxes[index]] == index + 1, boxes[index], float(peaks[index])) for index in highest)
+
+
+def _region(inside: Bool[np.ndarray, "height width"], box: tuple[slice, slice], peak: float) -> Region:
+    top, left = box[0].start, box[1].start
+    height, width = inside.shape
+    polygon = tuple((left + x, top + y) for x, y in _outer_boundary(inside))
+    return Region((left, top, width, height), int(inside.sum()), peak, polygon)
+
+
+def _outer_boundary(inside: Bool[np.ndarray, "height width"]) -> Iterator[tuple[float, float]]:
+    padded = np.pad(inside, 1).astype(np.float64)
+    lines = contour_generator(z=padded).lines(0.5)
+    # The outer boundary encloses the holes, so it has the widest extent.
+    outer = max(lines, key=lambda line: float(np.ptp(line[:, 0]) + np.ptp(line[:, 1])))
+    corners = outer[:-1]  # the last vertex repeats the first
+    before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    # Sample (1, 1) of the padded array is the center of the first pixel, which lies at (0.5, 0.5).
+    yield from ((float(x) - 0.5, float(y) - 0.5) for x, y in corners[turns])
