@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metalad.nn.pixels import Pixels
 from metalad.runtime.errors import RunError
 from metalad.training import loop
-from metalad.training.loop import Descent, Epoch, Learner, Objective, Training, epoch_seconds
+from metalad.training.loop import Descent, Epoch, Learner, Objective, Training, TrainingStep, epoch_seconds
 from metalad.training.precision import Precision
 
 SHORT = Training(learning_rate=0.01, batch_size=4, max_epochs=6)
@@ -88,7 +88,7 @@ def train(
     precision: Precision = "fp32",
 ) -> Epoch:
     descent = Descent(module, plan, seed=seed, precision=precision, folder=folder)
-    return descent.run(training, validation, progress=False)
+    return descent.run(training, validation)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -283,11 +283,21 @@ def test_unwritable_folder_raises_run_error(tmp_path: Path) -> None:
         train(Small(), tmp_path / "file")
 
 
-def test_progress_bar_counts_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Descent(Small(), SHORT, seed=0, precision="fp32", folder=tmp_path).run(TRAINING, VALIDATION, progress=True)
-    output = capsys.readouterr()
-    assert "12/12" in output.err
-    assert output.out == ""
+def test_callback_is_called_after_each_step(tmp_path: Path) -> None:
+    steps: list[TrainingStep] = []
+    descent = Descent(Small(), SHORT, seed=0, precision="fp32", folder=tmp_path, callback=steps.append)
+    descent.run(TRAINING, VALIDATION)
+    assert [(step.stage, step.step, step.steps) for step in steps] == [("train", index, 12) for index in range(1, 13)]
+    assert [(step.epoch, step.epochs) for step in steps] == [(1 + index // 2, 6) for index in range(12)]
+    expected = [None, None, *(row["validation_loss"] for row in history(tmp_path)[:-1] for _ in range(2))]
+    assert [step.validation_loss for step in steps] == expected
+
+
+def test_without_a_folder_no_file_is_written_and_results_are_identical(tmp_path: Path) -> None:
+    with_folder, without_folder = Small(), Small()
+    train(with_folder, tmp_path)
+    Descent(without_folder, SHORT, seed=0, precision="fp32", folder=None).run(TRAINING, VALIDATION)
+    assert identical_weights(with_folder, without_folder)
 
 
 class TwoObjectives(Learner):
@@ -379,7 +389,6 @@ def train_stages(module: Staged, folder: Path) -> list[Epoch]:
         folder=folder,
         training=TRAINING,
         validation=VALIDATION,
-        progress=False,
     )
 
 
