@@ -1,1 +1,109 @@
-"""Image anomaly localization that trains on good images only."""
+"""metalad: image anomaly localization that trains on defect-free images only.
+
+The names in `__all__` are the public API, documented in docs/api.md; everything else is internal and may change without
+notice. A name is imported when it is first used, so that `import metalad` is fast and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metalad.detectors.base import DetectorConfig
+    from metalad.pipelines.benchmark import BenchmarkReport, benchmark
+    from metalad.pipelines.compare import compare
+    from metalad.pipelines.datasets import datasets
+    from metalad.pipelines.demo import demo
+    from metalad.pipelines.evaluate import evaluate
+    from metalad.pipelines.fit import fit
+    from metalad.pipelines.list_methods import MethodInfo, SettingInfo, list_methods
+    from metalad.pipelines.load import load
+    from metalad.pipelines.model import Model
+    from metalad.pipelines.predict import predict
+    from metalad.pipelines.train import train
+    from metalad.results.comparison import Comparison
+    from metalad.results.prediction import Result, SavedPrediction
+    from metalad.results.regions import Region
+    from metalad.results.report import Report
+    from metalad.runtime.errors import ConfigError, DataError, ImageError, MetaladError, ModelFileError, RunError
+    from metalad.training.loop import TrainingStep
+
+    __version__: str
+
+_MODULES = {
+    "BenchmarkReport": "pipelines.benchmark",
+    "Comparison": "results.comparison",
+    "ConfigError": "runtime.errors",
+    "DataError": "runtime.errors",
+    "DetectorConfig": "detectors.base",
+    "ImageError": "runtime.errors",
+    "MetaladError": "runtime.errors",
+    "MethodInfo": "pipelines.list_methods",
+    "Model": "pipelines.model",
+    "ModelFileError": "runtime.errors",
+    "Region": "results.regions",
+    "Report": "results.report",
+    "Result": "results.prediction",
+    "RunError": "runtime.errors",
+    "SavedPrediction": "results.prediction",
+    "SettingInfo": "pipelines.list_methods",
+    "TrainingStep": "training.loop",
+    "benchmark": "pipelines.benchmark",
+    "compare": "pipelines.compare",
+    "datasets": "pipelines.datasets",
+    "demo": "pipelines.demo",
+    "evaluate": "pipelines.evaluate",
+    "fit": "pipelines.fit",
+    "list_methods": "pipelines.list_methods",
+    "load": "pipelines.load",
+    "predict": "pipelines.predict",
+    "train": "pipelines.train",
+}
+
+__all__ = [
+    "BenchmarkReport",
+    "Comparison",
+    "ConfigError",
+    "DataError",
+    "DetectorConfig",
+    "ImageError",
+    "MetaladError",
+    "MethodInfo",
+    "Model",
+    "ModelFileError",
+    "Region",
+    "Report",
+    "Result",
+    "RunError",
+    "SavedPrediction",
+    "SettingInfo",
+    "TrainingStep",
+    "__version__",
+    "benchmark",
+    "compare",
+    "datasets",
+    "demo",
+    "evaluate",
+    "fit",
+    "list_methods",
+    "load",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("metalad")
+    elif name in _MODULES:
+        value = getattr(import_module(f"metalad.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'metalad' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

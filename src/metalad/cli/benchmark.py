@@ -2,15 +2,15 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from metalad.cli.terminal import print_json
 from metalad.runtime.errors import printable
 
 CELL_FAILED = 1
 
-NOT_PASSED_ON = {"verb", "version", "json", "quiet", "listing"}
-"""Options that are no arguments of the function `benchmark`."""
+PLAN_KEYWORDS = ("methods", "data", "seeds", "settings", "protocol", "only")
+KEYWORDS = (*PLAN_KEYWORDS, "out", "workers", "ray", "threads", "memory", "device")
+"""Options that are arguments of the function `benchmark`."""
 
 
 def add_benchmark_options(parser: ArgumentParser) -> None:
@@ -106,7 +106,7 @@ def run_benchmark(options: Namespace) -> int:
         return _list_cells(options)
     from metalad.pipelines.benchmark import benchmark
 
-    report = benchmark(**_keywords(options))
+    report = benchmark(**{name: getattr(options, name) for name in KEYWORDS}, progress=not options.quiet)
     if options.json:
         print_json(report.to_json())
     else:
@@ -121,8 +121,7 @@ def run_benchmark(options: Namespace) -> int:
 def _list_cells(options: Namespace) -> int:
     from metalad.pipelines.benchmark.plan import plan_benchmark
 
-    planned = ("methods", "data", "seeds", "settings", "protocol", "only")
-    plan = plan_benchmark(**{name: value for name, value in _keywords(options).items() if name in planned})
+    plan = plan_benchmark(**{name: getattr(options, name) for name in PLAN_KEYWORDS})
     finished = plan.finished_rows(options.out)
     if options.json:
         print_json([
@@ -143,11 +142,6 @@ def _list_cells(options: Namespace) -> int:
         print(printable(f"{cell.key}  {'done' if cell.key in finished else 'to do':5}  {cell.name}"))
     print(plan.summary())
     return 0
-
-
-def _keywords(options: Namespace) -> dict[str, Any]:
-    passed_on = {name: value for name, value in vars(options).items() if name not in NOT_PASSED_ON}
-    return passed_on | {"progress": not options.quiet}
 
 
 def _names(text: str) -> list[str]:

@@ -1,18 +1,18 @@
-"""What each verb takes on the command line.
+"""The options of each command.
 
-Names and defaults are those of the verb's function, and a test keeps them equal.
+Names and defaults are those of the public function; a test checks that they are equal.
 """
 
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 
 
 def add_train_options(parser: ArgumentParser) -> None:
-    """Add what `metalad train` takes."""
+    """Add the options of `metalad train`."""
     parser.add_argument("data", metavar="DATA", type=Path, help="a category's folder, or any folder of good images")
-    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to write")
     parser.add_argument(
-        "--method", metavar="NAME", default="metal", help="see `metalad methods`; %(default)s by default"
+        "--method", metavar="NAME", default="metal_features", help="see `metalad methods`; %(default)s by default"
     )
     parser.add_argument(
         "--set",
@@ -21,7 +21,10 @@ def add_train_options(parser: ArgumentParser) -> None:
         default=[],
         help="a setting of the method, such as depth=2; may be repeated; `metalad methods NAME` lists them",
     )
-    others = (("backbone", "NAME", "network of a method that looks with one"), ("weights", "FILE", "of that network"))
+    others = (
+        ("backbone", "NAME", "pretrained network of a method that uses one"),
+        ("weights", "FILE", "of that network"),
+    )
     for name, metavar, what in others:
         parser.add_argument(
             f"--{name}",
@@ -35,11 +38,11 @@ def add_train_options(parser: ArgumentParser) -> None:
         "--protocol",
         choices=("default", "paper"),
         default="default",
-        help="paper: train as published, however long; default: as good, much sooner",
+        help="paper: train as published, however long; default: as good, in less time",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all chance; %(default)s by default")
-    parser.add_argument("--epochs", metavar="N", type=int, help="train for so many epochs")
-    parser.add_argument("--minutes", metavar="M", type=float, help="shorten training to fit into so many minutes")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random numbers; %(default)s by default")
+    parser.add_argument("--epochs", metavar="N", type=int, help="train for this many epochs")
+    parser.add_argument("--minutes", metavar="M", type=float, help="shorten gradient descent to this many minutes")
     parser.add_argument(
         "--false-alarms",
         metavar="RATE",
@@ -47,64 +50,72 @@ def add_train_options(parser: ArgumentParser) -> None:
         default=0.01,
         help="wanted fraction of good images above the threshold; %(default)s by default",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     _strict_option(parser)
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="of matrix products in training; by default bf16 where a trial shows that it is well faster",
+        help="of matrix products in training; by default bf16 where a measurement shows that it is faster",
     )
     _common_options(parser)
 
 
 def add_evaluate_options(parser: ArgumentParser) -> None:
-    """Add what `metalad evaluate` takes."""
-    _run_argument(parser)
+    """Add the options of `metalad evaluate`."""
+    _model_argument(parser, "model")
     parser.add_argument("data", metavar="DATA", type=Path, help="a category's folder with test images")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the reports go; RUN/evaluation by default")
-    _judging_options(parser)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the reports; RUN/evaluation by default")
+    _scoring_options(parser)
     parser.add_argument(
-        "--nuisance",
+        "--corruptions",
         action="store_true",
-        help="judge the good images also with light, position, compression, noise and focus a little changed",
+        help="score the good images also with small changes of light, position, compression, noise and focus",
     )
     _strict_option(parser)
     _common_options(parser)
 
 
 def add_predict_options(parser: ArgumentParser) -> None:
-    """Add what `metalad predict` takes."""
-    _run_argument(parser)
+    """Add the options of `metalad predict`."""
+    _model_argument(parser, "run")
     parser.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="images, or folders of them")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where maps and overlays go")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of maps, overlays and results")
     parser.add_argument(
-        "--fail-on-abnormal",
+        "--fail-on-anomalous",
         action="store_true",
-        help="exit with 1 if any image is abnormal; an unreadable one is not judged, see --strict",
+        help="exit with 1 if any image is anomalous; an unreadable one is not scored, see --strict",
     )
+    # The name until 0.1; to be removed in 0.4.
+    parser.add_argument("--fail-on-abnormal", dest="fail_on_anomalous", action="store_true", help=SUPPRESS)
     parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=16, help="images judged at once; %(default)s by default"
+        "--batch-size", metavar="N", type=int, help="images in a batch; by default 1 on a CPU and 16 on a GPU"
     )
     for name in ("maps", "overlays"):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"write no {name}")
-    _many_options(parser, "judge in N processes at once; else in this one", "judge")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what was stopped; no finished image is judged again"
+        "--format",
+        choices=("jsonl", "csv", "coco"),
+        default="jsonl",
+        help="of the results in DIR, with all regions; %(default)s by default",
     )
-    _judging_options(parser)
+    _many_options(parser, "process images in N processes at once; else in this one", "process images")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue a stopped prediction; no finished image is processed again"
+    )
+    _scoring_options(parser)
     _strict_option(parser)
     _common_options(parser)
 
 
 def add_compare_options(parser: ArgumentParser) -> None:
-    """Add what `metalad compare` takes."""
+    """Add the options of `metalad compare`."""
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders or model files, two or more")
     parser.add_argument(
         "--data",
         metavar="CATEGORY",
         type=Path,
-        help="the category's folder, to evaluate runs that were not; by default where the first was evaluated",
+        help="the category's folder, to evaluate runs that were not; by default that of the first run's evaluation",
     )
     parser.add_argument(
         "--out", metavar="PAGE", type=Path, default=Path("comparison.html"), help="the page; %(default)s by default"
@@ -114,20 +125,20 @@ def add_compare_options(parser: ArgumentParser) -> None:
 
 
 def add_methods_options(parser: ArgumentParser) -> None:
-    """Add what `metalad methods` takes."""
+    """Add the options of `metalad methods`."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="list this method's settings")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_datasets_options(parser: ArgumentParser) -> None:
-    """Add what `metalad datasets` takes."""
+    """Add the options of `metalad datasets`."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="one data set; without it, all are listed")
     parser.add_argument("--data", metavar="ROOT", type=Path, help="check the copy of that set below this folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_demo_options(parser: ArgumentParser) -> None:
-    """Add what `metalad demo` takes."""
+    """Add the options of `metalad demo`."""
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("demo-run"), help="the run folder; %(default)s by default"
     )
@@ -142,7 +153,7 @@ def add_demo_options(parser: ArgumentParser) -> None:
         metavar="M",
         type=float,
         default=2.5,
-        help="shorten gradient descent to fit into so many minutes; %(default)s by default",
+        help="shorten gradient descent to this many minutes; %(default)s by default",
     )
     _common_options(parser)
 
@@ -158,12 +169,12 @@ def _many_options(parser: ArgumentParser, in_processes: str, verb: str) -> None:
     )
 
 
-def _run_argument(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder of `metalad train`, or a model file")
+def _model_argument(parser: ArgumentParser, name: str) -> None:
+    parser.add_argument(name, metavar="RUN", type=Path, help="a run folder of `metalad train`, or a model file")
 
 
-def _judging_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--scoring", choices=("calibrated", "raw"), help="score to judge by; the model's by default")
+def _scoring_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--scoring", choices=("calibrated", "raw"), help="score that decides; the model's by default")
     parser.add_argument(
         "--false-alarms",
         metavar="RATE",
@@ -179,4 +190,4 @@ def _strict_option(parser: ArgumentParser) -> None:
 def _common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda or auto; %(default)s by default")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
-    parser.add_argument("--quiet", action="store_true", help="show no progress and no notes")
+    parser.add_argument("--quiet", action="store_true", help="show no progress and no notes, only warnings")

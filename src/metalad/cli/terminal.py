@@ -1,10 +1,13 @@
-"""What reaches the terminal: JSON, notes, and one line for what went wrong."""
+"""Output on the terminal: JSON, notes, log messages, and one line for an error."""
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 
 from metalad.runtime.errors import MetaladError, printable
 
@@ -21,7 +24,7 @@ REMEDIES = {
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on one line of stdout, at once; NaN is a mistake of ours, as JSON has none."""
+    """Print a value as JSON on one line of stdout, at once; NaN is a bug, because JSON has none."""
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
@@ -33,8 +36,35 @@ def note(text: str) -> None:
     print(f"metalad{which}: {printable(text)}", file=sys.stderr)
 
 
+class _Handler(logging.Handler):
+    """Prints log messages on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:
+            return
+        from tqdm import tqdm
+
+        prefix = "metalad: " if record.levelno >= logging.WARNING else ""
+        with contextlib.suppress(OSError):
+            tqdm.write(prefix + printable(record.getMessage()), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def logged(*, quiet: bool) -> Iterator[None]:
+    """Print the messages of the logger `metalad` on stderr, warnings alone if `quiet`."""
+    logger, handler = logging.getLogger("metalad"), _Handler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def explain(error: BaseException) -> int:
-    """Say in one line what went wrong, and return the exit code."""
+    """Print an error as one line, and return the exit code."""
     line = _one_line(error)
     if line is None or os.environ.get("METALAD_TRACEBACK") == "1":
         traceback.print_exception(error)
@@ -55,22 +85,22 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, MetaladError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing is half-written (train and predict go on where they stopped by --resume)"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _names_memory(str(error))):
-        return "not enough memory; close other programs, or take smaller images or batches"
+        return "interrupted; all written files are complete (continue train and predict with --resume)"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_about_memory(str(error))):
+        return "not enough memory; close other programs, or use smaller images or batches"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}{REMEDIES.get(error.errno or 0, '')}"
     return None
 
 
-def _names_memory(text: str) -> bool:
-    # torch.OutOfMemoryError is a RuntimeError, and so is what its CPU allocator raises; torch may not be imported.
+def _is_about_memory(text: str) -> bool:
+    # torch.OutOfMemoryError is a RuntimeError, and so is the error of its CPU allocator; torch may not be imported.
     return any(words in text.lower() for words in ("out of memory", "not enough memory", "can't allocate memory"))
 
 
 def _discard_unwritable_output() -> None:
-    """Point a stdout that takes no more at nothing, lest the interpreter's last flush fails a second time."""
+    """Redirect a stdout that cannot be written to the null device; the interpreter's last flush would fail again."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -78,8 +108,8 @@ def _discard_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def survive_odd_file_names() -> None:
-    """Print a file name that is not UTF-8, or not in the terminal's alphabet, with escapes instead of failing."""
+def escape_odd_file_names() -> None:
+    """Print file names that are not UTF-8, or that the terminal's encoding lacks, with escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Plain result objects: reports, comparisons, and metrics, without torch.
+"""Plain result objects (reports, comparisons, predictions, metrics) and their HTML pages, without torch.
 
-It may import `metalad.data` and `metalad.runtime`.
+It may import `metalad.visualization`, `metalad.data` and `metalad.runtime`.
 """

@@ -49,8 +49,7 @@ def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: fl
     mask = anomaly_map > threshold
     if not mask.any():
         return ()
-    labels: np.ndarray
-    labels, count = ndimage.label(mask)
+    labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
     peaks = np.asarray(ndimage.maximum(anomaly_map, labels, np.arange(1, count + 1)))
     boxes = cast(list[tuple[slice, slice]], ndimage.find_objects(labels))
     highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS]
@@ -68,7 +67,7 @@ def _outer_boundary(inside: Bool[np.ndarray, "height width"]) -> Iterator[tuple[
     padded = np.pad(inside, 1).astype(np.float64)
     lines = contour_generator(z=padded).lines(0.5)
     # The outer boundary encloses the holes, so it has the widest extent.
-    outer = max(lines, key=lambda line: float(np.ptp(line[:, 0]) + np.ptp(line[:, 1])))
+    outer = max(cast(list[np.ndarray], lines), key=lambda line: float(np.ptp(line[:, 0]) + np.ptp(line[:, 1])))
     corners = outer[:-1]  # the last vertex repeats the first
     before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]

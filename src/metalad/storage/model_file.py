@@ -1,6 +1,7 @@
 """The model file: tensors as safetensors, everything else as one JSON header inside it; never pickle.
 
-A file holds `metalad` (the header, JSON) and `sha256` (of header and tensors) in the metadata of safetensors. Nothing in it depends on the clock or on a path: equal training gives equal bytes.
+A file holds `metalad` (the header, JSON) and `sha256` (of header and tensors) in the metadata of safetensors. Nothing
+in it depends on the clock or on a path: equal training gives equal bytes.
 """
 
 import dataclasses

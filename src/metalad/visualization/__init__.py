@@ -1,4 +1,4 @@
-"""Heat maps, overlays, plots, and HTML pages, without torch.
+"""Heat maps, overlays, plots and pictures from arrays, without torch.
 
-It may import `metalad.results`, `metalad.data` and `metalad.runtime`.
+It may import `metalad.data` and `metalad.runtime`.
 """
