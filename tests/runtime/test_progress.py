@@ -11,38 +11,38 @@ def count_letters() -> None:
     assert list(counted("abc", "letters", "letter")) == list("abc")
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
-    """Make stderr a terminal, and show bars without delay."""
-    monkeypatch.setattr(progress, "DELAY", 0.0)
+def simulate_terminal(monkeypatch: pytest.MonkeyPatch, delay: float = 0.0) -> None:
+    """Make stderr a terminal; to be called in the test, because pytest replaces stderr after the fixtures."""
+    monkeypatch.setattr(progress, "DELAY", delay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    return capsys
 
 
-def test_bars_are_shown_only_if_enabled(terminal: pytest.CaptureFixture[str]) -> None:
+def test_bars_are_shown_only_if_enabled(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_terminal(monkeypatch)
     count_letters()
     with bars(shown=True):
         with bars(shown=False):
             count_letters()
-        assert terminal.readouterr().err == ""
+        assert capsys.readouterr().err == ""
         count_letters()
-        assert "letters" in terminal.readouterr().err
+        assert "letters" in capsys.readouterr().err
     count_letters()
-    assert terminal.readouterr().err == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_error_disables_bars(terminal: pytest.CaptureFixture[str]) -> None:
+def test_error_disables_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_terminal(monkeypatch)
     with pytest.raises(KeyError), bars(shown=True):
         raise KeyError
     count_letters()
-    assert terminal.readouterr().err == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_short_work_shows_no_bar(terminal: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 60.0)
+def test_short_work_shows_no_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_terminal(monkeypatch, delay=60.0)
     with bars(shown=True):
         count_letters()
-    assert "letters" not in terminal.readouterr().err
+    assert "letters" not in capsys.readouterr().err
 
 
 def test_progress_is_logged_if_stderr_is_not_a_terminal(
