@@ -63,8 +63,8 @@ def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.nd
             for number, sample in enumerate(fitted):
                 (linked / f"{number:05}{sample.path.suffix}").symlink_to(sample.path.absolute())
             model = train(linked, Path(temporary, "run"), method=method, seed=seed)
-        scores = score(model, held_out)
-        alarms += [int((scores > model.threshold(rate)).sum()) for rate in RATES]
+        scores = score(model.stored, held_out)
+        alarms += [int((scores > model.threshold_for(rate)).sum()) for rate in RATES]
     return alarms
 
 

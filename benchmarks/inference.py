@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metalad.pipelines.predict.pipeline import MAX_WORKERS, Judge, Writer, predict_sources
 from torch.utils.flop_counter import FlopCounterMode
 
 from metalad.data.images import find_images, read_image, resize_image
@@ -27,6 +26,8 @@ from metalad.detectors.out_of_fold import calibrate
 from metalad.methods import method_named
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.demo import DATA
+from metalad.pipelines.inference import MAX_WORKERS, infer_stream
+from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import find_sources
 from metalad.storage.model_file import read_model
 from metalad.training.precision import product_rate
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run folder; an untrained model by default")
     parser.add_argument("--method", default="metal", help="of the untrained model")
-    parser.add_argument("--image", type=Path, default=find_images(DATA)[0])
+    parser.add_argument("--image", type=Path, default=find_images(DATA / "train")[0])
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--memory", action="store_true", help="print the peak memory only")
@@ -77,10 +78,11 @@ def copies(image: Path, count: int, folder: Path) -> Path:
 
 def time_predict(detector: Detector, folder: Path, out: Path, batch_size: int, *, files: bool = True) -> float:
     """Return the seconds of predict over a folder, from the detector in memory to the last file written."""
-    judge = Judge(detector, detector.config.scoring, detector.threshold(0.01, detector.config.scoring), batch_size)
-    writer = Writer(out, judge.threshold, strict=True, maps=files, overlays=files)
+    scoring = detector.config.scoring
+    writer = Writer(out, scoring, detector.threshold(0.01, scoring), strict=True, maps=files, overlays=files)
+    predictor = writer.predictor(detector, batch_size)
     start = time.perf_counter()
-    for _ in predict_sources(judge, find_sources([folder], out), writer):
+    for _ in infer_stream(predictor, find_sources([folder], out), load_source, writer.write):
         pass
     return time.perf_counter() - start
 

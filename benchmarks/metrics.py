@@ -78,7 +78,7 @@ def compare(masks: partial[Iterator[np.ndarray]], pixels: PixelMetrics) -> None:
     seconds = time.perf_counter() - start
     print(
         f"scikit-learn AUROC   {exact:.6f} in {seconds:.2f} s, peak memory {peak_mib():.0f} MiB; "
-        f"ours differs by {abs(pixels.auroc() - exact):.1e}"
+        f"the streaming AUROC differs by {abs(pixels.auroc() - exact):.1e}"
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from metalad.data import Sample, load_images, read_category
 from metalad.nn.pixels import to_batch
-from metalad.pipelines.rendering import render
+from metalad.pipelines.rendering import infer_and_render
 from metalad.runtime.files import replacing
 from metalad.storage.model_file import StoredModel, read_model
 from metalad.visualization.sheet import GREEN, INK, QUIET, RED, Caption, SheetCell, sheet
@@ -37,7 +37,7 @@ def main() -> None:
     images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
     columns: list[list[SheetCell]] = [[heading(text) for text in HEADINGS]]
     for index in select_images(score(model, images.pixels), images.samples):
-        columns.append(column(model, images.samples[index], images.pixels[index]))
+        columns.append(column(model, images.samples[index]))
     rows = [row for row in zip(*columns, strict=True) if any(cell is not None for cell in row[1:])]
     whole = Image.fromarray(sheet(rows, (SIDE, *(PICTURE_WIDTH for _ in columns[1:])), GAP))
     with replacing(arguments.out) as temporary:
@@ -70,9 +70,9 @@ def heading(text: str) -> Caption:
     return Caption(tuple((line, 16, QUIET) for line in text.splitlines()))
 
 
-def column(model: StoredModel, sample: Sample, pixels: UInt8[np.ndarray, "height width 3"]) -> list[SheetCell]:
+def column(model: StoredModel, sample: Sample) -> list[SheetCell]:
     """Return the pictures of one image, the decision, its score, and whether the decision is correct."""
-    rendering = render(model.detector, sample, pixels, model.scoring(None))
+    rendering = infer_and_render(model.detector, sample, model.scoring(None), batch_size=1)
     threshold = model.threshold()
     ratio = rendering.score / threshold
     anomalous = ratio > 1

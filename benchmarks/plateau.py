@@ -26,6 +26,7 @@ from metalad.methods.metal import Metal, MetalConfig
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.benchmark.cells import Configuration
 from metalad.pipelines.train import VALIDATION_FRACTION
+from metalad.runtime.progress import bars
 from metalad.runtime.settings import from_texts
 from metalad.training.loop import Training, descend
 
@@ -72,16 +73,16 @@ def train_configuration(folder: Path, work: Path, configuration: Configuration, 
     torch.manual_seed(seed)
     detector = Metal(config)
     work.mkdir(parents=True, exist_ok=True)
-    (selected,) = descend(
-        detector,
-        [plan.resolved(len(training))],
-        seed=seed,
-        precision="fp32",
-        folder=work,
-        training=training.pixels,
-        validation=validation.pixels,
-        progress=True,
-    )
+    with bars(shown=True):
+        (selected,) = descend(
+            detector,
+            [plan.resolved(len(training))],
+            seed=seed,
+            precision="fp32",
+            folder=work,
+            training=training.pixels,
+            validation=validation.pixels,
+        )
     printed = TABLES["Table 3"].number(folder.name, paper_column(configuration) or "")
     values: dict[str, Value] = {
         "Table 3": paper_column(configuration),

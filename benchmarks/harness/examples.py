@@ -1,16 +1,19 @@
 """A cell's strip of example images for the picture of its suite: one test image per defect type, with its maps."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figure import HEADINGS, WIDTHS, strip_path
-from metalad.data import load_images, read_category
-from metalad.data.images import write_image
+from metalad.data import read_category, read_truth
+from metalad.data.images import read_image, write_image
+from metalad.detectors.base import SCORINGS
 from metalad.pipelines.benchmark.execution import run_job
 from metalad.pipelines.benchmark.job import Job
+from metalad.pipelines.inference import Predictor, default_batch_size, infer_one
 from metalad.pipelines.rendering import render
-from metalad.results.report import Report, EvaluatedImage
+from metalad.results.report import EvaluatedImage, Report
 from metalad.runtime.errors import printable
 from metalad.storage.model_file import StoredModel
 from metalad.visualization.maps import verdict_heat
@@ -29,18 +32,18 @@ def _draw_strip(job: Job, model: StoredModel, report: Report) -> None:
     draw_examples(strip_path(work.parent, work.name), model, Path(job.data or ""), report)
 
 
-def median_images(verdicts: Sequence[EvaluatedImage]) -> list[int]:
+def median_images(images: Sequence[EvaluatedImage]) -> list[int]:
     """Return the indices of the images to show: for each defect type, in order of name, the image of median score.
 
     For an even number of images, the lower of the two middle ones; equal scores are ordered by path.
     """
     kinds: dict[str, list[int]] = {}
-    for index, verdict in enumerate(verdicts):
-        if verdict.label:
-            kinds.setdefault(verdict.defect, []).append(index)
+    for index, image in enumerate(images):
+        if image.label:
+            kinds.setdefault(image.defect, []).append(index)
 
     def rank(index: int) -> tuple[float, str]:
-        return verdicts[index].score, verdicts[index].path
+        return images[index].score, images[index].path
 
     return [sorted(indices, key=rank)[(len(indices) - 1) // 2] for _, indices in sorted(kinds.items())]
 
@@ -60,15 +63,17 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     category = read_category(data, seed=model.header.seed)
     samples = {category.relative(sample): sample for sample in category.test}
     thresholds = {scoring.name: scoring.threshold for scoring in report.scorings}
+    predictor = Predictor(model.detector, SCORINGS, default_batch_size(model.detector.device.type))
     rows: list[list[SheetCell]] = []
     for index in median_images(report.images):
-        verdict = report.images[index]
-        sample = samples[verdict.path]
-        pixels = load_images([sample], model.detector.config.image_size, strict=True).pixels[0]
-        raw, calibrated = (render(model.detector, sample, pixels, scoring) for scoring in ("raw", "calibrated"))
+        image = report.images[index]
+        sample = samples[image.path]
+        inferred = infer_one(predictor, sample, partial(read_image, sample.path))
+        truth = read_truth(sample, inferred.decoded.size)
+        raw, calibrated = render(inferred, truth, "raw"), render(inferred, truth, "calibrated")
         chosen = raw if report.chosen.name == "raw" else calibrated
         rows.append([
-            _label(report, verdict),
+            _label(report, image),
             raw.image,
             raw.white_truth,
             raw.reconstruction,
@@ -80,12 +85,12 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     write_image(path, sheet(rows, WIDTHS, GAP))
 
 
-def _label(report: Report, verdict: EvaluatedImage) -> Caption:
-    result = ("found", GREEN) if verdict.is_anomalous else ("missed", RED)
+def _label(report: Report, image: EvaluatedImage) -> Caption:
+    result = ("found", GREEN) if image.is_anomalous else ("missed", RED)
     return Caption((
         (printable(report.category), 16, INK),
-        (printable(verdict.defect), 13, INK),
-        (printable(Path(verdict.path).name), 13, QUIET),
-        (f"{verdict.score / report.chosen.threshold:.2f} x threshold", 13, QUIET),
+        (printable(image.defect), 13, INK),
+        (printable(Path(image.path).name), 13, QUIET),
+        (f"{image.score / report.chosen.threshold:.2f} x threshold", 13, QUIET),
         (result[0], 13, result[1]),
     ))  # fmt: skip

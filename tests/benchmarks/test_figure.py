@@ -36,15 +36,15 @@ SUITE = Suite(
 
 @given(st.lists(st.tuples(st.sampled_from(["good", "a", "b"]), st.floats(0, 9)), max_size=12))
 def test_for_each_defect_type_the_image_of_median_score_is_shown(found: list[tuple[str, float]]) -> None:
-    verdicts = [
+    images = [
         EvaluatedImage(f"{i:02}", kind, kind != "good", score, score, False) for i, (kind, score) in enumerate(found)
     ]
-    selected = median_images(verdicts)
-    assert [verdicts[i].defect for i in selected] == sorted({kind for kind, _ in found} - {"good"})
+    selected = median_images(images)
+    assert [images[i].defect for i in selected] == sorted({kind for kind, _ in found} - {"good"})
     for index in selected:
-        scores = [verdict.score for verdict in verdicts if verdict.defect == verdicts[index].defect]
-        below = sum(score < verdicts[index].score for score in scores)
-        above = sum(score > verdicts[index].score for score in scores)
+        scores = [verdict.score for verdict in images if verdict.defect == images[index].defect]
+        below = sum(score < images[index].score for score in scores)
+        above = sum(score > images[index].score for score in scores)
         assert below <= (len(scores) - 1) // 2
         assert above <= len(scores) // 2
 

@@ -31,8 +31,8 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 def test_options_are_the_functions_keywords_with_their_defaults() -> None:
     keywords = {name: entry.default for name, entry in inspect.signature(benchmark).parameters.items()}
-    options = {name: value for name, value in vars(parsed()).items() if name not in module.NOT_PASSED_ON}
-    assert set(options) == set(keywords) - {"progress"}
+    options = vars(parsed())
+    assert set(module.KEYWORDS) == set(keywords) - {"progress"} == set(options) - {"listing", "json", "quiet"}
     for name, default in keywords.items():
         if name not in ("methods", "data", "progress"):
             assert (
