@@ -125,10 +125,24 @@ class Detector(nn.Module, ABC):
         """Return the method's own map before smoothing; by default the squared residual summed over channels."""
         return residuals.values.square().sum(1)
 
+    def require_fitted(self) -> None:
+        """Check that all buffers are fitted, apart from the scores that `calibrate` stores.
+
+        Raises:
+            RuntimeError: the detector was not fitted.
+        """
+        if missing := [name for name in unfitted(self) if not name.startswith("normal_scores")]:
+            raise RuntimeError(f"{self.name} is not fitted: {', '.join(missing[:3])}")
+
     # Residuals of the images that calibration and threshold are fitted on
 
     def residuals_of(self, pixels: Pixels) -> Residuals:
-        """Return the residuals of any number of images, on the CPU."""
+        """Return the residuals of any number of images, on the CPU.
+
+        Raises:
+            RuntimeError: the detector was not fitted.
+        """
+        self.require_fitted()
         with torch.no_grad():
             parts = [  # each moved to the CPU at once: a GPU has less memory
                 Residuals.concatenate([self.residuals(to_batch(pixels[start : start + BATCH_SIZE], self.device))])
@@ -171,8 +185,7 @@ class Detector(nn.Module, ABC):
         Raises:
             RuntimeError: the detector is not fitted and calibrated.
         """
-        if missing := unfitted(self):
-            raise RuntimeError(f"{self.name} is not fitted: {', '.join(missing[:3])}")
+        self.require_fitted()
         return self.predict(images, self.residuals(images), self.config.scoring)
 
     def predict(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
 from metalad.detectors.residuals import Residuals
 from metalad.nn.smoothing import Smoothing
+from metalad.nn.whitening import whitening
 
 Kind = Literal["none", "content", "position"]
 KINDS: tuple[Kind, ...] = ("none", "content", "position")
@@ -102,7 +103,7 @@ class Calibration(nn.Module):
     def __init__(
         self,
         kind: Kind,
-        whitening: Tensor | None,
+        matrices: Tensor | None,
         content: Content | None,
         log_distance: NormalizedLogDistance | None = None,
     ) -> None:
@@ -110,7 +111,7 @@ class Calibration(nn.Module):
         self.kind = kind
         self.content = content
         self.log_distance = log_distance
-        self.register_buffer("whitening", whitening)
+        self.register_buffer("whitening", matrices)
 
     @classmethod
     def unfitted(cls, kind: Kind, size: tuple[int, int], distances: int) -> "Calibration":
@@ -125,7 +126,7 @@ class Calibration(nn.Module):
     def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Estimate the moments from the residuals of good images."""
         content = Content.fit(_reconstruction(residuals)) if kind == "content" else None
-        fitted = cls(kind, _whitening(_moments(kind, content, residuals, prior_images)), content)
+        fitted = cls(kind, whitening(_moments(kind, content, residuals, prior_images), MIN_VARIANCE), content)
         if residuals.distances is not None:
             fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
             # Every second pixel in each direction: neighbors are nearly equal.
@@ -141,8 +142,8 @@ class Calibration(nn.Module):
             return whitened
         height, width = residual.shape[-2:]
         shape = (height, width) if self.kind == "position" else (1, 1)
-        whitening = self.whitening.reshape(*shape, *self.whitening.shape[1:]).permute(2, 3, 0, 1)
-        return (whitening * residual[:, None]).sum(2)
+        matrices = self.whitening.reshape(*shape, *self.whitening.shape[1:]).permute(2, 3, 0, 1)
+        return (matrices * residual[:, None]).sum(2)
 
     def forward(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the squared Mahalanobis distance of each pixel's residual, per channel: about 1 on good images.
@@ -214,16 +215,3 @@ def _moments(
     sums = torch.zeros(count, *products.shape[1:]).index_add_(0, cells, products)
     prior = prior_images * height * width / count
     return (sums + prior * overall) / (torch.bincount(cells, minlength=count)[:, None, None] + prior)
-
-
-def _whitening(moments: Float[Tensor, "cells channels channels"]) -> Float[Tensor, "cells channels channels"]:
-    identity = torch.eye(moments.shape[-1], dtype=torch.double)
-    regularized = moments.double() + MIN_VARIANCE * identity
-    factor, failed = torch.linalg.cholesky_ex(regularized)
-    if failed.any():
-        # For nearly equal channels, sums in single precision can give a variance well below 0.
-        values, vectors = torch.linalg.eigh(regularized[failed > 0])
-        mended = vectors * values.clamp_min(MIN_VARIANCE)[:, None] @ vectors.mT
-        factor[failed > 0] = torch.linalg.cholesky(mended)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    return inverse.float()

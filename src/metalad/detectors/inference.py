@@ -30,7 +30,11 @@ def infer(
     """Compute residuals once, and scores and maps by each scoring.
 
     pixels: images of the detector's `image_size`.
+
+    Raises:
+        RuntimeError: the detector was not fitted, or not calibrated for a scoring.
     """
+    detector.require_fitted()
     with torch.inference_mode():
         images = to_batch(pixels, detector.device)
         residuals = detector.residuals(images)

@@ -87,8 +87,8 @@ class FeatureDictionary(FittedDetector):
     def __init__(self, config: FeatureDictionaryConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, (config.tap,))
-        for name, shape in (("centre", (0,)), ("projection", (0, 0)), ("dictionary", (0, 0))):
-            self.register_buffer(name, torch.zeros(shape))
+        for name in ("centre", "projection", "dictionary"):
+            self.register_buffer(name, None)
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Fit principal components and dictionary.

@@ -203,7 +203,7 @@ class Metal(Reconstructor):
         target_image = reduced(images, self.config.reduction)
         reconstruction = self.reconstruct(target_image)
         residual, expected = reconstruction - target_image, reconstruction.clamp(0, 1)
-        if self.appearance is None or not self.appearance.fitted:
+        if self.appearance is None:
             return Residuals(residual, expected)
         pca_residual = self.appearance.components(target_image) - target_image
         return Residuals(torch.cat([residual, pca_residual], 1), expected, distances=self.appearance(images))
@@ -211,7 +211,7 @@ class Metal(Reconstructor):
     def out_of_fold_residuals(self, training: Pixels) -> Residuals:
         """Return the residuals of training images, each by an auxiliary density model fitted without that image."""
         auxiliary_density = self.appearance
-        if auxiliary_density is None or not auxiliary_density.fitted:
+        if auxiliary_density is None:
             return super().out_of_fold_residuals(training)
 
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
@@ -226,7 +226,7 @@ class Metal(Reconstructor):
 
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:
         """Return True with the auxiliary density: out-of-fold scores are then hardly too low (`docs/design.md`)."""
-        return scoring == "calibrated" and self.appearance is not None and self.appearance.fitted
+        return scoring == "calibrated" and self.appearance is not None
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared reconstruction error, summed over colors."""

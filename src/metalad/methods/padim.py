@@ -63,9 +63,9 @@ class Padim(FittedDetector):
     def __init__(self, config: PadimConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, config.taps)
-        self.register_buffer("kept", torch.zeros(0, dtype=torch.long))
-        self.register_buffer("mean", torch.zeros(0, 0))
-        self.register_buffer("whitening", torch.zeros(0, 0, 0))
+        self.register_buffer("kept", None)
+        self.register_buffer("mean", None)
+        self.register_buffer("whitening", None)
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Fit mean and covariance at each position.

@@ -64,7 +64,7 @@ class PatchCore(FittedDetector):
     def __init__(self, config: PatchCoreConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, config.taps)
-        self.register_buffer("bank", torch.zeros(0, 0))
+        self.register_buffer("bank", None)
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:
         """Fit the bank.

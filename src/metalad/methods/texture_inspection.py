@@ -83,7 +83,7 @@ class TextureInspection(FittedDetector):
     def __init__(self, config: TextureInspectionConfig) -> None:
         super().__init__(config)
         levels, count, channels = config.levels, config.components, config.channels
-        self.register_buffer("projection", torch.zeros(config.patch**2, channels))
+        self.register_buffer("projection", None)
         self.register_buffer("log_weight", torch.zeros(levels, count))
         self.register_buffer("mean", torch.zeros(levels, count, channels))
         self.register_buffer("whitening", torch.zeros(levels, count, channels, channels))
@@ -102,7 +102,7 @@ class TextureInspection(FittedDetector):
         held_out_count = min(self.config.images, max(1, len(pixels) // 5))
         chosen, held_out = order[:-held_out_count][: self.config.images], order[-held_out_count:]
         generator = torch.Generator().manual_seed(seed)
-        side, channels = self.projection.shape
+        side, channels = self.config.patch**2, self.config.channels
         self.projection = torch.linalg.qr(torch.randn(side, channels, generator=generator)).Q.to(self.device)
         with torch.no_grad():
             for level, points in enumerate(self._sampled_patches(pixels[chosen], generator)):

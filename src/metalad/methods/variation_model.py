@@ -55,8 +55,8 @@ class VariationModel(FittedDetector):
 
     def __init__(self, config: VariationModelConfig) -> None:
         super().__init__(config)
-        self.register_buffer("normal", torch.zeros(3, *config.image_size))
-        self.register_buffer("variation", torch.ones(3, *config.image_size))
+        self.register_buffer("normal", None)
+        self.register_buffer("variation", None)
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> None:  # noqa: ARG002 (deterministic)
         """Fit center and variation of each pixel.

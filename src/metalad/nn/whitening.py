@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 64
-"""Matrices that are factorized at once: all at once would need three times the memory."""
+CHUNK = 2**20
+"""Elements of the matrices that are factorized at once: all at once would need three times the memory."""
 
 
 def whitening(
@@ -25,9 +25,10 @@ def whitening(
     """
     inverses = torch.empty_like(covariance, dtype=torch.float32)
     identity = torch.eye(covariance.shape[-1], dtype=torch.double, device=covariance.device)
-    for start in range(0, len(covariance), CHUNK):
-        factor = _cholesky(covariance[start : start + CHUNK].double() + ridge * identity, ridge)
-        inverses[start : start + CHUNK] = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    step = max(1, CHUNK // covariance.shape[-1] ** 2)
+    for start in range(0, len(covariance), step):
+        factor = _cholesky(covariance[start : start + step].double() + ridge * identity, ridge)
+        inverses[start : start + step] = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     return inverses
 
 

@@ -12,6 +12,7 @@ from metalad.detectors.density.appearance import (
     AppearanceDensity,
 )
 from metalad.detectors.density.codebook import MAX_POINTS
+from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import to_batch
 from tests.cookies import cookies
 
@@ -31,8 +32,8 @@ def good() -> np.ndarray:
 
 
 def test_a_new_model_is_not_fitted(fitted: AppearanceDensity) -> None:
-    assert not AppearanceDensity(1).fitted
-    assert fitted.fitted
+    assert set(unfitted(AppearanceDensity(1))) >= {"position.whitening", "patch.entries", "components.mean"}
+    assert unfitted(fitted) == []
     assert fitted.patch.entries.shape == ((8 + 8 // PERTURBED_EVERY) * (SIZE // STRIDE) ** 2, PROJECTION + 2)
     assert len(fitted.patch.entries) < min(CODEBOOK_SIZE, MAX_POINTS)
 

@@ -73,11 +73,6 @@ class AppearanceDensity(nn.Module):
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether the models are fitted."""
-        return self.position.whitening.numel() > 0
-
     def fit(self, pixels: Pixels, device: torch.device, photometric: nn.Module | None = None) -> None:
         """Fit all models on good images and on perturbed copies of some of them (see `PERTURBED_EVERY`).
 

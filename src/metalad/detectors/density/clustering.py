@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metalad.nn.whitening import whitening
 from metalad.runtime.progress import counted
 
 STARTS = 10
@@ -151,11 +152,8 @@ def _maximize(points: Tensor, responsibility: Tensor, ridge: float) -> Mixture:
     points, responsibility = points.double(), responsibility.double()
     count = responsibility.sum(0).clamp_min(10 * torch.finfo(responsibility.dtype).eps)
     mean = responsibility.T @ points / count[:, None]
-    identity = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
-    whitening = []
+    covariances = []
     for index, center in enumerate(mean):
         deviations = points - center
-        covariance = (responsibility[:, index, None] * deviations).T @ deviations / count[index] + ridge * identity
-        factor = torch.linalg.cholesky(covariance)
-        whitening.append(torch.linalg.solve_triangular(factor, identity, upper=False))
-    return Mixture((count / count.sum()).log().float(), mean.float(), torch.stack(whitening).float())
+        covariances.append((responsibility[:, index, None] * deviations).T @ deviations / count[index])
+    return Mixture((count / count.sum()).log().float(), mean.float(), whitening(torch.stack(covariances), ridge))

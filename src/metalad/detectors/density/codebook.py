@@ -30,7 +30,7 @@ class Codebook(nn.Module):
     def __init__(self, entries: int) -> None:
         super().__init__()
         self.count = entries
-        self.register_buffer("entries", torch.zeros(0, 0))
+        self.register_buffer("entries", None)
 
     def fit(self, points: Float[Tensor, "points channels"], seed: int) -> None:
         """Fit the entries. If there are not more points than entries, the points are the entries."""

@@ -62,8 +62,8 @@ class ContextPrediction(nn.Module):
             reach=REACH,
         )
         self.decoder = perceptron(WIDTH, HIDDEN, self.component_count)
-        self.register_buffer("mean", torch.zeros(0, 0, 0))
-        self.register_buffer("directions", torch.zeros(0, 0))
+        self.register_buffer("mean", None)
+        self.register_buffer("directions", None)
 
     @classmethod
     def fitted(

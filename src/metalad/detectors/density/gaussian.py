@@ -30,8 +30,8 @@ class PositionalGaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(0, 0, 0))
-        self.register_buffer("whitening", torch.zeros(0, 0, 0))
+        self.register_buffer("mean", None)
+        self.register_buffer("whitening", None)
 
     def fit(self, maps: Float[Tensor, "images channels down across"]) -> None:
         """Fit the mean and the covariance of each position."""

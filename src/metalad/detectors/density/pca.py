@@ -22,8 +22,8 @@ class PrincipalComponents(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(0, 0, 0))
-        self.register_buffer("directions", torch.zeros(0, 0))
+        self.register_buffer("mean", None)
+        self.register_buffer("directions", None)
 
     def fit(self, images: Float[Tensor, "images channels height width"]) -> None:
         """Fit the mean and one component per `IMAGES_PER_COMPONENT` images, at most `COMPONENTS`."""
