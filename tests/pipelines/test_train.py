@@ -16,10 +16,11 @@ import torch
 
 import metalad
 from metalad.data import Images
-from metalad.pipelines import train as room
+from metalad.pipelines import train as module
+from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
-from metalad.storage.model_file import Model, read_model
+from metalad.storage.model_file import read_model
 from metalad.training.loop import Descent, Epoch
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
@@ -29,21 +30,21 @@ FINISHED = {"model.safetensors", "history.jsonl", "run.json", "train.log"}
 DRIVER = """
 import sys, time
 from pathlib import Path
-from metalad.training import loop as gradient
-from metalad.pipelines import train as room
+from metalad.pipelines import train as module
 from metalad.methods.metal import MetalConfig
+from metalad.training import loop
 
-gradient.CHECKPOINT_SECONDS = -1.0
-room.fastest_precision = lambda device: "fp32"
-epoch = gradient.Descent._epoch
-gradient.Descent._epoch = lambda *arguments: (time.sleep(0.03), epoch(*arguments))[1]
+loop.CHECKPOINT_SECONDS = -1.0
+module.fastest_precision = lambda device: "fp32"
+epoch = loop.Descent._epoch
+loop.Descent._epoch = lambda *arguments: (time.sleep(0.03), epoch(*arguments))[1]
 config = MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0)
-room.train(Path(sys.argv[1]), Path(sys.argv[2]), method=config, epochs=40, device="cpu")
+module.train(Path(sys.argv[1]), Path(sys.argv[2]), method=config, epochs=40, device="cpu")
 """
 
 
 class Killed(BaseException):
-    """As sudden as a signal."""
+    """Stands for a signal: not an `Exception`, so nothing catches it."""
 
 
 @pytest.fixture(scope="session")
@@ -52,18 +53,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_probing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe's answer depends on what else the machine does, and with it the bits of a run."""
-    monkeypatch.setattr(room, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
+def _fixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measured precision depends on the load of the machine, and the bits of a run depend on the precision."""
+    monkeypatch.setattr(module, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
     monkeypatch.setattr("metalad.training.loop.CHECKPOINT_SECONDS", -1.0)
 
 
 @pytest.fixture(scope="session")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs."""
+    """A finished run of three epochs."""
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
+        patch.setattr(module, "fastest_precision", lambda device: "fp32")  # noqa: ARG005
         run(data, out)
     return out
 
@@ -72,8 +73,8 @@ def run(data: Path, out: Path, *, epochs: int | None = 3, resume: bool = False, 
     return train(data, out, method=TINY, epochs=epochs, seed=seed, resume=resume, device="cpu")
 
 
-def cut(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, after: int = 2, epochs: int = 3) -> None:
-    """Start a run that is killed after some epochs."""
+def interrupt(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, after: int = 2, epochs: int = 3) -> None:
+    """Start a run that is killed after `after` epochs."""
     whole = Descent._epoch
 
     def epoch(descent: Descent, *arguments: object) -> Epoch:
@@ -95,18 +96,18 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_run_folder_holds_the_model_and_how_it_came_about(finished: Path) -> None:
+def test_a_run_folder_contains_model_history_settings_and_log(finished: Path) -> None:
     assert names(finished) == FINISHED
     rows = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(row["training_loss"]) and math.isfinite(row["validation_loss"]) for row in rows)
     log = (finished / "train.log").read_text()
-    assert "11 good images to learn from, 1 to validate on" in log
-    assert "kept epoch" in log
+    assert "11 good images to train on, 1 to validate on" in log
+    assert "train: selected epoch" in log
     assert "calibrated by" in log
 
 
-def test_the_header_says_what_the_model_is(finished: Path) -> None:
+def test_the_header_describes_the_training(finished: Path) -> None:
     model = read_model(finished)
     header = model.header
     assert (header.method, header.category, header.seed, header.protocol) == ("metal", "cookie", 0, "default")
@@ -131,17 +132,17 @@ def test_the_header_says_what_the_model_is(finished: Path) -> None:
 def test_training_returns_the_model_that_it_wrote(data: Path, tmp_path: Path) -> None:
     returned = run(data, tmp_path / "run")
     stored, images = read_model(tmp_path / "run"), torch.rand(2, 3, 32, 32)
-    assert not returned.detector.training
+    assert not returned.stored.detector.training
     assert returned.path == stored.path
     with torch.no_grad():
-        assert torch.equal(returned.detector(images).score, stored.detector(images).score)
+        assert torch.equal(returned.stored.detector(images).score, stored.detector(images).score)
 
 
-def test_a_seed_decides_every_byte(data: Path, finished: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "moved" / "cookie"
-    shutil.copytree(data, elsewhere)
-    torch.manual_seed(99)  # what went before has no say
-    run(elsewhere, tmp_path / "same")
+def test_the_same_seed_gives_the_same_bytes(data: Path, finished: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "moved" / "cookie"
+    shutil.copytree(data, copied)
+    torch.manual_seed(99)  # the global random state must not matter
+    run(copied, tmp_path / "same")
     run(data, tmp_path / "other", seed=1)
     same, other, first = (folder / "model.safetensors" for folder in (tmp_path / "same", tmp_path / "other", finished))
     assert same.read_bytes() == first.read_bytes()
@@ -152,10 +153,10 @@ def test_a_seed_decides_every_byte(data: Path, finished: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_cut_run_is_resumed_to_the_same_bytes(
+def test_an_interrupted_run_is_resumed_to_the_same_bytes(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    cut(data, tmp_path, monkeypatch, after=after)
+    interrupt(data, tmp_path, monkeypatch, after=after)
     assert "model.safetensors" not in names(tmp_path)
     run(data, tmp_path, resume=True)
     assert names(tmp_path) == FINISHED
@@ -163,11 +164,11 @@ def test_a_cut_run_is_resumed_to_the_same_bytes(
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_run_cut_while_calibrating_is_resumed_to_the_same_bytes(
+def test_a_run_interrupted_in_calibration_is_resumed_to_the_same_bytes(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(room, "calibrate", killed)
+        patch.setattr(module, "calibrate", killed)
         with pytest.raises(Killed):
             run(data, tmp_path)
     run(data, tmp_path, resume=True)
@@ -198,10 +199,10 @@ def test_a_run_is_never_overwritten(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (finished / "model.safetensors").read_bytes()
-    with pytest.raises(RunError, match="already holds a run; go on with it by --resume"):
+    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
         run(data, finished)
     assert (finished / "model.safetensors").read_bytes() == before
-    cut(data, tmp_path, monkeypatch)
+    interrupt(data, tmp_path, monkeypatch)
     with pytest.raises(RunError, match="already holds a run"):
         run(data, tmp_path)
     (tmp_path / "run.json").unlink()
@@ -216,18 +217,18 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, finished: Path) -> 
     assert {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "train.log"} == before
 
 
-def test_resuming_where_nothing_was_begins_anew(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_resuming_in_an_empty_folder_starts_a_run(data: Path, finished: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "new", resume=True)
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("state", ["cut", "finished"])
+@pytest.mark.parametrize("state", ["interrupted", "finished"])
 @pytest.mark.parametrize("change", ["seed", "config", "protocol", "false_alarms", "epochs"])
-def test_a_run_is_resumed_as_it_was_started_or_not_at_all(
+def test_a_run_is_not_resumed_with_other_settings(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, state: str
 ) -> None:
-    if state == "cut":
-        cut(data, tmp_path, monkeypatch)
+    if state == "interrupted":
+        interrupt(data, tmp_path, monkeypatch)
     out = finished if state == "finished" else tmp_path
     config = dataclasses.replace(TINY, depth=2) if change == "config" else TINY
     named = {"epochs": "max_epochs|epochs", "config": "depth 1, now it is 2"}.get(change, change)
@@ -246,7 +247,7 @@ def test_a_run_is_resumed_as_it_was_started_or_not_at_all(
 
 
 def test_a_run_of_another_method_is_not_resumed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut(data, tmp_path, monkeypatch)
+    interrupt(data, tmp_path, monkeypatch)
     stored = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**stored, "method": "alchemy"}))
     with pytest.raises(RunError, match='was started with method "alchemy", now it is "metal"'):
@@ -256,13 +257,13 @@ def test_a_run_of_another_method_is_not_resumed(data: Path, tmp_path: Path, monk
 def test_a_run_on_other_images_is_not_resumed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = tmp_path / "data" / "cookie"
     shutil.copytree(data, images)
-    cut(images, tmp_path / "run", monkeypatch)
+    interrupt(images, tmp_path / "run", monkeypatch)
     shutil.copy(images / "000.png", images / "999.png")
     with pytest.raises(RunError, match="was started with"):
         run(images, tmp_path / "run", resume=True)
 
 
-def test_a_finished_run_on_other_images_is_not_taken_for_this_one(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_on_other_images_is_not_resumed(data: Path, finished: Path, tmp_path: Path) -> None:
     images = shutil.copytree(data, tmp_path / "cookie")
     shutil.copy(images / "000.png", images / "999.png")
     with pytest.raises(RunError, match="was started with training_hash"):
@@ -271,8 +272,10 @@ def test_a_finished_run_on_other_images_is_not_taken_for_this_one(data: Path, fi
         run(tmp_path / "nowhere", finished, resume=True)
 
 
-def test_the_refusal_to_resume_names_what_differs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut(data, tmp_path, monkeypatch)
+def test_the_error_on_resuming_names_the_differing_setting(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(data, tmp_path, monkeypatch)
     with pytest.raises(RunError, match=r"started with max_epochs \d+, now it is 77"):
         run(data, tmp_path, resume=True, epochs=77)
 
@@ -290,14 +293,14 @@ def test_a_name_that_is_not_utf_8_is_logged_with_escapes(data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"method": "metal"}'])
-def test_a_damaged_record_is_named(data: Path, tmp_path: Path, text: str) -> None:
+def test_a_damaged_run_file_is_named(data: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(RunError, match=r"run\.json is damaged; train anew in another folder"):
+    with pytest.raises(RunError, match=r"run\.json is damaged; train again in another folder"):
         run(data, tmp_path, resume=True)
 
 
-def test_minutes_shorten_the_schedule_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "epoch_seconds", lambda *_: 0.6)
+def test_minutes_shorten_the_schedule(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "epoch_seconds", lambda *_: 0.6)
     model = train(data, tmp_path / "a", method=TINY, minutes=0.045, device="cpu")
     assert model.header.training["stages"]["train"]["max_epochs"] == 4
     assert (
@@ -318,18 +321,18 @@ def test_a_run_limited_by_minutes_keeps_its_length_when_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(seconds: float) -> None:
-        monkeypatch.setattr(room, "epoch_seconds", lambda *_: seconds)
+        monkeypatch.setattr(module, "epoch_seconds", lambda *_: seconds)
 
     measured(0.6)
     train(data, tmp_path / "whole", method=TINY, minutes=0.045, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(room, "calibrate", killed)
+        patch.setattr(module, "calibrate", killed)
         with pytest.raises(Killed):
-            train(data, tmp_path / "cut", method=TINY, minutes=0.045, device="cpu")
+            train(data, tmp_path / "interrupted", method=TINY, minutes=0.045, device="cpu")
     measured(6.0)
-    train(data, tmp_path / "cut", method=TINY, minutes=0.045, resume=True, device="cpu")
-    whole, cut_short = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
-    assert whole.read_bytes() == cut_short.read_bytes()
+    train(data, tmp_path / "interrupted", method=TINY, minutes=0.045, resume=True, device="cpu")
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "interrupted"))
+    assert whole.read_bytes() == resumed.read_bytes()
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -338,7 +341,7 @@ def test_few_images_give_a_model_with_a_threshold(tmp_path: Path, count: int) ->
     assert all(0 < threshold < math.inf for threshold in model.header.thresholds.values())
 
 
-def test_an_unreadable_image_is_skipped_named_and_counted_unless_strict(data: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_skipped_logged_and_counted_unless_strict(data: Path, tmp_path: Path) -> None:
     images = tmp_path / "cookie"
     shutil.copytree(data, images)
     (images / "broken.png").write_text("not an image")
@@ -351,7 +354,7 @@ def test_an_unreadable_image_is_skipped_named_and_counted_unless_strict(data: Pa
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images_are_an_error_that_leaves_nothing(tmp_path: Path, count: int) -> None:
+def test_too_few_images_are_an_error_and_nothing_is_written(tmp_path: Path, count: int) -> None:
     with pytest.raises(DataError):
         run(put_cookies(tmp_path / "few", count), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -373,7 +376,7 @@ def test_a_run_folder_without_permission_is_an_error(data: Path, tmp_path: Path)
     tmp_path.chmod(0o700)
 
 
-def test_a_run_folder_is_tried_before_images_are_decoded(
+def test_the_run_folder_is_checked_before_images_are_decoded(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decoded(*_: object, **__: object) -> Images:
@@ -382,14 +385,14 @@ def test_a_run_folder_is_tried_before_images_are_decoded(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(room, "load_images", decoded)
+    monkeypatch.setattr(module, "load_images", decoded)
     monkeypatch.setattr(Path, "touch", denied)
     with pytest.raises(RunError, match="no permission; choose a folder that you may write"):
         run(data, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"epochs": 0}, "epochs is 0"),
         ({"minutes": 0.0}, "minutes is 0"),
@@ -403,31 +406,31 @@ def test_a_run_folder_is_tried_before_images_are_decoded(
         ({"device": "abacus"}, "no device 'abacus'"),
     ],
 )
-def test_what_cannot_be_is_said(data: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_impossible_setting_is_an_error(
+    data: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(data, tmp_path / "run", **{"method": TINY, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 
-def test_a_precision_that_is_asked_for_needs_no_trial(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "fastest_precision", lambda _: pytest.fail("it was tried"))
+def test_a_given_precision_is_not_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fastest_precision", lambda _: pytest.fail("it was measured"))
     model = train(data, tmp_path / "run", method=TINY, epochs=1, device="cpu", precision="bf16")
     assert model.header.training["precision"] == json.loads((tmp_path / "run" / "run.json").read_text())["precision"]
     assert model.header.training["precision"] == "bf16"
 
 
-def test_what_does_not_descend_has_no_precision_to_ask_for(data: Path, tmp_path: Path) -> None:
+def test_a_closed_form_method_ignores_the_precision(data: Path, tmp_path: Path) -> None:
     model = train(data, tmp_path / "run", method="variation_model", device="cpu", precision="bf16")
     assert model.header.training["precision"] == "fp32"
 
 
-def test_the_largest_seed_will_do(data: Path, tmp_path: Path) -> None:
+def test_the_largest_seed_is_accepted(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "run", epochs=1, seed=2**63 - 1).header.seed == 2**63 - 1
 
 
 def test_good_images_score_less_than_the_threshold(data: Path, finished: Path) -> None:
-    """Of a dozen images, at one false alarm in a hundred: not one should be called abnormal."""
+    """Of twelve images at a false-alarm rate of 1 %, none should be anomalous."""
     model = read_model(finished)
     del data
     scores = model.detector(torch.from_numpy(np.moveaxis(cookies(12), -1, 1).copy()).float() / 255).score

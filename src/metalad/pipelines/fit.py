@@ -84,7 +84,7 @@ def fit(
             threads=torch.get_num_threads(),
         )
         out_of_fold = fit_detector(detector, run, training, validation, None, SINGLE_PROCESS, callback)
-        return Model(calibrated_model(detector, run, "images", (training, validation), 0, out_of_fold))
+        return Model(calibrated_model(detector, run, "images", (training, validation), 0, out_of_fold, None))
 
 
 def _pixels(

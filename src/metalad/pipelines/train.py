@@ -105,7 +105,7 @@ def train(
         run = RunSettings(**group.broadcast(dataclasses.asdict(run)))
         folder.record(run)
         with bars(shown=progress and group.is_main):
-            out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder.path, group, callback)
+            out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder, group, callback)
             model = None
             if group.is_main:
                 model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
@@ -118,35 +118,36 @@ def fit_detector(
     run: RunSettings,
     training: Pixels,
     validation: Pixels,
-    folder: Path | None,
+    folder: RunFolder | None,
     group: ProcessGroup,
     callback: Callback | None,
 ) -> Residuals | None:
     """Fit or train a new detector, and return the out-of-fold residuals, if fitting gives them.
 
-    folder: gets history and checkpoints; None: nothing is written.
+    folder: gets log, history and checkpoints; None: nothing is written.
     """
     where = f"{run.device}, {run.threads} threads"
     if isinstance(detector, FittedDetector):
-        logger.info("fitting on %s", where)
+        _note(folder, f"fitting on {where}")
         return detector.fit(training, run.seed) if group.is_main else None
     assert isinstance(detector, GradientDetector)
     plans = [from_json(Training, plan) for plan in run.plan.values()]
     where += f", {group.size} processes" if group.size > 1 else ""
-    logger.info("%s epochs in %s on %s", " + ".join(str(plan.max_epochs) for plan in plans), run.precision, where)
+    epochs = " + ".join(str(plan.max_epochs) for plan in plans)
+    _note(folder, f"{epochs} epochs in {run.precision} on {where}")
     selected = descend(
         detector,
         plans,
         seed=run.seed,
         precision="bf16" if run.precision == "bf16" else "fp32",
-        folder=folder,
+        folder=None if folder is None else folder.path,
         training=training,
         validation=validation,
         group=group,
         callback=callback,
     )
     for best in selected:
-        logger.info("%s: selected epoch %d: validation loss %.5f", best.stage, best.epoch, best.validation_loss)
+        _note(folder, f"{best.stage}: selected epoch {best.epoch}: validation loss {best.validation_loss:.5f}")
     detector.eval()
     if group.is_main:
         detector.conclude(training, validation)
@@ -197,19 +198,19 @@ def calibrated_model(
     pixels: tuple[Pixels, Pixels],
     skipped: int,
     out_of_fold: Residuals | None,
+    folder: RunFolder | None,
 ) -> StoredModel:
     """Calibrate a trained detector, and return it with its header, not stored yet.
 
-    pixels: of the training and of the validation images.
+    pixels: of the training and of the validation images. folder: gets the log; None: nothing is written.
     """
     training, validation = pixels
     summary = calibrate(detector, training, validation, out_of_fold)
     if summary.kind == "own":
-        logger.info("the map is in units of good images; no calibration is needed")
+        _note(folder, "the map is in units of good images; no calibration is needed")
     else:
-        logger.info(
-            "calibrated by %s; log-likelihood of a held-out pixel: %s", summary.kind, _rounded(summary.log_likelihood)
-        )
+        likelihoods = _rounded(summary.log_likelihood)
+        _note(folder, f"calibrated by {summary.kind}; log-likelihood of a held-out pixel: {likelihoods}")
     header = Header(
         method=run.method,
         config=run.config,
@@ -261,11 +262,20 @@ def _conclude(
     folder: RunFolder,
 ) -> StoredModel:
     skipped = len(training.skipped) + len(validation.skipped)
-    model = calibrated_model(detector, run, category, (training.pixels, validation.pixels), skipped, out_of_fold)
+    pixels = (training.pixels, validation.pixels)
+    model = calibrated_model(detector, run, category, pixels, skipped, out_of_fold, folder)
     write_model(folder.model, detector, model.header)
     folder.checkpoint.unlink(missing_ok=True)
     folder.note(f"wrote {folder.model}; thresholds: {_rounded(model.header.thresholds)}")
     return dataclasses.replace(model, path=folder.model)
+
+
+def _note(folder: RunFolder | None, line: str) -> None:
+    """Log a line, also in the run's log file if there is one."""
+    if folder is None:
+        logger.info("%s", line)
+    else:
+        folder.note(line)
 
 
 def _rounded(values: Mapping[str, float]) -> str:
