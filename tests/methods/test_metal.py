@@ -248,7 +248,8 @@ def test_images_of_a_batch_are_independent() -> None:
 
 
 def test_raw_map_is_the_squared_error() -> None:
-    model, images = small(auxiliary_density="none"), torch.rand(2, 3, 32, 48)
+    model = Metal(dataclasses.replace(small().config, auxiliary_density="none"))
+    images = torch.rand(2, 3, 32, 48)
     with torch.no_grad():
         residuals = model.residuals(images)
         expected = ((model.reconstruct(images) - images) ** 2).sum(1)
