@@ -3,7 +3,7 @@
 python -m benchmarks.false_alarms CATEGORY... [--method metal_features] [--folds 4] [--seed 0]
 
 All good images of a category, training and test, are split at random into folds. A model is trained on all folds but
-one, sets its thresholds as usual, and scores the remaining fold. Defects are not used. Where good test images were
+one, sets its thresholds as in any run, and scores the remaining fold. Defects are not used. Where good test images were
 taken under other conditions than good training images, this does not predict the rate in production: it measures
 whether the thresholds are right for good images of the same distribution, which is all that they claim.
 """

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def threads() -> str:
-    """Return the number of threads, in words."""
+    """Return the number of threads as text."""
     return f"{torch.get_num_threads()} threads"
 
 
