@@ -1,4 +1,4 @@
-"""What a user can get wrong, from the command line: one line that says what, where and how to mend it; exit code 2."""
+"""User errors on the command line: one line with what is wrong, where, and how to fix it; exit code 2."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from metalad.cli import main as cli
+from metalad.cli.main import main
 from metalad.pipelines.train import train
 from metalad.storage.model_file import FORMAT
 from tests.tiny import TINY, TINY_SETTINGS, tiny_category
@@ -37,10 +37,10 @@ def trained(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must fail with code 2 and one line, and return that line."""
+    """Run a command that must fail with code 2 and one line on stderr, and return that line."""
 
     def run(*arguments: object) -> str:
-        assert cli.main([str(argument) for argument in arguments]) == 2
+        assert main([str(argument) for argument in arguments]) == 2
         error = capsys.readouterr().err
         assert "Traceback" not in error
         lines = [line for line in error.splitlines() if line.startswith("metalad: error: ")]
@@ -52,36 +52,38 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def _train(data: Path, out: Path, *more: str) -> tuple[object, ...]:
     settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
-    return "train", data, "--out", out, *settings, "--epochs", "1", "--quiet", *more
+    return "train", data, "--out", out, "--method", "metal", *settings, "--epochs", "1", "--quiet", *more
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "parts"),
     [("missing", ["missing", "no such"]), ("file", ["file"]), ("empty", ["empty", "no images"])],
 )
-def test_a_folder_that_cannot_be_one(tmp_path: Path, refused: Run, name: str, words: list[str]) -> None:
+def test_a_data_folder_that_is_missing_a_file_or_empty(
+    tmp_path: Path, refused: Run, name: str, parts: list[str]
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
     line = refused(*_train(tmp_path / name, tmp_path / "run"))
     assert str(tmp_path / name) in line
-    assert any(word in line for word in words), line
+    assert any(part in line for part in parts), line
     assert not (tmp_path / "run").exists()
 
 
-def test_no_good_images(tmp_path: Path, refused: Run) -> None:
+def test_a_category_without_good_images(tmp_path: Path, refused: Run) -> None:
     data = tiny_category(tmp_path / "data")
     shutil.rmtree(data / "train/good")
     (data / "train/good").mkdir()
     assert "good" in refused(*_train(data, tmp_path / "run"))
 
 
-def test_a_single_good_image_cannot_be_split(tmp_path: Path, refused: Run) -> None:
+def test_a_single_good_image_is_too_few(tmp_path: Path, refused: Run) -> None:
     data = tiny_category(tmp_path / "data", train=1)
     assert "at least 2" in refused(*_train(data, tmp_path / "run"))
 
 
 def _text(path: Path) -> None:
-    path.write_text("I am no image")
+    path.write_text("not an image")
 
 
 def _truncated(path: Path) -> None:
@@ -91,7 +93,7 @@ def _truncated(path: Path) -> None:
     path.with_suffix(".jpg").unlink()
 
 
-def _pixel(path: Path) -> None:
+def _one_pixel(path: Path) -> None:
     Image.new("RGB", (1, 1)).save(path, "PNG")
 
 
@@ -108,24 +110,24 @@ def _bomb(path: Path) -> None:
 BAD_IMAGES = {
     "text": (_text, "not a PNG, JPEG"),
     "truncated": (_truncated, "damaged or truncated"),
-    "pixel": (_pixel, "1 × 1"),
+    "pixel": (_one_pixel, "1 × 1"),
     "bomb": (_bomb, "decompression bomb"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_a_bad_image_is_fatal_only_when_asked(
+def test_a_bad_image_is_an_error_only_with_strict(
     kind: str, tmp_path: Path, refused: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil, words = BAD_IMAGES[kind]
+    damage, part = BAD_IMAGES[kind]
     data = tiny_category(tmp_path / "data")
     bad = data / "train/good/bad.png"
-    spoil(bad)
+    damage(bad)
     line = refused(*_train(data, tmp_path / "strict", "--strict"))
     assert str(bad) in line
-    assert words in line
+    assert part in line
     assert not (tmp_path / "strict/model.safetensors").exists()
-    assert cli.main([str(argument) for argument in _train(data, tmp_path / "run")]) == 0
+    assert main([str(argument) for argument in _train(data, tmp_path / "run")]) == 0
     capsys.readouterr()
     assert f"skipped {bad}" in (tmp_path / "run/train.log").read_text()
 
@@ -140,11 +142,11 @@ def test_a_mask_of_another_size(tmp_path: Path, trained: Path, refused: Run) -> 
     assert "341" in line
 
 
-def test_a_missing_mask_leaves_its_image_out_of_pixel_metrics(tmp_path: Path, trained: Path) -> None:
+def test_an_image_without_its_mask_is_excluded_from_pixel_metrics(tmp_path: Path, trained: Path) -> None:
     data = tiny_category(tmp_path / "data")
     sorted((data / "ground_truth/anomaly").iterdir())[0].unlink()
-    assert cli.main(["evaluate", str(trained), str(data), "--quiet", "--out", str(tmp_path / "report")]) == 0
-    assert "1 abnormal images have no ground-truth mask" in (tmp_path / "report/report.html").read_text()
+    assert main(["evaluate", str(trained), str(data), "--quiet", "--out", str(tmp_path / "report")]) == 0
+    assert "1 anomalous images have no ground-truth mask" in (tmp_path / "report/report.html").read_text()
 
 
 def test_no_test_images(tmp_path: Path, trained: Path, refused: Run) -> None:
@@ -189,15 +191,13 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_MODELS)
-def test_a_model_file_that_must_not_be_used(
-    kind: str, tmp_path: Path, trained: Path, category: Path, refused: Run
-) -> None:
-    spoil, words = BAD_MODELS[kind]
+def test_an_unusable_model_file(kind: str, tmp_path: Path, trained: Path, category: Path, refused: Run) -> None:
+    damage, part = BAD_MODELS[kind]
     run = shutil.copytree(trained, tmp_path / "run")
-    spoil(run / "model.safetensors")
+    damage(run / "model.safetensors")
     line = refused("evaluate", run, category, "--quiet")
     assert str(run) in line
-    assert words in line
+    assert part in line
     assert not (run / "evaluation").exists()
 
 
@@ -205,7 +205,7 @@ def test_a_run_folder_in_use(trained: Path, category: Path, refused: Run) -> Non
     assert "--resume" in refused(*_train(category, trained))
 
 
-def test_a_run_folder_of_another_kind(tmp_path: Path, trained: Path, category: Path, refused: Run) -> None:
+def test_a_run_resumed_with_another_seed(tmp_path: Path, trained: Path, category: Path, refused: Run) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "model.safetensors").unlink()
     line = refused(*_train(category, run, "--resume", "--seed", "5"))
@@ -214,25 +214,25 @@ def test_a_run_folder_of_another_kind(tmp_path: Path, trained: Path, category: P
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.EROFS, "permission")]
+    ("error", "part"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.EROFS, "permission")]
 )
-def test_a_folder_that_cannot_be_written(
-    error: int, words: str, tmp_path: Path, category: Path, refused: Run, monkeypatch: pytest.MonkeyPatch
+def test_an_unwritable_run_folder(
+    error: int, part: str, tmp_path: Path, category: Path, refused: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tests may run as root, whom no permission stops: the refusal is the operating system's, by its code.
-    def refuse(self: Path, _: bytes) -> int:
+    # The tests may run as root, who may write everywhere; the error of the operating system is simulated.
+    def fail(self: Path, _: bytes) -> int:
         raise OSError(error, os.strerror(error), str(self))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     line = refused(*_train(category, tmp_path / "run"))
-    assert words in line
+    assert part in line
     assert str(tmp_path / "run") in line
     monkeypatch.undo()
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(
+def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     tmp_path: Path, category: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
@@ -241,27 +241,25 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(
     arguments = [str(argument) for argument in _train(category, tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr("metalad.training.loop.Descent.step", interrupt)
-        assert cli.main(arguments) == 130
+        assert main(arguments) == 130
     assert "--resume" in capsys.readouterr().err
     assert not (tmp_path / "run/model.safetensors").exists()
-    assert cli.main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "part"),
     [
-        (["--set", "depth=two"], "a whole number"),
+        (["--method", "metal", "--set", "depth=two"], "a whole number"),
         (["--set", "colour=red"], "no setting 'colour'"),
-        (["--set", "patch_size=7"], "does not divide"),
+        (["--method", "metal", "--set", "patch_size=7"], "does not divide"),
         (["--method", "magic"], "there are: metal"),
         (["--false-alarms", "2"], "between 0 and 1"),
         (["--epochs", "0"], "at least 1"),
         (["--device", "cuda:77"], "cuda:77"),
     ],
 )
-def test_settings_that_cannot_be(
-    arguments: list[str], words: str, tmp_path: Path, category: Path, refused: Run
-) -> None:
-    assert words in refused("train", category, "--out", tmp_path / "run", "--quiet", *arguments)
+def test_invalid_settings(arguments: list[str], part: str, tmp_path: Path, category: Path, refused: Run) -> None:
+    assert part in refused("train", category, "--out", tmp_path / "run", "--quiet", *arguments)
     assert not (tmp_path / "run").exists()

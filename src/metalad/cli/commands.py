@@ -92,18 +92,22 @@ def compare(options: Namespace) -> int:
 
 def methods(options: Namespace) -> int:
     """Run `metalad methods`."""
-    found = metalad.list_methods(options.name)
-    if options.name is not None:
-        method = found[0]
+    if options.name is None:
+        # `list_methods` imports all methods for their settings, and torch with them.
+        from metalad.methods import methods as registered
+
+        found = registered().values()
         if options.json:
-            print_json(asdict(method))
+            print_json([{"name": method.name, "summary": method.summary} for method in found])
         else:
-            print(f"{method.name}: {method.summary}\n")
-            _print_columns([(f"{setting.name}={setting.default}", setting.help) for setting in method.settings])
-    elif options.json:
-        print_json([{"name": method.name, "summary": method.summary} for method in found])
+            _print_columns([(method.name, method.summary) for method in found])
+        return 0
+    (method,) = metalad.list_methods(options.name)
+    if options.json:
+        print_json(asdict(method))
     else:
-        _print_columns([(method.name, method.summary) for method in found])
+        print(f"{method.name}: {method.summary}\n")
+        _print_columns([(f"{setting.name}={setting.default}", setting.help) for setting in method.settings])
     return 0
 
 
