@@ -73,8 +73,8 @@ def predict(
     Raises:
         ModelFileError: no usable model. DataError: no images there. ConfigError: an impossible setting.
         ImageError: an image cannot be read, and `strict` is set. RunError: `out` cannot be written, is in use, was
-        begun with other settings than it is resumed with, or a process was killed.
-        The first three are raised by the call, the others while results are taken.
+            begun with other settings than it is resumed with, or a process was killed.
+            The first three are raised by the call, the others while results are taken.
     """
     _check(batch_size, workers, format)
     files, folder = [Path(path) for path in paths], Path(out)
