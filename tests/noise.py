@@ -1,4 +1,4 @@
-"""An untrained model, and images of noise that it judges in no time."""
+"""A model of random weights, and images of noise, for tests of inference that need no training."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +16,11 @@ SIZE = (40, 24)
 
 
 def noise_run(folder: Path) -> Path:
-    """Write a run folder with an untrained, calibrated model; its threshold lies amid what noise images score."""
+    """Write a run folder with a calibrated model of random weights, which calls some of the noise images anomalous."""
     torch.manual_seed(0)
     detector = Metal(MetalConfig(image_size=(32, 32), patch_size=8, width=16, hidden_width=32, smoothing_sigma=1.0))
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    detector.conclude(pixels[:8], pixels[8:])
     summary = calibrate(detector, pixels[:8], pixels[8:])
     header = Header(
         method="metal",
@@ -29,7 +30,7 @@ def noise_run(folder: Path) -> Path:
         seed=0,
         protocol="default",
         training={},
-        images={},
+        images={"training": 8, "validation": 4, "skipped": 0},
         training_hash="",
         versions={},
         false_alarms=0.2,
@@ -40,7 +41,7 @@ def noise_run(folder: Path) -> Path:
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
-    """Write an image of noise at `path`: faint for an even seed, harsh for an odd one."""
+    """Write an image of noise at `path`: of low contrast for an even seed, of high contrast for an odd one."""
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     pixels = np.where(noise > 127, 255, 0).astype(np.uint8) if seed % 2 else noise // 4 + 96
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,6 @@ def draw_many(folder: Path, count: int) -> Path:
 
 
 def files_in(folder: Path) -> set[str]:
-    """Return the names of the files in a folder but for what `predict` keeps to itself."""
+    """Return the names of the files in a folder without those of the journal of `predict`."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {file.as_posix() for file in files if file.parts[0] != FOLDER}

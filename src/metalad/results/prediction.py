@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from metalad.results.regions import Region, find_regions
+from metalad.results.regions import Region, above, find_regions
 from metalad.runtime.files import write_json
 from metalad.visualization.overlay import draw_overlay, in_thresholds, overlay_suffix, save_picture, to_steps
 
@@ -46,7 +46,7 @@ class Result:
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
         """True where the anomaly map exceeds the threshold."""
-        return self.anomaly_map > self.threshold
+        return above(self.anomaly_map, self.threshold)
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:

@@ -44,9 +44,14 @@ class Region:
         return cls((left, top, width, height), values["area"], values["peak_score"], polygon)
 
 
+def above(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) -> Bool[np.ndarray, "height width"]:
+    """Return where the map exceeds the threshold, in double precision, in which scores are compared with it."""
+    return np.asarray(np.greater(anomaly_map, threshold, signature="dd->?"))
+
+
 def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) -> tuple[Region, ...]:
     """Return the regions above the threshold, the highest peak first, at most `MAX_REGIONS`."""
-    mask = anomaly_map > threshold
+    mask = above(anomaly_map, threshold)
     if not mask.any():
         return ()
     labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
