@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metalad.pipelines.compare import compare
     from metalad.pipelines.datasets import datasets
     from metalad.pipelines.demo import demo
+    from metalad.pipelines.demo_images import demo_images
     from metalad.pipelines.evaluate import evaluate
     from metalad.pipelines.fit import fit
     from metalad.pipelines.list_methods import MethodInfo, SettingInfo, list_methods
@@ -51,6 +52,7 @@ _MODULES = {
     "compare": "pipelines.compare",
     "datasets": "pipelines.datasets",
     "demo": "pipelines.demo",
+    "demo_images": "pipelines.demo_images",
     "evaluate": "pipelines.evaluate",
     "fit": "pipelines.fit",
     "list_methods": "pipelines.list_methods",
@@ -82,6 +84,7 @@ __all__ = [
     "compare",
     "datasets",
     "demo",
+    "demo_images",
     "evaluate",
     "fit",
     "list_methods",

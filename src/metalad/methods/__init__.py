@@ -1,9 +1,10 @@
-"""The register of methods: one line each, importable without torch.
+"""The registry of methods: one entry each, importable without torch.
 
-Another package adds its own through the entry-point group `metalad.methods`: the entry's name is the method's, its
-value names the detector class (`package.module:MyDetector`), and the module's `<Class>Config` lies beside it.
+Another package adds a method through the entry-point group `metalad.methods`: the entry's name is the method's, its
+value names the detector class (`package.module:MyDetector`), and the module also has the class `<Class>Config`.
 """
 
+import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,9 +21,9 @@ GROUP = "metalad.methods"
 
 @dataclass(frozen=True)
 class Method:
-    """A method's name, one line on it, and where its detector class lies (`module:Class`).
+    """A method's name, one line on it, and the location of its detector class (`module:Class`).
 
-    image_level: its paper judges whole images; the anomaly map is metalad's own.
+    image_level: its paper scores whole images; the anomaly map is metalad's own.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Method:
         return detector
 
     def load_config(self) -> "type[DetectorConfig]":
-        """Import the config class, which lies beside the detector class and is named after it."""
+        """Import the config class, which is in the module of the detector class and is named after it."""
         module, _, name = self.detector.partition(":")
         config: type[DetectorConfig] = getattr(import_module(module), f"{name}Config")
         return config
@@ -46,101 +47,105 @@ class Method:
 OWN = (
     Method(
         "metal",
-        "masked transformer that rebuilds each patch from the others (De Nardin 2022)",
+        "masked transformer that reconstructs each patch from the others (De Nardin 2022)",
         "metalad.methods.metal:Metal",
     ),
     Method(
         "metal_features",
-        "how far a pretrained network's features lie from the typical, and from what is usual at their place",
+        "distances of pretrained features from codebooks and positional Gaussians; the default",
         "metalad.methods.metal_features:MetalFeatures",
     ),
     Method(
         "patchcore",
-        "distance of each patch's feature from a bank of normal ones (Roth 2022)",
+        "distance of each patch's feature from a memory bank of good ones (Roth 2022)",
         "metalad.methods.patchcore:PatchCore",
     ),
-    Method("padim", "a normal law of features at each place (Defard 2021)", "metalad.methods.padim:Padim"),
+    Method(
+        "padim",
+        "Mahalanobis distance from a Gaussian of features at each position (Defard 2021)",
+        "metalad.methods.padim:Padim",
+    ),
     Method(
         "variation_model",
-        "each pixel's difference from its normal value, in its normal variation (Steger 2008)",
+        "each pixel's deviation from its mean, relative to its standard deviation (Steger 2008)",
         "metalad.methods.variation_model:VariationModel",
     ),
     Method(
         "feature_dictionary",
-        "distance of each window's feature from a few typical ones (Napoletano 2018)",
+        "distance of each window's feature from a small dictionary (Napoletano 2018)",
         "metalad.methods.feature_dictionary:FeatureDictionary",
     ),
     Method(
         "texture_inspection",
-        "how unlikely small patches are at each level of a pyramid (Böttger & Ulrich 2016)",
+        "likelihood of small patches at each level of a pyramid (Böttger & Ulrich 2016)",
         "metalad.methods.texture_inspection:TextureInspection",
     ),
     Method(
         "gt",
-        "a classifier of flips, shifts and turns, and the law of its answers (Golan & El-Yaniv 2018)",
+        "classifier of geometric transformations, and the distribution of its outputs (Golan & El-Yaniv 2018)",
         "metalad.methods.gt:GeometricTransformations",
         image_level=True,
     ),
     Method(
         "f_anogan",
-        "what a Wasserstein GAN cannot draw from an encoder's code (Schlegl 2019)",
+        "residual of a Wasserstein GAN with an encoder (Schlegl 2019)",
         "metalad.methods.f_anogan:FAnoGan",
     ),
     Method(
         "anogan",
-        "what a GAN cannot draw from any code that a search finds (Schlegl 2017)",
+        "residual of a GAN after a search for the best latent code (Schlegl 2017)",
         "metalad.methods.anogan:AnoGan",
     ),
     Method(
         "ocgan",
-        "autoencoder that can draw nothing but good images (Perera 2019)",
+        "autoencoder whose latent space is constrained to good images (Perera 2019)",
         "metalad.methods.ocgan:OcGan",
         image_level=True,
     ),
     Method(
         "vt_adl",
-        "likelihood of each patch's embedding by a transformer that must rebuild the image (Mishra 2021)",
+        "vision transformer that reconstructs, with a density of patch embeddings (Mishra 2021)",
         "metalad.methods.vt_adl:VtAdl",
     ),
     Method(
         "piade",
-        "error of an autoencoder that routes an image's features to two capsules (Mishra 2020)",
+        "autoencoder that routes features through capsules (Mishra 2020)",
         "metalad.methods.piade:Piade",
         image_level=True,
     ),
     Method(
         "l2_ae",
-        "squared error of an autoencoder that minimises it (Bergmann 2019)",
+        "convolutional autoencoder with squared error (Bergmann 2019)",
         "metalad.methods.l2_ae:L2Autoencoder",
     ),
     Method(
         "student_teacher",
-        "students that describe good patches as their teacher does, and disagree on others (Bergmann 2020)",
+        "students trained to match a teacher's features; error and variance (Bergmann 2020)",
         "metalad.methods.student_teacher:StudentTeacher",
     ),
     Method(
         "efficientad",
-        "a student that foretells a small teacher, and an autoencoder (Batzner 2024)",
+        "student of a small teacher, and an autoencoder (Batzner 2024)",
         "metalad.methods.efficientad:EfficientAD",
     ),
     Method(
         "mkd",
-        "a small network that clones a large one on good images, at several depths (Salehi 2021)",
+        "small network distilled from a large one at several depths (Salehi 2021)",
         "metalad.methods.mkd:MKD",
     ),
     Method(
         "vae",
-        "absolute error of a variational autoencoder (Baur 2018)",
+        "variational autoencoder with absolute error (Baur 2018)",
         "metalad.methods.vae:Vae",
     ),
     Method(
         "ssim_ae",
-        "structural dissimilarity of an autoencoder that minimises it (Bergmann 2019)",
+        "convolutional autoencoder with structural similarity (Bergmann 2019)",
         "metalad.methods.ssim_ae:SsimAutoencoder",
     ),
     Method(
         "lsa",
-        "error of an autoencoder, and surprise at its code, foretold number by number (Abati 2019)",
+        "autoencoder with an autoregressive density of its code (Abati 2019)",
         "metalad.methods.lsa:Lsa",
         image_level=True,
     ),
@@ -149,7 +154,7 @@ OWN = (
 
 @cache
 def methods() -> dict[str, Method]:
-    """Return every method by its name: ours, then those of installed packages.
+    """Return all methods by name: metalad's own, then those of installed packages.
 
     Raises:
         ConfigError: two methods of one name.
@@ -166,11 +171,15 @@ def methods() -> dict[str, Method]:
 
 
 def method_named(name: str) -> Method:
-    """Return a method by its name.
+    """Return a method by its name; hyphens count as underscores.
 
     Raises:
-        ConfigError: no such method; the text lists those there are.
+        ConfigError: no such method; the text names similar ones, or all.
     """
-    if name not in methods():
-        raise ConfigError(f"there is no method {name!r}; there are: {', '.join(methods())}")
-    return methods()[name]
+    known = methods()
+    found = name if name in known else name.replace("-", "_")
+    if found not in known:
+        similar = difflib.get_close_matches(found, known)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"there are: {', '.join(known)}"
+        raise ConfigError(f"there is no method {name!r}; {hint}")
+    return known[found]

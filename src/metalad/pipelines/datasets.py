@@ -1,4 +1,4 @@
-"""The data sets that are known by name, and whether a copy of one is whole."""
+"""The published data sets that are known by name, and checks of whether a copy of one is complete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ State = Literal["whole", "partial", "unreadable", "absent"]
 
 @dataclass(frozen=True)
 class CategoryCopy:
-    """What was found of a published category.
+    """A copy of a published category.
 
-    path: its folder; None where there is none of its name.
-    found: its numbers of images, of the parts that were published; empty where nothing can be read.
-    faults: what is missing, too much, or in the way; one line each.
+    path: its folder; None if there is none of its name.
+    found: its numbers of images, by published part; empty if nothing can be read.
+    faults: what is missing, superfluous or unreadable; one line each.
     """
 
     category: str
@@ -31,7 +31,7 @@ class CategoryCopy:
 
     @property
     def state(self) -> State:
-        """`whole` where a copy has what was published and nothing else."""
+        """`whole` if the copy has exactly what was published."""
         if not self.found:
             return "absent" if self.path is None else "unreadable"
         return "partial" if self.faults else "whole"
@@ -39,10 +39,15 @@ class CategoryCopy:
 
 @dataclass(frozen=True)
 class DataSetCopy:
-    """A data set, and the copy of each of its categories; none where no folder was given to look in."""
+    """A data set, and the copy of each of its categories; no copies if no folder was given."""
 
     data_set: DataSet
     copies: tuple[CategoryCopy, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.data_set.name
 
     @property
     def is_whole(self) -> bool:
@@ -50,7 +55,7 @@ class DataSetCopy:
         return all(copy.state == "whole" for copy in self.copies)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is known in JSON's own types."""
+        """Return the data set and its copies as JSON's own types."""
         copies = {copy.category: copy for copy in self.copies}
         return {
             "name": self.data_set.name,
@@ -65,7 +70,7 @@ class DataSetCopy:
         }
 
     def text(self) -> str:
-        """Return what is known as lines to read: the set, and each of its categories."""
+        """Return the data set and its copies as lines of text."""
         known = self.data_set
         lines = [f"{known.name}: {known.title} ({known.paper}; licence: {known.licence or 'see its authors'})"]
         width = max(len(category.name) for category in self.data_set.categories)
@@ -77,31 +82,31 @@ class DataSetCopy:
         return "\n".join([*lines, _summary(self.copies)] if copies else lines)
 
 
-def datasets(name: str | None = None, data: Path | None = None) -> tuple[DataSetCopy, ...]:
+def datasets(name: str | None = None, data: str | Path | None = None) -> tuple[DataSetCopy, ...]:
     """Return the data sets that are known by name, or one of them, and compare a copy of it with what was published.
 
-    Nothing is downloaded, and no image is decoded but masks that alone tell good from abnormal.
+    Nothing is downloaded. No image is decoded, except masks where they alone separate good from anomalous images.
 
     Args:
         name: of one set, such as `mvtec`, in any spelling; all by default.
-        data: the folder below which that set's categories lie, at most three floors deep.
+        data: the folder that contains that set's categories, at most three levels deep.
 
     Raises:
         ConfigError: no such set, or a folder without a set. DataError: `data` is no folder.
     """
     if name is None:
         if data is not None:
-            raise ConfigError(f"which data set is to be checked in {data}? give its name; `metalad datasets` tells all")
+            raise ConfigError(f"which data set is to be checked in {data}? give its name; `metalad datasets` lists them")
         return tuple(map(DataSetCopy, DATA_SETS))
     data_set = data_set_named(name)
     if data is None:
         return (DataSetCopy(data_set),)
-    folders = folders_below(data)
+    folders = folders_below(Path(data))
     return (DataSetCopy(data_set, tuple(_check(data_set, category, folders) for category in data_set.categories)),)
 
 
 def _check(data_set: DataSet, category: PublishedCategory, folders: Sequence[Path]) -> CategoryCopy:
-    """Compare the best folder of a category's name: a whole one, else the one that has most images."""
+    """Compare the best folder of a category's name: a complete one, or else the one with the most images."""
     best = CategoryCopy(category.name, None, {}, ("no folder of this name",))
     within = folders_named(folders, f"{data_set.name}/{category.name}")
     for folder in within or folders_named(folders, category.name):
@@ -111,7 +116,7 @@ def _check(data_set: DataSet, category: PublishedCategory, folders: Sequence[Pat
         if best.path is None or sum(copy.found.values()) > sum(best.found.values()):
             best = copy
     if not best.found and len(data_set.categories) == 1:
-        # It may lie in the given folder itself, whatever that is called.
+        # The given folder itself may be the category, under any name.
         itself = _compare(data_set, category, folders[0])
         return itself if itself.found else best
     return best
@@ -123,7 +128,7 @@ def _compare(data_set: DataSet, category: PublishedCategory, folder: Path) -> Ca
     except DataError as error:
         return CategoryCopy(category.name, folder, {}, (str(error),))
     if images.layout == PLAIN:
-        fault = f"{folder} holds images, but no folders or lists that tell which are good"
+        fault = f"{folder} holds images, but no folders or lists that say which are good"
         return CategoryCopy(category.name, folder, {}, (fault,))
     every = count_images(images)
     found = {part: every[part] for part in category.counts}
@@ -133,11 +138,11 @@ def _compare(data_set: DataSet, category: PublishedCategory, folder: Path) -> Ca
 
 
 def _masks_missing(data_set: DataSet, images: Category) -> tuple[str, ...]:
-    abnormal = [sample for sample in images.test if sample.abnormal]
-    unmasked = [sample for sample in abnormal if sample.mask is None]
+    anomalous = [sample for sample in images.test if sample.abnormal]
+    unmasked = [sample for sample in anomalous if sample.mask is None]
     if not data_set.masks or not unmasked:
         return ()
-    return (f"{len(unmasked)} of {len(abnormal)} abnormal test images have no mask, such as {unmasked[0].name}",)
+    return (f"{len(unmasked)} of {len(anomalous)} anomalous test images have no mask, such as {unmasked[0].name}",)
 
 
 def _lines(category: PublishedCategory, copy: CategoryCopy | None) -> list[str]:

@@ -4,7 +4,6 @@ Every public function that scores images goes through here, so that one image ge
 from a file, an array or the command line.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -80,8 +79,8 @@ class Threads:
 
     @classmethod
     def of_machine(cls) -> "Threads":
-        """Return as many workers as there are cores, up to `MAX_WORKERS`."""
-        cores = os.cpu_count() or 1
+        """Divide the threads of torch, by default one a core, among at most `MAX_WORKERS` workers."""
+        cores = torch.get_num_threads()
         workers = min(cores, MAX_WORKERS)
         # Threads of one matrix product that wait for each other cost more than half of the time of busy cores.
         return cls(workers, max(1, cores // workers))
