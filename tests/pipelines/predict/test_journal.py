@@ -1,4 +1,4 @@
-"""Stopped, killed and gone on with: the results of an undisturbed run, and no image judged twice."""
+"""A stopped or killed prediction is resumed to the results of an uninterrupted one, and no image is scored twice."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 
 from metalad.data.images import read_image
-from metalad.pipelines.predict import pipeline, predict
-from metalad.pipelines.predict.journal import FOLDER, Journal, ShardFile, found_in, shard_size
+from metalad.pipelines.predict import predict, saving
+from metalad.pipelines.predict.journal import FOLDER, Journal, ShardFile, shard_size, stored_lines
 from metalad.runtime.errors import RunError
 from metalad.runtime.files import exclusive_lock
 from tests.noise import draw_many, files_in, noise_run
@@ -38,7 +38,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted[path.name] += 1
         return read_image(path)
 
-    monkeypatch.setattr(pipeline, "read_image", counting)
+    monkeypatch.setattr(saving, "read_image", counting)
     return counted
 
 
@@ -53,53 +53,57 @@ def stopped(run: Path, folder: Path, out: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])
-def test_a_stopped_one_goes_on_with_the_rest(run: Path, tmp_path: Path, reads: Counter[str], after: int) -> None:
+def test_a_stopped_prediction_is_resumed_with_the_remaining_images(
+    run: Path, tmp_path: Path, reads: Counter[str], after: int
+) -> None:
     folder, out = draw_many(tmp_path / "in", 30), tmp_path / "out"
     (folder / "003.png").write_text("no image")
-    calm = list(predict(run, [folder], out, batch_size=2))
+    uninterrupted = list(predict(run, [folder], out, batch_size=2))
     shutil.rmtree(out)
     stopped(run, folder, out, after)
     assert not (out / "predictions.jsonl").exists()
     reads.clear()
-    draw_many(folder / "later", 2)  # what comes later is not part of it
+    draw_many(folder / "later", 2)  # the list of images is that of the start
     again = list(predict(run, [folder], out, batch_size=2, resume=True))
-    assert again == calm
+    assert again == uninterrupted
     assert reads == {f"{index:03}.png": 1 for index in range(after, 30)}
     lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [result.to_json() for result in calm]
+    assert [json.loads(line) for line in lines] == [result.to_dict() for result in uninterrupted]
 
 
-def test_a_finished_one_is_told_again_and_none_is_judged(run: Path, tmp_path: Path, reads: Counter[str]) -> None:
+def test_a_finished_prediction_is_read_again_and_no_image_is_scored(
+    run: Path, tmp_path: Path, reads: Counter[str]
+) -> None:
     folder, out = draw_many(tmp_path / "in", 3), tmp_path / "out"
     (folder / "001.png").write_text("no image")
-    calm = list(predict(run, [folder], out))
+    uninterrupted = list(predict(run, [folder], out))
     reads.clear()
-    assert list(predict(run, [folder], out, resume=True)) == calm
+    assert list(predict(run, [folder], out, resume=True)) == uninterrupted
     assert not reads
     assert [path.name for path in (out / FOLDER).iterdir() if path.name != "lock"] == ["plan.json"]
     draw_many(folder, 4)
-    assert len(list(predict(run, [folder], out))) == 4  # without --resume it begins anew
+    assert len(list(predict(run, [folder], out))) == 4  # without resume it starts again
 
 
-def test_killed_between_the_results_and_the_end(
+def test_a_prediction_killed_after_its_results_were_written_is_finished(
     run: Path, tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = draw_many(tmp_path / "in", 3), tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "finish", lambda _: None)
-        calm = list(predict(run, [folder], out))
+        uninterrupted = list(predict(run, [folder], out))
     reads.clear()
-    assert list(predict(run, [folder], out, resume=True)) == calm
+    assert list(predict(run, [folder], out, resume=True)) == uninterrupted
     assert not reads
     assert not (out / FOLDER / "sources.jsonl").exists()
 
 
-def test_resuming_what_never_began_begins(run: Path, tmp_path: Path) -> None:
+def test_resuming_in_an_empty_folder_starts_a_prediction(run: Path, tmp_path: Path) -> None:
     folder = draw_many(tmp_path / "in", 2)
     assert len(list(predict(run, [folder], tmp_path / "out", resume=True))) == 2
 
 
-def test_another_judgement_is_not_gone_on_with(run: Path, tmp_path: Path) -> None:
+def test_a_prediction_is_not_resumed_with_other_settings(run: Path, tmp_path: Path) -> None:
     folder, out = draw_many(tmp_path / "in", 12), tmp_path / "out"
     stopped(run, folder, out, 1)
     with pytest.raises(RunError, match="was started with scoring"):
@@ -109,33 +113,33 @@ def test_another_judgement_is_not_gone_on_with(run: Path, tmp_path: Path) -> Non
     with pytest.raises(RunError, match="was started with paths"):
         list(predict(run, [tmp_path], out, batch_size=2, resume=True))
     (out / FOLDER / "plan.json").write_text("{")
-    with pytest.raises(RunError, match=r"plan\.json is damaged; delete it to begin anew"):
+    with pytest.raises(RunError, match=r"plan\.json is damaged; delete it to start again"):
         predict(run, [folder], out, batch_size=2, resume=True)
 
 
-def test_two_do_not_write_into_one_folder(run: Path, tmp_path: Path) -> None:
+def test_two_predictions_cannot_write_into_one_folder(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     folder, out = draw_many(tmp_path / "in", 2), tmp_path / "out"
     with exclusive_lock(out / FOLDER / "lock", "predict"), pytest.raises(RunError, match="held by another predict"):
         list(predict(run, [folder], out))
 
 
-def test_a_line_that_was_cut_short_is_judged_again(run: Path, tmp_path: Path, reads: Counter[str]) -> None:
+def test_an_image_with_a_truncated_line_is_scored_again(run: Path, tmp_path: Path, reads: Counter[str]) -> None:
     folder, out = draw_many(tmp_path / "in", 12), tmp_path / "out"
     stopped(run, folder, out, 3)
-    calm = list(predict(run, [folder], tmp_path / "calm", batch_size=2))
+    uninterrupted = list(predict(run, [folder], tmp_path / "uninterrupted", batch_size=2))
     file = out / FOLDER / "shards" / "000000.jsonl"
     file.write_bytes(file.read_bytes()[:-5])
     (out / "maps" / f".{'0' * 16}.tmp").write_text("half a map")
     reads.clear()
     again = list(predict(run, [folder], out, batch_size=2, resume=True))
-    assert [result.score for result in again] == [result.score for result in calm]
+    assert [result.score for result in again] == [result.score for result in uninterrupted]
     assert sorted(reads) == [f"{index:03}.png" for index in range(2, 12)]
     assert not [name for name in files_in(out) if name.endswith(".tmp")]
 
 
 @given(st.integers(1, 10**7), st.integers(1, 1000), st.integers(0, 64))
-def test_shards_are_whole_batches_and_none_is_idle(images: int, batch_size: int, workers: int) -> None:
+def test_shards_are_whole_batches_and_enough_for_all_processes(images: int, batch_size: int, workers: int) -> None:
     size = shard_size(images, batch_size, workers)
     assert size % batch_size == 0
     assert 1 <= size <= max(256, batch_size) + batch_size
@@ -163,43 +167,43 @@ def command(run: Path, folder: Path, out: Path, *more: str) -> list[str]:
 
 
 def lines_in(out: Path) -> list[str]:
-    """Return the names of the images of which a shard's file holds a line."""
+    """Return the names of the images that have a line in a shard's file."""
     journal, names = Journal(out), []
     plan = journal.plan()
     assert plan is not None
     for shard in journal.shards(plan):
-        names += [source.name for source, _ in zip(shard.sources, found_in(shard), strict=False)]
+        names += [source.name for source, _ in zip(shard.sources, stored_lines(shard), strict=False)]
     return names
 
 
 def killed(how: signal.Signals, line: list[str], out: Path) -> int:
-    """Run a command, send it a signal when it has judged something, and return its exit code."""
+    """Run a command, send it a signal as soon as it has stored a result, and return its exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-    def known() -> int:
+    def stored() -> int:
         return sum(file.stat().st_size for file in (out / FOLDER).glob("shards/*.jsonl"))
 
-    before = known()
-    # Background jobs of a shell ignore SIGINT, and what they start inherits that.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = stored()
+    # Background jobs of a shell ignore SIGINT, and their child processes inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         started = subprocess.Popen(line, stdout=-3, stderr=subprocess.PIPE, text=True, env=environment)
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, handler)
     with started as process:
         deadline = time.monotonic() + 120
-        while known() <= before:
+        while stored() <= before:
             assert time.monotonic() < deadline
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.01)
         process.send_signal(how)
-        _, words = process.communicate()
-    assert "Traceback" not in words
+        _, stderr = process.communicate()
+    assert "Traceback" not in stderr
     return process.returncode
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-def test_killed_twice_among_processes_and_finished_here(run: Path, tmp_path: Path) -> None:
+def test_a_prediction_killed_twice_in_worker_processes_is_finished_in_this_one(run: Path, tmp_path: Path) -> None:
     folder, out = draw_many(tmp_path / "in", 200), tmp_path / "out"
 
     def times() -> dict[str, int]:
@@ -209,20 +213,22 @@ def test_killed_twice_among_processes_and_finished_here(run: Path, tmp_path: Pat
     assert not list(out.rglob(".*.tmp"))
     first = times()
     assert killed(signal.SIGKILL, command(run, folder, out, "--workers", "1", "--resume"), out) == -signal.SIGKILL
-    time.sleep(1)  # those whose caller was killed end by themselves
+    time.sleep(1)  # worker processes end by themselves when their parent was killed
     second = times()
     assert 0 < len(first) < len(second) < 200
     found = list(predict(run, [folder], out, batch_size=2, overlays=False, device="cpu", resume=True))
     for earlier in (first, second):
         assert {name: (out / "maps" / f"{name}.png").stat().st_mtime_ns for name in earlier} == earlier
-    calm = list(predict(run, [folder], tmp_path / "calm", batch_size=2, overlays=False, device="cpu"))
-    assert [(result.path, result.score) for result in found] == [(result.path, result.score) for result in calm]
-    for name in files_in(tmp_path / "calm") - {"predictions.jsonl"}:
-        assert (out / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
-    assert files_in(out) == files_in(tmp_path / "calm")
+    uninterrupted = list(predict(run, [folder], tmp_path / "uninterrupted", batch_size=2, overlays=False, device="cpu"))
+    assert [(result.path, result.score) for result in found] == [
+        (result.path, result.score) for result in uninterrupted
+    ]
+    for name in files_in(tmp_path / "uninterrupted") - {"predictions.jsonl"}:
+        assert (out / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
+    assert files_in(out) == files_in(tmp_path / "uninterrupted")
 
 
-def test_a_shards_file_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_new_shard_file_is_empty(tmp_path: Path) -> None:
     file = ShardFile(tmp_path / "deep" / "000000.jsonl")
-    assert file.found == []
+    assert file.stored == []
     file.close()

@@ -1,6 +1,5 @@
-"""Judging in other processes: the results, the files and the errors are those of one process."""
+"""Inference in other processes gives the results, files and errors of inference in this process."""
 
-import dataclasses
 import json
 import os
 import random
@@ -12,8 +11,10 @@ from unittest import mock
 
 import pytest
 
-from metalad.pipelines.predict import PredictedImage, elsewhere, predict
+from metalad.pipelines.predict import predict, remote
 from metalad.pipelines.predict.shards import answer
+from metalad.results.prediction import SavedPrediction
+from metalad.results.regions import Region
 from metalad.runtime.errors import ConfigError, ImageError, MetaladError, RunError
 from metalad.runtime.tasks import Answers, Task, TaskFailure
 from tests.noise import draw, draw_many, files_in, noise_run
@@ -34,20 +35,20 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def shuffled(function: str, tasks: Iterable[Task], workers: int, *, fresh: bool) -> Answers:
-    """Stand in for processes: four tasks are taken at a time, and answered here in any order."""
+    """Replace worker processes: of four waiting tasks, a random one is processed here."""
     assert (function, fresh) == ("metalad.pipelines.predict.shards:answer", False)
-    mixed = random.Random(workers)
+    rng = random.Random(workers)
     waiting: list[tuple[int, Task]] = []
     for pair in enumerate(tasks):
         waiting.append(pair)
         if len(waiting) == 4:
-            place, task = waiting.pop(mixed.randrange(4))
+            place, task = waiting.pop(rng.randrange(4))
             yield place, answer(json.loads(json.dumps(task)))
-    for place, task in mixed.sample(waiting, len(waiting)):
+    for place, task in rng.sample(waiting, len(waiting)):
         yield place, answer(json.loads(json.dumps(task)))
 
 
-def everyone(run: Path, folder: Path, **keywords: Any) -> tuple[list[PredictedImage], BaseException | None]:
+def predicted(run: Path, folder: Path, **keywords: Any) -> tuple[list[SavedPrediction], BaseException | None]:
     results, found = predict(run, [folder], Path("out"), batch_size=2, **keywords), []
     try:
         for result in results:
@@ -59,7 +60,7 @@ def everyone(run: Path, folder: Path, **keywords: Any) -> tuple[list[PredictedIm
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Images with unreadable ones among them, in a folder told by a relative path."""
+    """A relative path of a folder of images, some of them unreadable."""
     monkeypatch.chdir(tmp_path)
     draw_many(tmp_path / "in" / "deep", 21)
     for name in ("000.png", "013.png"):
@@ -68,30 +69,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("in")
 
 
-def test_processes_end_in_the_same_files(run: Path, folder: Path) -> None:
-    here, here_files = everyone(run, folder), contents(Path("out"))
-    there = everyone(run, folder, workers=2)
+def test_worker_processes_write_the_same_files(run: Path, folder: Path) -> None:
+    here, here_files = predicted(run, folder), contents(Path("out"))
+    there = predicted(run, folder, workers=2)
     assert there == here
     assert contents(Path("out")) == here_files
     assert len(here[0]) == 22
-    assert {result.abnormal for result in here[0]} == {True, False, None}
+    assert {result.is_anomalous for result in here[0]} == {True, False, None}
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ray_ends_in_the_same_files(run: Path, folder: Path) -> None:
+def test_ray_writes_the_same_files(run: Path, folder: Path) -> None:
     pytest.importorskip("ray", reason='Ray is not installed; pip install "metalad[ray]"', exc_type=ImportError)
-    here, here_files = everyone(run, folder), contents(Path("out"))
-    assert everyone(run, folder, ray="local", workers=2) == here
+    here, here_files = predicted(run, folder), contents(Path("out"))
+    assert predicted(run, folder, ray="local", workers=2) == here
     assert contents(Path("out")) == here_files
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("strict", [False, True])
-def test_whatever_shard_is_first_the_order_is_kept(run: Path, folder: Path, workers: int, strict: bool) -> None:
+def test_results_are_in_order_for_any_order_of_shards(run: Path, folder: Path, workers: int, strict: bool) -> None:
     (folder / "deep" / "000.png").unlink()
-    here, here_files = everyone(run, folder, strict=strict), contents(Path("out"))
-    with mock.patch.object(elsewhere, "in_processes", shuffled):
-        there = everyone(run, folder, strict=strict, workers=workers)
+    here, here_files = predicted(run, folder, strict=strict), contents(Path("out"))
+    with mock.patch.object(remote, "in_processes", shuffled):
+        there = predicted(run, folder, strict=strict, workers=workers)
     assert there[0] == here[0]
     assert repr(there[1]) == repr(here[1])
     assert isinstance(there[1], ImageError) == strict
@@ -99,26 +100,26 @@ def test_whatever_shard_is_first_the_order_is_kept(run: Path, folder: Path, work
         assert contents(Path("out")) == here_files
 
 
-def test_an_error_elsewhere_is_the_error_here(run: Path, folder: Path) -> None:
+def test_an_error_in_a_worker_is_raised_here(run: Path, folder: Path) -> None:
     (Path("out") / "maps").mkdir(parents=True)
     (Path("out") / "maps" / "deep").touch()
-    with mock.patch.object(elsewhere, "in_processes", shuffled):
-        found, error = everyone(run, folder, workers=1)
+    with mock.patch.object(remote, "in_processes", shuffled):
+        found, error = predicted(run, folder, workers=1)
     assert isinstance(error, RunError)
     assert "a file exists where a folder is needed" in str(error)
     assert len(found) == 1  # 000.png cannot be read and has no map
 
 
-def test_a_bug_elsewhere_keeps_its_traceback(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metalad.pipelines.predict.shards.predict_sources", lambda *_: 1 / 0)
+def test_a_bug_in_a_worker_keeps_its_traceback(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalad.pipelines.predict.shards.infer_stream", lambda *_: 1 / 0)
     with (
-        mock.patch.object(elsewhere, "in_processes", shuffled),
+        mock.patch.object(remote, "in_processes", shuffled),
         pytest.raises(RuntimeError, match="ZeroDivisionError"),
     ):
         list(predict(run, [folder], Path("out"), workers=1))
 
 
-def test_a_killed_process_is_one_line_and_nothing_is_begun_after_it(run: Path, folder: Path) -> None:
+def test_a_killed_worker_is_one_line_and_no_other_shard_is_started(run: Path, folder: Path) -> None:
     taken = 0
 
     def killed(_function: str, tasks: Iterator[Task], _workers: int, **_: object) -> Answers:
@@ -127,43 +128,49 @@ def test_a_killed_process_is_one_line_and_nothing_is_begun_after_it(run: Path, f
             taken += 1
             yield place, TaskFailure("its process ended with code -9") if place == 2 else answer(task)
 
-    with mock.patch.object(elsewhere, "in_processes", killed):
-        found, error = everyone(run, folder, workers=2)
-        assert str(error).startswith("judging stopped: its process ended with code -9; go on by --resume")
+    with mock.patch.object(remote, "in_processes", killed):
+        found, error = predicted(run, folder, workers=2)
+        assert str(error).startswith("predict stopped: its process ended with code -9; continue with --resume")
         assert len(found) == 4
         assert taken == 3
-    with mock.patch.object(elsewhere, "in_processes", shuffled):
-        again, error = everyone(run, folder, workers=2, resume=True)
+    with mock.patch.object(remote, "in_processes", shuffled):
+        again, error = predicted(run, folder, workers=2, resume=True)
     assert error is None
-    assert again == everyone(run, folder)[0]
+    assert again == predicted(run, folder)[0]
 
 
-def test_a_model_that_is_replaced_meanwhile_is_refused(run: Path, folder: Path) -> None:
+def test_a_model_that_was_replaced_during_the_prediction_is_an_error(run: Path, folder: Path) -> None:
     def replaced(_function: str, tasks: Iterator[Task], _workers: int, **_: object) -> Answers:
         for place, task in enumerate(tasks):
             yield place, answer({**task, "plan": {**task["plan"], "model": "another"}})
 
-    with mock.patch.object(elsewhere, "in_processes", replaced):
-        _, error = everyone(run, folder, workers=2)
-    assert "replaced by another" in str(error)
+    with mock.patch.object(remote, "in_processes", replaced):
+        _, error = predicted(run, folder, workers=2)
+    assert "another model replaced it during predict; start again without --resume" in str(error)
 
 
-def test_mistakes_are_told_at_the_call(run: Path, folder: Path) -> None:
-    for keywords, words in [
+def test_impossible_arguments_are_errors_of_the_call(run: Path, folder: Path) -> None:
+    for keywords, message in [
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"workers": 2, "device": "tpu"}, "there is no device 'tpu'"),
         ({"ray": "local", "device": "cuda:1"}, "which assigns the GPUs"),
     ]:
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             predict(run, [folder], Path("out"), **keywords)  # type: ignore[arg-type]
     with mock.patch.dict(sys.modules, {"ray": None}), pytest.raises(ConfigError, match=r'pip install "metalad\[ray\]"'):
         list(predict(run, [folder], Path("out"), ray="local"))
 
 
-def test_results_are_values() -> None:
-    """What JSON loses, the threshold of what cannot be read, is given back."""
-    for result in (
-        PredictedImage(Path("a"), 0.1, 0.5, False, Path("m"), None),
-        PredictedImage(Path("a"), None, 0.5, None, None, None, "cut short"),
-    ):
-        assert PredictedImage.from_json(json.loads(json.dumps(result.to_json())), 0.5) == dataclasses.replace(result)
+@pytest.mark.parametrize(
+    "result",
+    [
+        SavedPrediction(Path("a"), 0.1, 0.5, False, (), Path("m"), None),
+        SavedPrediction(
+            Path("a"), 0.7, 0.5, True, (Region((1, 2, 3, 4), 5, 0.7, ((1.5, 2.0), (3.0, 4.0))),), None, Path("o")
+        ),
+        SavedPrediction(Path("a"), None, 0.5, None, (), None, None, "truncated"),
+    ],
+)
+def test_a_result_is_read_back_from_json(result: SavedPrediction) -> None:
+    """JSON has no threshold of an unreadable image; the caller gives it."""
+    assert SavedPrediction.from_dict(json.loads(json.dumps(result.to_dict())), 0.5) == result

@@ -11,7 +11,7 @@ from metalad.pipelines.inference import Threads
 from metalad.pipelines.predict.journal import Journal, Plan, Shard, rebuilt, stored_lines
 from metalad.pipelines.predict.shards import ANSWER, task_of
 from metalad.results.prediction import SavedPrediction
-from metalad.runtime.errors import RunError, error_from_json
+from metalad.runtime.errors import ImageError, RunError, error_from_json
 from metalad.runtime.tasks import Answers, TaskFailure, TaskResources, gpus_on_ray, in_processes, on_ray
 from metalad.training.device import choose_device
 
@@ -115,6 +115,8 @@ def _raise(answer: dict[str, Any] | TaskFailure, shard: Shard, done: int) -> Non
     if "bug" in answer:
         raise RuntimeError(f"in another process:\n{answer['bug']}")
     if "error" in answer:
-        raise error_from_json(answer["error"])
+        error = error_from_json(answer["error"])
+        # With the path as it was given here; the worker has an absolute one.
+        raise ImageError(shard.sources[done].path, error.reason) if isinstance(error, ImageError) else error
     if done < len(shard.sources):
         raise RunError(f"{shard.file} lacks results; is its folder the same on every machine?")
