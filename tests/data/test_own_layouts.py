@@ -76,8 +76,8 @@ def test_published_folders_can_be_used_for_training_and_evaluation(tmp_path: Pat
     category = read(tmp_path, name)
     model = train(category.root, tmp_path / "run", method=VariationModelConfig(image_size=(32, 32)))
     assert sum(model.header.images.values()) == len(category.train)
-    report = evaluate(model.path, category.root)
-    assert len(report.verdicts) == len(category.test)
+    report = evaluate(model, category.root)
+    assert len(report.images) == len(category.test)
     assert report.chosen.metrics_original.pixel_auroc is not None
 
 

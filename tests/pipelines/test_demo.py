@@ -1,4 +1,4 @@
-"""The demo: the cookies are whole, may be shipped, and go through train and evaluate."""
+"""The demo: the images that ship with the package are complete and licensed, and the demo trains and evaluates."""
 
 from pathlib import Path
 from unittest import mock
@@ -18,9 +18,9 @@ def test_the_cookies_are_a_category_with_masks() -> None:
     assert {image_size(sample.path) for sample in (*category.train, *category.test)} == {(341, 256)}
 
 
-def test_the_licence_lies_beside_them_and_is_complete() -> None:
-    licence = (DATA / "LICENSE.txt").read_text(encoding="utf-8")
-    for words in (
+def test_the_license_of_the_images_is_complete() -> None:
+    license = (DATA / "LICENSE.txt").read_text(encoding="utf-8")
+    for text in (
         "© Amazon.com, Inc. or its affiliates",
         "github.com/aws-samples/amazon-lookout-for-vision",
         "computer-vision-defect-detection/cookie-dataset",
@@ -29,16 +29,16 @@ def test_the_licence_lies_beside_them_and_is_complete() -> None:
         "Changes made",
         "as-is",
     ):
-        assert words in licence
+        assert text in license
 
 
-def test_it_trains_resumes_and_evaluates_in_one_folder(tmp_path: Path) -> None:
+def test_the_demo_trains_or_resumes_and_evaluates_in_one_folder(tmp_path: Path) -> None:
     with mock.patch.object(module, "train") as train, mock.patch.object(module, "evaluate") as evaluate:
         report = evaluate.return_value
-        # The stand-in's report is no Report: the runtime check of the signature is stepped around.
+        # The return value of the mock is not a Report, so the check of types must be bypassed.
         undecorated = getattr(module.demo, "__wrapped__", module.demo)
         assert undecorated(tmp_path, method="metal", minutes=1.0, device="cpu") is report
     assert train.call_args == mock.call(
         DATA, tmp_path, method="metal", minutes=1.0, false_alarms=0.05, resume=True, device="cpu", progress=False
     )
-    assert evaluate.call_args == mock.call(tmp_path, DATA, device="cpu", progress=False)
+    assert evaluate.call_args == mock.call(train.return_value, DATA, out=tmp_path / "evaluation", progress=False)

@@ -1,4 +1,4 @@
-"""A painting is what the detector says of that image, at the image's own size."""
+"""The pictures of a test image, at the image's own size, are those of the detector's output."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from metalad.data.images import read_image, read_mask, resize_map
 from metalad.methods.metal import Metal
 from metalad.methods.variation_model import VariationModel, VariationModelConfig
 from metalad.nn.pixels import to_batch
-from metalad.pipelines.rendering import render
+from metalad.pipelines.rendering import infer_and_render
 from tests.cookies import cookies
 from tests.tiny import TINY, tiny_category
 
@@ -21,9 +21,10 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_category(tmp_path_factory.mktemp("data") / "cookie", train=2, good=1, defective=1)
 
 
-def test_a_painting_is_the_detectors_map_score_and_reconstruction(category: Path) -> None:
+def test_a_rendering_has_the_detectors_map_score_and_reconstruction(category: Path) -> None:
     torch.manual_seed(0)
     detector = Metal(TINY).eval()
+    detector.conclude(cookies(6), cookies(1))
     samples = read_category(category).test
     images = load_images(samples, TINY.image_size)
     with torch.inference_mode():
@@ -31,7 +32,7 @@ def test_a_painting_is_the_detectors_map_score_and_reconstruction(category: Path
         residuals = detector.residuals(batch)
         prediction = detector.predict(batch, residuals, "raw")
     for index, sample in enumerate(samples):
-        rendering = render(detector, sample, images.pixels[index], "raw")
+        rendering = infer_and_render(detector, sample, "raw", batch_size=2)
         size = read_image(sample.path).shape[:2]
         np.testing.assert_array_equal(rendering.image, read_image(sample.path))
         assert rendering.score == pytest.approx(float(prediction.score[index]), rel=1e-5)
@@ -53,7 +54,7 @@ def test_the_overlay_is_outlined_where_the_map_exceeds_the_threshold(category: P
     detector = VariationModel(VariationModelConfig(image_size=(32, 32), smoothing_sigma=1.0))
     detector.fit(cookies(6), seed=0)
     sample = next(sample for sample in read_category(category).test if sample.abnormal)
-    rendering = render(detector, sample, load_images([sample], (32, 32)).pixels[0], "raw")
+    rendering = infer_and_render(detector, sample, "raw", batch_size=1)
     highest = float(rendering.anomaly_map.max())
     np.testing.assert_array_equal(rendering.overlay(100 * highest), rendering.image)
     assert (rendering.overlay(highest / 2) == (0, 229, 204)).all(-1).any()

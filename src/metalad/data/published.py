@@ -271,7 +271,7 @@ DAGM = DataSet(
 
 HEAD_CT = DataSet(
     "headct",
-    "Head CT haemorrhage",
+    "Head CT hemorrhage",
     "F. Kitamura 2018",
     None,
     _categories(_WHOLE, {"headct": (100, 100)}, headct=("head_ct_hemorrhage",)),

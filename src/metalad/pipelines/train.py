@@ -225,6 +225,8 @@ def calibrated_model(
         false_alarms=run.false_alarms,
         thresholds={scoring: detector.threshold(run.false_alarms, scoring) for scoring in SCORINGS},
     )
+    # With lists for tuples, as a header that is read from a file.
+    header = Header(**json.loads(json.dumps(dataclasses.asdict(header))))
     return StoredModel(detector, header, None)
 
 
