@@ -6,7 +6,14 @@ from pathlib import Path
 from benchmarks.harness.studies import FOLDER, PREFIX, read_study, study_cells, study_origin, study_path
 from benchmarks.harness.suite_run import known_rows
 from benchmarks.harness.suites import suites
-from benchmarks.harness.tables import defect_table, list_of_suites, markdown, suite_table, wrapped
+from benchmarks.harness.tables import (
+    defect_table,
+    list_of_suites,
+    markdown,
+    suite_table,
+    summary_table,
+    wrapped,
+)
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import write_text
 
@@ -15,6 +22,8 @@ OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 SUITES = "suites"
 DEFECTS = "defects:"
 """Prefix of a suite's name for its table by defect type."""
+SUMMARY = "summary:"
+"""Prefix of a suite's name for its short table."""
 
 
 def fill(text: str, results: Path, where: str) -> str:
@@ -22,7 +31,8 @@ def fill(text: str, results: Path, where: str) -> str:
 
     Args:
         text: the page; a block named `suites` contains the list of suites, `study:NAME` the findings of a study,
-            `defects:SUITE` the table of a suite by defect type, and any other name the table of that suite.
+            `defects:SUITE` the table of a suite by defect type, `summary:SUITE` its short table, and any other name
+            the table of that suite.
         results: the folder of rows.
         where: the page's name in error messages.
 
@@ -38,8 +48,10 @@ def fill(text: str, results: Path, where: str) -> str:
             return f"{block[1]}{list_of_suites()}{block[4]}"
         if name.startswith(PREFIX):
             return f"{block[1]}{_study_table(results, name.removeprefix(PREFIX), where)}{block[4]}"
-        table = defect_table if name.startswith(DEFECTS) else suite_table
-        name = name.removeprefix(DEFECTS)
+        table = suite_table
+        for prefix, other in ((DEFECTS, defect_table), (SUMMARY, summary_table)):
+            if name.startswith(prefix):
+                table, name = other, name.removeprefix(prefix)
         if name not in suites():
             raise ConfigError(f"{where}: there is no suite {name!r} for a table; there are: {', '.join(suites())}")
         return f"{block[1]}{table(suites()[name], known_rows(results, suites()[name]))}{block[4]}"

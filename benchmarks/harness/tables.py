@@ -105,6 +105,17 @@ def defect_table(suite: Suite, rows: Mapping[str, ResultRow]) -> str:
     return f"{markdown(header, cells)}\n{_caption(suite, rows, DEFECT_LEGEND)}\n"
 
 
+def summary_table(suite: Suite, rows: Mapping[str, ResultRow]) -> str:
+    """Return a short table of a suite as Markdown, for the scoring that each configuration uses by default.
+
+    Raises:
+        RunError: see `suite_table`.
+    """
+    lines = [line for line in _lines(suite, rows) if line.rows and line.scoring == line.rows[0].config["scoring"]]
+    cells = [[column(line) for _, column in SUMMARY_COLUMNS] for line in lines]
+    return f"{markdown([title for title, _ in SUMMARY_COLUMNS], cells)}\n{_caption(suite, rows, SUMMARY_LEGEND)}\n"
+
+
 def list_of_suites() -> str:
     """Return the list of suites as Markdown."""
     lines = [[f"`{suite.name}`", suite.summary] for suite in suites().values()]
@@ -272,7 +283,16 @@ _COMMON = (
     "GPU only if no row is from a CPU. Rows: "
 )
 
+SUMMARY_LEGEND = "summary"
+SUMMARY_COLUMNS: tuple[Column, ...] = (
+    ("category", lambda line: line.category),
+    ("method", lambda line: line.label),
+    ("image AUROC", lambda line: _mean(line.values("image_auroc"), 3)),
+    ("pixel AUROC to FPR 0.3", lambda line: _mean(line.values("pixel_auroc_fpr30"), 3)),
+    ("pixel AP", lambda line: _mean(line.values("pixel_ap"), 3)),
+)
 LEGENDS: Mapping[str, str] = {
+    SUMMARY_LEGEND: "Trained on good images only, with defaults; mean ± standard deviation over three seeds. Rows: ",
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and the full pixel "
     "AUROC, at the model's resolution; the paper's number may be either, so it is compared with both. Image-level "
     "methods have no pixel metrics. *image*: image AUROC. " + _COMMON,
