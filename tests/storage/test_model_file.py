@@ -1,3 +1,5 @@
+"""The model file: content, checksum, refusal of damaged and foreign files, and thresholds."""
+
 import dataclasses
 import json
 import pickle
@@ -23,9 +25,10 @@ from tests.tiny import TINY
 
 
 def trained(kind: Kind = "position") -> Detector:
-    """A detector with random weights that has its units and its scores."""
+    """Return a detector with random weights, calibrated, with scores for its threshold."""
     torch.manual_seed(0)
     detector = Metal(TINY).eval()
+    detector.conclude(cookies(6), cookies(8)[6:])
     with torch.no_grad():
         detector.calibration = Calibration.fit(kind, detector.residuals(to_batch(cookies(4))))
     for index, scoring in enumerate(SCORINGS):
@@ -52,7 +55,7 @@ def header(kind: Kind = "position") -> Header:
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a sound model file."""
+    """The bytes of a valid model file."""
     path = tmp_path_factory.mktemp("model") / FILE_NAME
     write_model(path, trained(), header())
     return path.read_bytes()
@@ -60,7 +63,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[[bytes], str]:
-    """Read a file of the given bytes, and return the one line that says why it cannot be."""
+    """Read a file of the given bytes, which must fail, and return the error message."""
 
     def read(content: bytes) -> str:
         path = tmp_path / "any.safetensors"
@@ -74,7 +77,7 @@ def refused(tmp_path: Path) -> Callable[[bytes], str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
+def test_a_read_model_equals_the_written_one_in_every_bit(tmp_path: Path, kind: Kind) -> None:
     written, path = trained(kind), tmp_path / "run" / FILE_NAME
     write_model(path, written, header(kind))
     model = read_model(path.parent)
@@ -95,8 +98,8 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_equal_models_are_equal_files(tmp_path: Path) -> None:
-    """safetensors alone writes its metadata in an order that chance decides."""
+def test_equal_models_give_equal_files(tmp_path: Path) -> None:
+    """The library safetensors writes the metadata in a random order."""
     detector, files = trained(), set()
     for _ in range(12):
         write_model(tmp_path / "model", detector, header())
@@ -104,8 +107,8 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     assert len(files) == 1
 
 
-def test_the_file_is_plain_safetensors(content: bytes) -> None:
-    """Whoever has the safetensors library can read tensors and header."""
+def test_the_file_is_a_valid_safetensors_file(content: bytes) -> None:
+    """The library safetensors can read tensors and header."""
     names = set(load(content))
     assert {"decoder.0.weight", "calibration.whitening", "normal_scores_raw"} <= names
     end = 8 + int.from_bytes(content[:8], "little")
@@ -115,7 +118,7 @@ def test_the_file_is_plain_safetensors(content: bytes) -> None:
     assert json.loads(metadata["metalad"])["format"] == FORMAT
 
 
-def test_a_byte_altered_anywhere_in_the_header_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+def test_any_altered_byte_of_the_header_is_detected(content: bytes, refused: Callable[[bytes], str]) -> None:
     end = 8 + int.from_bytes(content[:8], "little")
     for position in [*range(16), *range(16, end, 11)]:
         for change in (0x01, 0x80):
@@ -124,7 +127,7 @@ def test_a_byte_altered_anywhere_in_the_header_is_seen(content: bytes, refused: 
             refused(bytes(altered))
 
 
-def test_a_byte_altered_in_any_tensor_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+def test_any_altered_byte_of_a_tensor_is_detected(content: bytes, refused: Callable[[bytes], str]) -> None:
     end = 8 + int.from_bytes(content[:8], "little")
     for position in [end, len(content) - 1, *np.random.default_rng(0).integers(end, len(content), 40)]:
         altered = bytearray(content)
@@ -132,7 +135,7 @@ def test_a_byte_altered_in_any_tensor_is_seen(content: bytes, refused: Callable[
         assert "checksum differs" in refused(bytes(altered))
 
 
-def test_a_file_cut_short_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+def test_a_truncated_file_is_refused(content: bytes, refused: Callable[[bytes], str]) -> None:
     end = 8 + int.from_bytes(content[:8], "little")
     for length in [
         0,
@@ -153,14 +156,14 @@ def test_a_file_cut_short_is_seen(content: bytes, refused: Callable[[bytes], str
         assert "copy it again or train anew" in refused(content[:length])
 
 
-def test_a_file_with_something_behind_it_is_seen(content: bytes, refused: Callable[[bytes], str]) -> None:
+def test_a_file_with_appended_bytes_is_refused(content: bytes, refused: Callable[[bytes], str]) -> None:
     refused(content + b"\0")
     refused(content + content)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=200), st.booleans())
-def test_bytes_of_any_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, framed: bool) -> None:
+def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, framed: bool) -> None:
     path = tmp_path_factory.mktemp("any") / "model"
     path.write_bytes(len(data).to_bytes(8, "little") + data if framed else data)
     with pytest.raises(ModelFileError):
@@ -171,30 +174,30 @@ def with_header(content: bytes, text: str) -> bytes:
     return save(load(content), {"metalad": text, "sha256": "0" * 64})
 
 
-def test_a_newer_format_is_said_to_be_newer(content: bytes, refused: Callable[[bytes], str]) -> None:
-    text = json.dumps({**dataclasses.asdict(header()), "format": FORMAT + 1, "more": "to come"})
+def test_a_newer_format_is_refused_with_a_remedy(content: bytes, refused: Callable[[bytes], str]) -> None:
+    text = json.dumps({**dataclasses.asdict(header()), "format": FORMAT + 1, "new": "entry"})
     assert "install a newer metalad" in refused(with_header(content, text))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "3", "{", '{"format":', "[" * 100_000])
-def test_a_header_that_is_none_is_refused(content: bytes, refused: Callable[[bytes], str], text: str) -> None:
+def test_an_invalid_header_is_refused(content: bytes, refused: Callable[[bytes], str], text: str) -> None:
     assert "header is damaged" in refused(with_header(content, text))
 
 
-class Bomb:
-    """Leaves a mark when it is unpickled."""
+class Touch:
+    """Creates a file when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return Path.touch, (self.mark,)
+        return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("length", [0x10280, 0x10380, 0x10480, 0x10580])
-def test_a_head_whose_length_looks_like_a_pickle_is_read(content: bytes, tmp_path: Path, length: int) -> None:
+def test_a_file_that_begins_like_a_pickle_by_its_length_is_read(content: bytes, tmp_path: Path, length: int) -> None:
     head = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip()
-    longer = length - 3 - len(head)  # the head is filled up with spaces to a multiple of eight bytes
+    longer = length - 3 - len(head)  # the head is padded with spaces to a multiple of 8 bytes
     padded = dataclasses.replace(header(), category="c" * (len("cookie") + longer))
     write_model(tmp_path / FILE_NAME, trained(), padded)
     assert (tmp_path / FILE_NAME).read_bytes()[:2] == length.to_bytes(8, "little")[:2]
@@ -202,34 +205,34 @@ def test_a_head_whose_length_looks_like_a_pickle_is_read(content: bytes, tmp_pat
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_is_refused_unopened(tmp_path: Path, refused: Callable[[bytes], str], protocol: int) -> None:
-    said = refused(pickle.dumps(Bomb(tmp_path / "mark"), protocol))
-    assert not (tmp_path / "mark").exists()
-    if protocol >= 2:  # older ones are text, like anything else
-        assert "never read" in said
+def test_a_pickle_is_refused_without_opening_it(tmp_path: Path, refused: Callable[[bytes], str], protocol: int) -> None:
+    message = refused(pickle.dumps(Touch(tmp_path / "touched"), protocol))
+    assert not (tmp_path / "touched").exists()
+    if protocol >= 2:  # the older protocols are text and cannot be recognized
+        assert "never read" in message
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_torch_save_is_refused_unopened(
+def test_a_file_of_torch_save_is_refused_without_opening_it(
     tmp_path: Path, refused: Callable[[bytes], str], zipped: bool
 ) -> None:
     torch.save(trained().state_dict(), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
     assert "never read" in refused((tmp_path / "model.pt").read_bytes())
 
 
-def test_safetensors_of_others_are_refused(refused: Callable[[bytes], str]) -> None:
+def test_a_safetensors_file_of_another_program_is_refused(refused: Callable[[bytes], str]) -> None:
     assert "not written by metalad" in refused(save({"weight": torch.zeros(3)}))
     assert "not written by metalad" in refused(save({"weight": torch.zeros(3)}, {"format": "pt"}))
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_file_is_an_error_with_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=f"{tmp_path}: no {FILE_NAME} there; train it first"):
         read_model(tmp_path)
     with pytest.raises(ModelFileError, match="give a run folder or a model file"):
         find_model(tmp_path / "missing")
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_model_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").write_bytes(b"x")
 
     def denied(*_: object, **__: object) -> None:
@@ -247,13 +250,13 @@ def test_tensors_that_do_not_fit_the_settings_are_refused(tmp_path: Path) -> Non
         read_model(tmp_path / "model")
 
 
-def test_an_unknown_method_is_named(tmp_path: Path) -> None:
+def test_a_model_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path / "model", trained(), dataclasses.replace(header(), method="alchemy"))
     with pytest.raises(ConfigError, match="no method 'alchemy'; there are: metal"):
         read_model(tmp_path / "model")
 
 
-def test_thresholds_follow_the_wanted_rate_and_scoring(tmp_path: Path) -> None:
+def test_thresholds_depend_on_rate_and_scoring(tmp_path: Path) -> None:
     write_model(tmp_path / "model", trained(), header())
     model = read_model(tmp_path / "model")
     assert model.threshold() == model.threshold(0.01, "calibrated") > model.threshold(0.1)
@@ -265,14 +268,14 @@ def test_thresholds_follow_the_wanted_rate_and_scoring(tmp_path: Path) -> None:
             model.threshold(rate)
 
 
-def test_a_rate_that_few_images_cannot_show_is_cautioned_against(tmp_path: Path) -> None:
+def test_a_rate_that_the_images_do_not_support_gives_a_warning(tmp_path: Path) -> None:
     detector = trained()
     images = len(detector.get_buffer("normal_scores_calibrated"))
     write_model(tmp_path / "model", detector, header())
     model = read_model(tmp_path / "model")
-    shown = smallest_supported_rate(images)
-    words = model.caution(0.5 / images)
-    assert words is not None
-    assert f"{images} good images" in words
-    assert words.endswith(f"--false-alarms {shown:g} would set it at {model.threshold(shown):.4g}")
-    assert model.caution(shown) is None
+    supported = smallest_supported_rate(images)
+    warning = model.caution(0.5 / images)
+    assert warning is not None
+    assert f"{images} good images" in warning
+    assert warning.endswith(f"--false-alarms {supported:g} would set it at {model.threshold(supported):.4g}")
+    assert model.caution(supported) is None

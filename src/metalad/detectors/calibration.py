@@ -126,7 +126,9 @@ class Calibration(nn.Module):
     def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Estimate the moments from the residuals of good images."""
         content = Content.fit(_reconstruction(residuals)) if kind == "content" else None
-        fitted = cls(kind, whitening(_moments(kind, content, residuals, prior_images), MIN_VARIANCE), content)
+        matrices = whitening(_moments(kind, content, residuals, prior_images), MIN_VARIANCE)
+        # Contiguous, as it is read from a file: the memory layout can change the last bits of a distance.
+        fitted = cls(kind, matrices.contiguous(), content)
         if residuals.distances is not None:
             fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
             # Every second pixel in each direction: neighbors are nearly equal.
