@@ -1,4 +1,4 @@
-"""Compare: its numbers are those of each run's own report, and its page has every run and the very images."""
+"""Compare: the numbers are those of each run's own report, and the page shows every run and the test images."""
 
 import base64
 import io
@@ -21,8 +21,8 @@ from metalad.results.comparison import Comparison
 from metalad.results.report import METRIC_NAMES
 from metalad.runtime.errors import ConfigError, DataError, MetaladError, ModelFileError, RunError
 from metalad.visualization.pictures import data_uri, thumbnail
-from tests.tiny import TINY, tiny_category
 from tests.results.pages.test_report_page import Page
+from tests.tiny import TINY, tiny_category
 
 NAMES = ("one", "two", "three")
 
@@ -34,14 +34,14 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(category: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three runs, the last not evaluated; their thresholds are low enough for something to stand out."""
+    """Three runs, the last one not evaluated; the thresholds are low enough for some anomalous images."""
     folder = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(NAMES[:2]):
         train(category, folder / name, method=TINY, seed=seed, epochs=1, false_alarms=0.3)
     plain = VariationModelConfig(image_size=(48, 48), smoothing_sigma=1.0)
     train(category, folder / NAMES[2], method=plain, false_alarms=0.3)
     for name in NAMES[:2]:
-        evaluate(folder / name, category)
+        evaluate(folder / name, category, out=folder / name / "evaluation")
     return [folder / name for name in NAMES]
 
 
@@ -60,7 +60,7 @@ def stored(run: Path) -> dict[str, object]:
     return found
 
 
-def test_every_number_is_the_one_in_the_runs_own_report(comparison: Comparison, runs: list[Path]) -> None:
+def test_every_number_is_that_of_the_runs_own_report(comparison: Comparison, runs: list[Path]) -> None:
     found = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     places = {"model": ("metrics_model", "metrics"), "original": ("metrics_original", "metrics_original")}
     for run in runs:
@@ -75,15 +75,15 @@ def test_every_number_is_the_one_in_the_runs_own_report(comparison: Comparison, 
                     for row in scoring["per_defect"]:
                         each = found["per_defect"][scoring["name"]][resolution][row["defect"]][metric]
                         assert each[run.name] == row[part][metric]
-        scores = {verdict["path"]: verdict["score"] for verdict in report["verdicts"]}
+        scores = {image["path"]: image["score"] for image in report["images"]}
         assert all(entry["score"][run.name] == scores[entry["path"]] for entry in found["shown"])
 
 
-def test_the_page_has_every_runs_columns_and_numbers(comparison: Comparison, page: Path, runs: list[Path]) -> None:
+def test_the_page_has_columns_and_numbers_of_every_run(comparison: Comparison, page: Path, runs: list[Path]) -> None:
     read = Page(page)
     rows = [attrs for attrs in read.all("tr") if "data-path" in attrs]
-    verdicts = comparison.reports[0].images
-    assert [attrs["data-path"] for attrs in rows] == [verdicts[choice.index].path for choice in comparison.choices]
+    images = comparison.reports[0].images
+    assert [attrs["data-path"] for attrs in rows] == [images[choice.index].path for choice in comparison.choices]
     assert [attrs["data-reason"] for attrs in rows] == [choice.reason for choice in comparison.choices]
     labels = [str(attrs["data-label"]) for attrs in read.all("td") if "data-label" in attrs]
     assert len(labels) == 6 * (2 + len(runs))
@@ -97,7 +97,7 @@ def test_the_page_has_every_runs_columns_and_numbers(comparison: Comparison, pag
             assert row.count("number best") == sum(place in line.best for line in block.lines)
 
 
-def test_curves_of_all_runs_share_a_plot(page: Path) -> None:
+def test_each_plot_has_the_curves_of_all_runs(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     plots = re.findall(r"<figure><figcaption>(.*?)</figcaption>(.*?)</figure>", text, re.DOTALL)
     assert len(plots) == 8
@@ -106,7 +106,7 @@ def test_curves_of_all_runs_share_a_plot(page: Path) -> None:
         assert all(f"{name}  " in svg for name in NAMES)
 
 
-def test_the_pictures_are_the_images_of_the_category(comparison: Comparison, page: Path, category: Path) -> None:
+def test_the_pictures_are_those_of_the_test_images(comparison: Comparison, page: Path, category: Path) -> None:
     read = Page(page)
     pictures = {str(attrs["alt"]): str(attrs["src"]) for attrs in read.all("img")}
     path = comparison.reports[0].images[comparison.choices[0].index].path
@@ -121,7 +121,7 @@ def decoded(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert("RGB")
 
 
-def test_the_page_reaches_for_nothing_outside_itself(comparison: Comparison, page: Path) -> None:
+def test_the_page_has_no_external_references(comparison: Comparison, page: Path) -> None:
     assert comparison.choices
     read = Page(page)
     for _, attrs in read.elements:
@@ -131,13 +131,13 @@ def test_the_page_reaches_for_nothing_outside_itself(comparison: Comparison, pag
     assert len(ids) == len(set(ids))
 
 
-def test_reports_alone_are_enough_and_pictures_come_from_where_they_were(
+def test_without_data_the_pictures_are_read_from_the_evaluated_folder(
     runs: list[Path], comparison: Comparison, tmp_path: Path, category: Path
 ) -> None:
     again = compare(runs, out=tmp_path / "a.html", images=6)
     assert again == comparison
     assert (tmp_path / "a.html").read_text(encoding="utf-8").count('src="data:image/') == 6 * (2 + len(runs))
-    hidden = category.rename(category.with_name("elsewhere"))
+    hidden = category.rename(category.with_name("moved"))
     try:
         assert compare(runs, out=tmp_path / "b.html", images=6) == comparison
     finally:
@@ -147,7 +147,7 @@ def test_reports_alone_are_enough_and_pictures_come_from_where_they_were(
     assert "give their folder as --data" in text
 
 
-def test_the_command_prints_the_same(
+def test_the_command_prints_the_comparison(
     runs: list[Path], comparison: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["compare", *map(str, runs), "--out", str(tmp_path / "c.html"), "--images", "6", "--quiet"]
@@ -161,7 +161,7 @@ def test_the_command_prints_the_same(
     assert shown.endswith(f"page: {tmp_path / 'c.html'}\n")
 
 
-# What cannot be
+# Errors
 
 
 def copied(run: Path, to: Path) -> Path:
@@ -175,19 +175,19 @@ def test_runs_that_were_not_evaluated_need_data(runs: list[Path], tmp_path: Path
         compare([runs[1], bare], out=tmp_path / "page.html")
 
 
-def test_a_damaged_report_and_a_report_of_another_model_are_refused(runs: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_report_or_one_of_another_model_is_an_error(runs: list[Path], tmp_path: Path) -> None:
     other = copied(runs[0], tmp_path / "other")
     shutil.copy(runs[1] / "model.safetensors", other / "model.safetensors")
-    with pytest.raises(RunError, match="other was trained anew since it was evaluated"):
+    with pytest.raises(RunError, match="other was trained again since it was evaluated"):
         compare([runs[1], other], out=tmp_path / "page.html")
-    for content in ("{", "[]", '{"category": "cookie"}', json.dumps(stored(runs[0]) | {"verdicts": [1]})):
+    for content in ("{", "[]", '{"category": "cookie"}', json.dumps(stored(runs[0]) | {"images": [1]})):
         (other / "evaluation" / "report.json").write_text(content, encoding="utf-8")
         with pytest.raises(RunError, match=r"cannot use .*report\.json .*; evaluate .*other again"):
             compare([runs[1], other], out=tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
-def test_images_that_are_others_now_are_refused(runs: list[Path], category: Path, tmp_path: Path) -> None:
+def test_images_changed_since_the_evaluation_are_an_error(runs: list[Path], category: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(category, tmp_path / "cookie"))
     for image in (changed / "test").rglob("*.jpg"):
         Image.fromarray(255 - read_image(image)).save(image)
@@ -198,11 +198,11 @@ def test_images_that_are_others_now_are_refused(runs: list[Path], category: Path
         compare(runs[:2], data=changed, out=tmp_path / "page.html")
 
 
-def test_each_run_is_given_once_and_named_apart(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_are_given_once_and_get_different_names(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is given twice"):
         run_names([runs[0], runs[0] / "model.safetensors"])
-    namesake = copied(runs[0], tmp_path / "elsewhere" / "one")
-    assert run_names([runs[0], namesake]) == [f"{runs[0].parent.name}/one", "elsewhere/one"]
+    namesake = copied(runs[0], tmp_path / "other" / "one")
+    assert run_names([runs[0], namesake]) == [f"{runs[0].parent.name}/one", "other/one"]
     assert run_names(runs) == list(NAMES)
 
 
@@ -210,7 +210,7 @@ def test_each_run_is_given_once_and_named_apart(runs: list[Path], tmp_path: Path
     ("names", "images", "kind"),
     [(NAMES[:1], 3, ConfigError), (NAMES, -1, ConfigError), ((*NAMES, "four"), 3, ModelFileError)],
 )
-def test_bad_input_is_one_line(
+def test_impossible_arguments_are_errors_of_one_line(
     names: tuple[str, ...], images: int, kind: type[MetaladError], runs: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(kind) as failure:
