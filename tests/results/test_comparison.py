@@ -1,4 +1,4 @@
-"""A comparison's choices follow their rule whatever the scores, and what is marked as best is best."""
+"""Comparisons: the selected images, the best values, and what cannot be compared."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalad.results.comparison import DISAGREEMENT, EXTREMES, best, choose, compared, comparison_table
-from metalad.results.report import METRIC_NAMES, Confusion, DefectRow, Metrics, Report, ScoringReport, EvaluatedImage
+from metalad.results.report import METRIC_NAMES, Confusion, DefectRow, EvaluatedImage, Metrics, Report, ScoringReport
 from metalad.runtime.errors import ConfigError, DataError
 
 
 def report(scores: list[float], *, value: float = 0.5, threshold: float = 2.0, size: int = 32) -> Report:
-    """A report on images that are good and defective by turns."""
-    verdicts = tuple(
+    """Return a report on images that are alternately good and defective."""
+    images = tuple(
         EvaluatedImage(
             f"test/{index}.png", "hole" if index % 2 else "good", bool(index % 2), score, score, score > threshold
         )
@@ -29,17 +29,17 @@ def report(scores: list[float], *, value: float = 0.5, threshold: float = 2.0, s
         )
         for name in ("calibrated", "raw")
     )
-    return Report("cookie", "metal", "run", (size, size), 4.0, scorings, verdicts)
+    return Report("cookie", "metal", "run", (size, size), 4.0, scorings, images)
 
 
 RUNS = [report([1.0, 8.0, 1.0, 3.0]), report([3.0, 4.0, 1.5, 0.5], value=0.75)]
 
 
-# What is chosen
+# Selected images
 
 
 @given(st.data())
-def test_disagreements_come_first_the_surest_first_and_nothing_comes_twice(data: st.DataObject) -> None:
+def test_disagreements_come_first_in_order_of_certainty_and_no_image_comes_twice(data: st.DataObject) -> None:
     runs, images = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 9))
     count = data.draw(st.integers(0, 12))
     numbers = st.lists(st.integers(-40, 40), min_size=runs * images, max_size=runs * images)
@@ -58,11 +58,11 @@ def test_disagreements_come_first_the_surest_first_and_nothing_comes_twice(data:
     assert surest == sorted(surest, reverse=True)
     left = [min(max(octaves[:, index]), -min(octaves[:, index])) for index in apart - set(first)]
     assert not left or not first or max(left) <= surest[-1]
-    # Extremes take at most a third of the places from disagreements.
+    # At most a third of the selected images are extremes instead of disagreements.
     assert not left or len(first) >= count - count // 3
 
 
-def test_extremes_take_turns() -> None:
+def test_the_four_extremes_alternate() -> None:
     octaves = np.log2(np.array([[9.0, 1.1, 8.0, 2.0, 3.0, 4.0]] * 2))
     truth = np.array([False, True, False, True, False, True])
     choices = choose(octaves, octaves > 0, truth, 6)
@@ -76,9 +76,9 @@ def test_extremes_take_turns() -> None:
     ]
 
 
-def test_the_threshold_is_each_runs_own() -> None:
+def test_scores_are_compared_with_the_threshold_of_their_run() -> None:
     doubled = dataclasses.replace(
-        report([2 * score for score in (1.0, 8.0, 1.0, 3.0)], threshold=4.0), run="the same in other units"
+        report([2 * score for score in (1.0, 8.0, 1.0, 3.0)], threshold=4.0), run="the same, scaled by 2"
     )
     assert compared(["a", "b"], [RUNS[0], doubled], 9).disagreements == 0
     comparison = compared(["a", "b"], RUNS, 2)
@@ -87,18 +87,18 @@ def test_the_threshold_is_each_runs_own() -> None:
 
 
 @pytest.mark.parametrize("threshold", [math.inf, 0.0])
-def test_thresholds_that_are_no_unit_still_decide(threshold: float) -> None:
+def test_an_infinite_or_zero_threshold_still_decides(threshold: float) -> None:
     odd = report([0.0, 8.0, 1.0, 3.0], threshold=threshold)
     comparison = compared(["a", "b"], [RUNS[0], odd], 4)
     assert len(comparison.choices) == 4
     assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["runs"]["b"]["method"] == "metal"
 
 
-# What is marked
+# Best values
 
 
 @given(st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=6))
-def test_the_best_are_the_highest_and_all_that_print_alike(values: list[float | None]) -> None:
+def test_the_best_are_the_highest_and_all_that_print_the_same(values: list[float | None]) -> None:
     defined = [value for value in values if value is not None]
     marked = best(values)
     printed = {f"{100 * value:.2f}" for value in defined}
@@ -117,7 +117,7 @@ def test_pixel_metrics_of_maps_of_different_sizes_are_not_ranked() -> None:
                 assert line.best == (frozenset({1}) if fair else frozenset()), (block, line)
 
 
-def test_the_table_and_the_json_hold_every_value() -> None:
+def test_the_table_and_the_json_contain_every_value() -> None:
     comparison = compared(["one", "two"], RUNS, 3)
     text = comparison_table(comparison)
     assert "cookie: 4 test images, 2 runs, which disagree on 2\n" in text
@@ -132,26 +132,26 @@ def test_the_table_and_the_json_hold_every_value() -> None:
         "defect": "good",
         "reason": DISAGREEMENT,
         "score": {"one": 1.0, "two": 3.0},
-        "abnormal": {"one": False, "two": True},
+        "is_anomalous": {"one": False, "two": True},
     }
 
 
-# What cannot be compared
+# Runs that cannot be compared
 
 
-def test_the_order_of_images_does_not_matter_but_which_they_are_does() -> None:
-    turned = dataclasses.replace(RUNS[1], images=RUNS[1].verdicts[::-1])
-    assert compared(["a", "b"], [RUNS[0], turned], 4) == dataclasses.replace(
-        compared(["a", "b"], RUNS, 4), reports=(RUNS[0], turned)
+def test_the_images_must_be_the_same_in_any_order() -> None:
+    reversed_ = dataclasses.replace(RUNS[1], images=RUNS[1].images[::-1])
+    assert compared(["a", "b"], [RUNS[0], reversed_], 4) == dataclasses.replace(
+        compared(["a", "b"], RUNS, 4), reports=(RUNS[0], reversed_)
     )
-    fewer = dataclasses.replace(RUNS[1], images=RUNS[1].verdicts[:-1])
+    fewer = dataclasses.replace(RUNS[1], images=RUNS[1].images[:-1])
     with pytest.raises(DataError, match=r"a and b were not evaluated on the same images: test/3\.png is not"):
         compared(["a", "b"], [RUNS[0], fewer], 4)
 
 
-def test_other_categories_and_single_runs_are_refused() -> None:
+def test_runs_of_different_categories_and_a_single_run_are_refused() -> None:
     other = dataclasses.replace(RUNS[1], category="bottle")
     with pytest.raises(DataError, match="a was evaluated on cookie, b on bottle; compare runs of one category"):
         compared(["a", "b"], [RUNS[0], other], 4)
-    with pytest.raises(ConfigError, match="one run has nothing to be compared with"):
+    with pytest.raises(ConfigError, match="one run cannot be compared with itself"):
         compared(["a"], RUNS[:1], 4)

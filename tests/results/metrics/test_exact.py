@@ -1,3 +1,5 @@
+"""Exact metrics: agreement with scikit-learn and with slow implementations, invariance, and invalid input."""
+
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -34,7 +36,7 @@ RATES = st.floats(1e-4, 1)
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scores, most of them tied, and labels of both kinds, often one of a kind only once."""
+    """Generate scores with many ties, and both labels, often one of them only once."""
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     width: Literal[32, 64] = 32 if dtype is np.float32 else 64
     some = AWKWARD if width == 32 else AWKWARD + DOUBLES
@@ -50,7 +52,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @st.composite
 def annotated_images(draw: st.DrawFn) -> Images:
-    """Draw small images of different sizes, with at least one region and one normal pixel."""
+    """Generate small images of different sizes, with at least one region and one defect-free pixel."""
     images = []
     for _ in range(draw(st.integers(1, 3))):
         size = draw(st.tuples(st.integers(2, 6), st.integers(2, 6)))
@@ -62,7 +64,7 @@ def annotated_images(draw: st.DrawFn) -> Images:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch the checks of shapes and types off, as they are outside the tests."""
+    """Disable the checks of shapes and types, as outside the tests."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
@@ -84,9 +86,9 @@ def integral(x: np.ndarray, y: np.ndarray, limit: float) -> float:
 
 @settings(deadline=None, max_examples=25)
 @given(cases())
-def test_areas_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_areas_equal_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
-    with np.errstate(over="ignore"):  # scikit-learn subtracts neighbours
+    with np.errstate(over="ignore"):  # scikit-learn subtracts neighboring scores
         area = sklearn_metrics.roc_auc_score(labels, scores)
         precision = sklearn_metrics.average_precision_score(labels, scores)
     assert auroc(scores, labels) == pytest.approx(area, abs=CLOSE)
@@ -95,7 +97,7 @@ def test_areas_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(cases())
-def test_curves_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_curves_equal_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
     with np.errstate(over="ignore"):
         fpr, tpr, thresholds = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
@@ -111,7 +113,9 @@ def test_curves_are_sklearns(case: tuple[np.ndarray, np.ndarray]) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(cases(), RATES)
-def test_the_partial_area_is_that_under_sklearns_curve(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
+def test_the_partial_area_is_that_under_the_curve_of_scikit_learn(
+    case: tuple[np.ndarray, np.ndarray], limit: float
+) -> None:
     scores, labels = case
     with np.errstate(over="ignore"):
         fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
@@ -141,12 +145,12 @@ def test_extreme_imbalance(positives: int) -> None:
     assert average_precision(scores, labels) == pytest.approx(precision, abs=CLOSE)
 
 
-# What the partial area is, and is not
+# The partial area
 
 
 @settings(deadline=None, max_examples=25)
 @given(cases(), RATES)
-def test_perfect_scores_reach_one_and_inverted_ones_nothing(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
+def test_perfect_scores_give_1_and_inverted_ones_0(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
     labels = case[1]
     scores = labels.astype(np.float64)
     assert auroc(scores, labels) == auroc_up_to(scores, labels, 1.0) == 1
@@ -158,17 +162,17 @@ def test_perfect_scores_reach_one_and_inverted_ones_nothing(case: tuple[np.ndarr
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
-def test_chance_is_half_the_limit(limit: float) -> None:
+def test_random_scores_give_half_the_limit(limit: float) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random(100_000), rng.random(100_000) < 0.1
     assert auroc_up_to(scores, labels, limit) == pytest.approx(limit / 2, abs=0.01)
-    # One score for all is chance to the last digit: the diagonal.
+    # One score for all gives the diagonal exactly.
     assert auroc_up_to(np.zeros(100_000), labels, limit) == pytest.approx(limit / 2, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=25)
 @given(cases(), st.floats(0.01, 0.99))
-def test_it_is_not_mcclishs_which_rescales_it(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
+def test_the_partial_area_of_mcclish_is_a_rescaled_one(case: tuple[np.ndarray, np.ndarray], limit: float) -> None:
     scores, labels = case
     with np.errstate(over="ignore"):
         mcclish = sklearn_metrics.roc_auc_score(labels, scores, max_fpr=limit)
@@ -178,7 +182,7 @@ def test_it_is_not_mcclishs_which_rescales_it(case: tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, math.nan])
-def test_a_limit_that_is_none_is_refused(limit: float) -> None:
+def test_an_invalid_limit_is_refused(limit: float) -> None:
     scores, labels = np.array([0.0, 1.0]), np.array([False, True])
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
         auroc_up_to(scores, labels, limit)
@@ -196,7 +200,7 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
 )
 @settings(deadline=None, max_examples=10)
 @given(arrays.arrays(np.float64, 30, elements=st.integers(-20, 20).map(float)), arrays.arrays(bool, 28))
-def test_only_the_order_of_scores_counts(
+def test_metrics_depend_only_on_the_order_of_scores(
     rising: Callable[[np.ndarray], np.ndarray], scores: np.ndarray, some: np.ndarray
 ) -> None:
     labels = np.append(some, [True, False])
@@ -211,7 +215,7 @@ def test_only_the_order_of_scores_counts(
 
 @settings(deadline=None, max_examples=25)
 @given(cases())
-def test_turning_scores_and_labels_round_changes_nothing(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_negating_scores_and_labels_changes_nothing(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
     assert auroc(-scores, ~labels) == pytest.approx(auroc(scores, labels), abs=1e-12)
     assert auroc(-scores, labels) == pytest.approx(1 - auroc(scores, labels), abs=1e-12)
@@ -221,7 +225,7 @@ def test_turning_scores_and_labels_round_changes_nothing(case: tuple[np.ndarray,
 
 
 def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
-    """Find 8-connected regions by walking from pixel to pixel."""
+    """Return the 8-connected regions, found pixel by pixel."""
     left = {(int(row), int(column)) for row, column in np.argwhere(mask)}
     regions = []
     while left:
@@ -237,9 +241,9 @@ def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
 
 
 def slow_pro(images: Images) -> tuple[list[float], list[float]]:
-    """Sweep the threshold over all distinct values, and count region by region."""
+    """Return the curve for all distinct values as thresholds, counted region by region."""
     levels = sorted({float(value) for anomaly_map, _ in images for value in anomaly_map.flat}, reverse=True)
-    normal = sum(int((~mask).sum()) for _, mask in images)
+    negatives = sum(int((~mask).sum()) for _, mask in images)
     rates, overlaps = [0.0], [0.0]
     for level in levels:
         false, parts = 0, []
@@ -247,14 +251,14 @@ def slow_pro(images: Images) -> tuple[list[float], list[float]]:
             false += int((~mask & (anomaly_map >= level)).sum())
             for region in regions_of(mask):
                 parts.append(sum(bool(anomaly_map[pixel] >= level) for pixel in region) / len(region))
-        rates.append(false / normal)
+        rates.append(false / negatives)
         overlaps.append(sum(parts) / len(parts))
     return rates, overlaps
 
 
 @settings(deadline=None, max_examples=20)
 @given(annotated_images(), RATES)
-def test_overlap_is_that_of_a_slow_sweep(images: Images, limit: float) -> None:
+def test_overlap_equals_that_of_a_slow_implementation(images: Images, limit: float) -> None:
     maps, masks = [image[0] for image in images], [image[1] for image in images]
     rates, overlaps = slow_pro(images)
     curve = pro_curve(maps, masks)
@@ -273,16 +277,16 @@ def test_a_small_region_counts_as_much_as_a_large_one() -> None:
     only_large[7, 7] = 0.0
     assert pro_curve([only_large], [mask]).pro.tolist() == [0, 0.5, 0.5, 1]
     assert roc_curve(only_large.ravel(), mask.ravel()).tpr[1] == 25 / 26
-    # Pixels that touch at a corner are one region, so now one pixel is 1 / 26 of it.
+    # Pixels that touch at a corner are one region; it has 28 pixels now.
     mask[5, 5] = mask[6, 6] = True
     assert pro_curve([np.where(mask, only_large, 0.5)], [mask]).pro[1] == pytest.approx(25 / 28)
 
 
-# What cannot be measured
+# Undefined metrics and invalid input
 
 
 @pytest.mark.parametrize("truth", [True, False])
-def test_labels_of_one_kind_leave_it_undefined(truth: bool) -> None:
+def test_metrics_with_one_label_are_undefined(truth: bool) -> None:
     scores, labels = np.array([0.5, 1.0, 2.0]), np.full(3, truth)
     for metric in (auroc, auroc_up_to, roc_curve):
         with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
@@ -292,7 +296,7 @@ def test_labels_of_one_kind_leave_it_undefined(truth: bool) -> None:
             overlap([scores[None]], [labels[None]])
 
 
-def test_without_positives_there_is_no_precision_but_without_negatives_it_is_perfect() -> None:
+def test_precision_is_undefined_without_positives_and_1_without_negatives() -> None:
     scores, labels = np.array([0.5, 1.0]), np.ones(2, bool)
     for metric in (average_precision, f1_max, pr_curve):
         with pytest.raises(UndefinedMetric, match="nothing abnormal"):
@@ -301,7 +305,7 @@ def test_without_positives_there_is_no_precision_but_without_negatives_it_is_per
     assert f1_max(scores, labels) == (1, 0.5)
 
 
-def test_of_nothing_nothing_is_defined() -> None:
+def test_metrics_without_scores_are_undefined() -> None:
     for metric in (auroc, auroc_up_to, average_precision, f1_max, roc_curve, pr_curve):
         with pytest.raises(UndefinedMetric):
             metric(np.zeros(0), np.zeros(0, bool))
@@ -310,7 +314,7 @@ def test_of_nothing_nothing_is_defined() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_scores_that_cannot_be_ranked_are_refused(bad: float) -> None:
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     scores, labels = np.array([0.5, bad, 1.0]), np.array([True, False, True])
     for metric in (auroc, auroc_up_to, average_precision, f1_max, roc_curve, pr_curve):
         with pytest.raises(ValueError, match="must be finite"):
@@ -320,7 +324,7 @@ def test_scores_that_cannot_be_ranked_are_refused(bad: float) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         auroc(np.zeros(3), np.zeros(4, bool))
     with pytest.raises(ValueError, match="must have one size"):

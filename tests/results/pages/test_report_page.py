@@ -1,3 +1,5 @@
+"""The HTML page of a report: structure, order, embedded pictures, and safety."""
+
 import base64
 import dataclasses
 import io
@@ -8,20 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metalad.results.pages.report_page import default_order, write_html_report
 from metalad.results.report import (
     Confusion,
     CorruptionRow,
     DefectRow,
+    EvaluatedImage,
     Metrics,
     Report,
     ScoringReport,
     SizeRow,
-    EvaluatedImage,
 )
-from metalad.visualization.plots import Curve
 from metalad.runtime.errors import RunError
-from metalad.results.pages.report_page import default_order, write_html_report
-from metalad.visualization.pictures import Pictures
+from metalad.visualization.pictures import EmbeddedPicture, embed
+from metalad.visualization.plots import Curve
+
+Pictures = dict[str, EmbeddedPicture | None]
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 MARKUP_NAME = "test/good/<script>alert(1)</script>\"' onload=x.png"
@@ -62,7 +66,7 @@ class Page(HTMLParser):
         return [str(attrs["data-path"]) for attrs in self.all("tr") if "data-path" in attrs]
 
 
-VERDICTS = (
+IMAGES = (
     EvaluatedImage("test/good/000.png", "good", False, 1.0, 0.1, False),
     EvaluatedImage("test/scratch/000.png", "scratch", True, 9.0, 0.9, True),
     EvaluatedImage("test/scratch/001.png", "scratch", True, 2.0, 0.2, False),
@@ -87,13 +91,18 @@ def report() -> Report:
     raw = dataclasses.replace(calibrated, name="raw", threshold=0.25)
     skipped = (("test/good/<b>.png", "truncated <JPEG>"),)
     settings = {"seed": 7, "note": "</script><script>"}
-    return Report("cookie", "gradient", "run-1", (64, 48), 4.0, (calibrated, raw), VERDICTS, skipped, settings)
+    return Report("cookie", "gradient", "run-1", (64, 48), 4.0, (calibrated, raw), IMAGES, skipped, settings)
+
+
+def embedded(*pictures: np.ndarray | None) -> Pictures:
+    labels = ("Input", "Anomaly map", "Reconstruction", "Ground truth")
+    return {label: embed(picture) for label, picture in zip(labels, pictures, strict=False)}
 
 
 def pictures(index: int) -> Pictures:
     image = np.full((80, 60, 3), 40 * index, np.uint8)
-    truth = np.zeros((300, 200), np.uint8) if VERDICTS[index].label else None
-    return Pictures(image, image[:40], image[:, ::-1], truth)
+    truth = np.zeros((300, 200), np.uint8) if IMAGES[index].label else None
+    return embedded(image, image[:40], image[:, ::-1], truth)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,7 @@ def test_markup_in_a_file_name_is_escaped(page: Page) -> None:
 
 def test_embedded_pictures_decode_to_the_given_pictures(page: Page) -> None:
     images = {str(attrs["alt"]): attrs for attrs in page.all("img")}
-    assert len(page.all("img")) == 3 * len(VERDICTS) + 3  # the three defective images have a ground truth
+    assert len(page.all("img")) == 3 * len(IMAGES) + 3  # the three defective images have a ground truth
     attrs = images["Input of 002.png"]
     picture = Image.open(io.BytesIO(base64.b64decode(str(attrs["src"]).split(",", 1)[1])))
     assert (str(picture.width), str(picture.height)) == (attrs["width"], attrs["height"]) == ("60", "80")
@@ -156,7 +165,7 @@ def test_rows_are_ordered_by_wrong_verdicts_first_then_decreasing_score(page: Pa
     wrong = [MARKUP_NAME, "test/scratch/001.png"]
     right = ["test/scratch/002.png", "test/scratch/000.png", "test/good/000.png"]
     assert page.rows() == wrong + right
-    assert [VERDICTS[index].path for index in default_order(VERDICTS)] == wrong + right
+    assert [IMAGES[index].path for index in default_order(IMAGES)] == wrong + right
 
 
 def test_rows_contain_the_attributes_for_sorting_and_filtering(page: Page) -> None:
@@ -223,10 +232,10 @@ def test_pictures_are_requested_one_at_a_time_while_the_page_is_written(tmp_path
     def record_size(index: int) -> Pictures:
         sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
         noise = np.random.default_rng(index).integers(0, 255, (256, 256, 3), dtype=np.uint8)
-        return Pictures(noise, noise)
+        return embedded(noise, noise)
 
     write_html_report(tmp_path / "report.html", report(), record_size)
-    assert len(sizes) == len(VERDICTS)
+    assert len(sizes) == len(IMAGES)
     assert sizes[-1] > 3 * 2 * 50_000  # earlier pictures are on disk before the last is requested
 
 
@@ -252,19 +261,19 @@ def test_an_unwritable_path_is_named_in_the_error(tmp_path: Path) -> None:
 
 
 def test_a_page_is_written_for_a_non_utf8_name_and_for_no_images(tmp_path: Path) -> None:
-    not_utf8 = dataclasses.replace(VERDICTS[0], path="test/good/caf\udce9.png")
-    for verdicts in ((not_utf8,), ()):
-        path = tmp_path / f"{len(verdicts)}.html"
+    not_utf8 = dataclasses.replace(IMAGES[0], path="test/good/caf\udce9.png")
+    for images in ((not_utf8,), ()):
+        path = tmp_path / f"{len(images)}.html"
         scoring = ScoringReport("raw", float("inf"), Metrics(), Metrics(), Confusion(0, 0, 0, 0))
-        write_html_report(path, Report("c", "m", "r", (8, 8), 0.0, (scoring,), verdicts), pictures)
-        assert len(Page(path).rows()) == len(verdicts)
+        write_html_report(path, Report("c", "m", "r", (8, 8), 0.0, (scoring,), images), pictures)
+        assert len(Page(path).rows()) == len(images)
 
 
 def test_a_page_of_83_images_is_smaller_than_15_megabytes(tmp_path: Path) -> None:
     # Noise is the worst case for JPEG: a real picture needs fewer bytes.
     noise = np.random.default_rng(0).normal(128, 12, (256, 256, 3)).clip(0, 255).astype(np.uint8)
-    verdicts = VERDICTS[:4]
+    images = IMAGES[:4]
     path = tmp_path / "report.html"
-    large = dataclasses.replace(report(), images=verdicts)
-    write_html_report(path, large, lambda _: Pictures(noise, noise, noise, noise))
-    assert path.stat().st_size / len(verdicts) * 83 < 15e6
+    large = dataclasses.replace(report(), images=images)
+    write_html_report(path, large, lambda _: embedded(noise, noise, noise, noise))
+    assert path.stat().st_size / len(images) * 83 < 15e6
