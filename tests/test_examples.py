@@ -1,16 +1,22 @@
-"""The example of a method in a package of its own: installed beside metalad, its own test passes."""
+"""The examples: a method in a package of its own, and training runs that are logged to TensorBoard and MLflow."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metalad
+from tests.tiny import tiny_category
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "metalad-nearest-image"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLE = EXAMPLES / "metalad-nearest-image"
+EPOCHS = 2
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,50 @@ def test_the_examples_own_test_passes(installed: Path) -> None:
 def test_without_the_package_there_is_no_such_method() -> None:
     done = subprocess.run([sys.executable, "-m", "metalad", "methods"], capture_output=True, text=True, check=True)
     assert "nearest_image" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_category(tmp_path_factory.mktemp("category") / "cookie", train=6)
+
+
+def run_example(script: str, *arguments: Path) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *map(str, arguments), "--epochs", str(EPOCHS)]
+    done = subprocess.run(command, cwd=arguments[-1].parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def expected_losses(run_folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """Step and value of each loss in the run's history: with few images, an epoch is one step."""
+    epochs = [json.loads(line) for line in (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(epochs) == EPOCHS
+    losses = [(epoch["epoch"], pytest.approx(epoch["training_loss"], rel=1e-6)) for epoch in epochs]
+    # A step receives the validation loss of the epoch before.
+    validation = [(epoch["epoch"] + 1, pytest.approx(epoch["validation_loss"], rel=1e-6)) for epoch in epochs[:-1]]
+    return {"train/loss": losses, "train/validation_loss": validation}
+
+
+def test_losses_are_logged_to_tensorboard(category: Path, tmp_path: Path) -> None:
+    run_example("tensorboard_logging.py", category, tmp_path / "out")
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    logged = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert logged == expected_losses(tmp_path / "out" / "run")
+
+
+def test_losses_are_logged_to_mlflow(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = (tmp_path / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder needs neither a server nor SQLAlchemy
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    run_example("mlflow_logging.py", category, tmp_path / "out")
+    from mlflow import MlflowClient  # reads the environment variables when it is imported
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("metalad")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("out", "FINISHED")
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    logged = {name: [(metric.step, metric.value) for metric in history] for name, history in histories.items()}
+    assert logged == expected_losses(tmp_path / "out")
