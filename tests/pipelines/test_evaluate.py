@@ -13,7 +13,7 @@ import torch
 
 from metalad.data import load_images, read_category
 from metalad.data.corruptions import CORRUPTIONS
-from metalad.data.images import read_image, read_mask, resize_map, resize_mask
+from metalad.data.images import read_image, read_mask, resize_image, resize_map, resize_mask
 from metalad.detectors.residuals import Residuals
 from metalad.methods.metal import Metal
 from metalad.nn.pixels import to_batch
@@ -153,6 +153,23 @@ def test_corruptions_are_evaluated_on_request(report: Report, model: Model, cate
         assert all(name in page for name in CORRUPTIONS)
         assert dataclasses.replace(scoring, per_corruption=()) == before
     assert corrupted.images == report.images
+
+
+def test_good_images_are_corrupted_with_noise_that_depends_on_their_number(model: Model, category: Path) -> None:
+    found = evaluate(model, category, corruptions=True, scoring="raw").chosen
+    samples = read_category(category).test
+    labels = np.array([sample.abnormal for sample in samples])
+    for row in found.per_corruption:
+        scores = []
+        for number, sample in enumerate(samples):
+            pixels = resize_image(read_image(sample.path), (32, 32))
+            if not sample.abnormal:
+                pixels = CORRUPTIONS[row.corruption](pixels, np.random.default_rng(number))
+            scores.append(model.predict(pixels, scoring="raw").score)
+        good = np.array(scores)[~labels]
+        assert row.image_auroc == pytest.approx(auroc(np.array(scores), labels))
+        assert row.false_alarm_rate == (good > found.threshold).mean()
+        assert row.images == 3
 
 
 def test_the_rows_of_sizes_contain_every_anomalous_image(report: Report) -> None:

@@ -32,7 +32,7 @@ def to_rgb(value: Any, name: str = "image") -> UInt8[np.ndarray, "height width 3
     if isinstance(value, Image.Image):
         return rgb_of(value)
     if _is_tensor(value):
-        return _from_array(_planes_last(value.detach().cpu().numpy(), name), name)
+        return _from_array(_planes_last(_to_numpy(value, name), name), name)
     if isinstance(value, np.ndarray):
         return _from_array(value, name)
     raise DataError(f"{name} is a {type(value).__name__}; give a path, a NumPy array, a Pillow image or a torch tensor")
@@ -41,6 +41,14 @@ def to_rgb(value: Any, name: str = "image") -> UInt8[np.ndarray, "height width 3
 def _is_tensor(value: object) -> bool:
     # torch is not imported for this: who gives a tensor has imported it.
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(value).__mro__)
+
+
+def _to_numpy(tensor: Any, name: str) -> np.ndarray:
+    try:
+        array: np.ndarray = tensor.detach().cpu().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # bfloat16, for example, has no equal in NumPy
+        raise DataError(f"{name} is a tensor of {tensor.dtype}; give a dense one of uint8 or float32") from error
+    return array
 
 
 def _planes_last(array: np.ndarray, name: str) -> np.ndarray:
