@@ -1,3 +1,5 @@
+"""Calibration: selection of its kind, moments, distances, and likelihoods."""
+
 from collections.abc import Callable
 
 import numpy as np
@@ -24,63 +26,70 @@ from metalad.detectors.residuals import Residuals
 
 SIZE = 16
 MIXING = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [0.3, -0.4, 0.2]])
-"""Colours that err together."""
+"""Gives correlated color channels."""
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def coloured_noise(seed: int, images: int) -> Tensor:
+def correlated_noise(seed: int, images: int) -> Tensor:
     white = torch.randn(images, 3, SIZE, SIZE, generator=generator(seed))
     return torch.einsum("ij,njhw->nihw", MIXING, white)
 
 
 def pictures(seed: int, images: int) -> Tensor:
-    """Blobs, elsewhere in every image."""
+    """Return images of blobs at random positions."""
     noise = np.random.default_rng(seed).random((images, 3, SIZE, SIZE))
     smooth = ndimage.gaussian_filter(noise, 1.5, axes=(2, 3), mode="wrap")
     return torch.from_numpy((smooth - smooth.min()) / (smooth.max() - smooth.min())).float()
 
 
 def residuals(seed: int, images: int) -> Residuals:
-    return Residuals(coloured_noise(seed, images), pictures(seed, images))
+    return Residuals(correlated_noise(seed, images), pictures(seed, images))
 
 
-def aligned(seed: int, images: int) -> Residuals:
-    """Residuals that are large on the left, whatever the picture."""
-    return Residuals(coloured_noise(seed, images) * torch.linspace(2, 0.2, SIZE), pictures(seed, images))
+def larger_on_the_left(seed: int, images: int) -> Residuals:
+    """Return residuals that are large on the left, independent of the image."""
+    return Residuals(correlated_noise(seed, images) * torch.linspace(2, 0.2, SIZE), pictures(seed, images))
 
 
-def following(seed: int, images: int) -> Residuals:
-    """Residuals that are large where the picture is bright, wherever that is."""
-    expected = pictures(seed, images)
-    return Residuals(coloured_noise(seed, images) * (0.1 + expected.mean(1, keepdim=True)) ** 2, expected)
+def larger_where_bright(seed: int, images: int) -> Residuals:
+    """Return residuals that are large where the image is bright."""
+    reconstruction = pictures(seed, images)
+    scale = (0.1 + reconstruction.mean(1, keepdim=True)) ** 2
+    return Residuals(correlated_noise(seed, images) * scale, reconstruction)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("make", "kind"), [(aligned, "position"), (following, "content"), (residuals, "none")])
-def test_the_likeliest_kind_is_chosen(make: Callable[[int, int], Residuals], kind: Kind, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "kind"), [(larger_on_the_left, "position"), (larger_where_bright, "content"), (residuals, "none")]
+)
+def test_the_kind_with_the_highest_likelihood_is_selected(
+    make: Callable[[int, int], Residuals], kind: Kind, seed: int
+) -> None:
     summary = choose(make(seed, 30), make(seed + 100, 6))
     assert summary.kind == kind, summary
     assert summary.log_likelihood[kind] == max(summary.log_likelihood.values())
 
 
-def test_the_choice_does_not_depend_on_how_well_training_images_are_known() -> None:
-    training, held_out = aligned(0, 30), aligned(1, 6)
-    closer = training._replace(values=0.3 * training.values)
-    assert choose(closer, held_out).log_likelihood == pytest.approx(choose(training, held_out).log_likelihood, abs=1e-3)
+def test_the_selection_does_not_depend_on_the_scale_of_training_residuals() -> None:
+    training, held_out = larger_on_the_left(0, 30), larger_on_the_left(1, 6)
+    smaller = training._replace(values=0.3 * training.values)
+    assert choose(smaller, held_out).log_likelihood == pytest.approx(
+        choose(training, held_out).log_likelihood, abs=1e-3
+    )
 
 
-def test_without_a_reconstruction_content_is_no_choice() -> None:
-    summary = choose(Residuals(coloured_noise(0, 8)), Residuals(coloured_noise(1, 4)))
+def test_content_is_not_available_without_a_reconstruction() -> None:
+    summary = choose(Residuals(correlated_noise(0, 8)), Residuals(correlated_noise(1, 4)))
     assert set(summary.log_likelihood) == {"none", "position"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whitened_training_residuals_have_unit_moments(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     monkeypatch.setattr(calibration, "POOLING_SIGMA", 0.0)
-    known = aligned(0, 40)
+    known = larger_on_the_left(0, 40)
     fitted = Calibration.fit(kind, known, prior_images=1e-6)
     whitened = fitted.whiten(known).double()
     everywhere = torch.einsum("nihw,njhw->ij", whitened, whitened) / (40 * SIZE * SIZE)
@@ -93,37 +102,38 @@ def test_whitened_training_residuals_have_unit_moments(monkeypatch: pytest.Monke
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 @settings(deadline=None, max_examples=20)
-def test_colours_may_be_mixed_at_will(seed: int, kind: Kind) -> None:
+def test_linear_combinations_of_channels_give_the_same_distances(seed: int, kind: Kind) -> None:
     """Mahalanobis distances do not change under invertible linear maps."""
     known, new = residuals(seed, 6), residuals(seed + 1, 2)
     mixing = torch.linalg.qr(torch.randn(3, 3, generator=generator(seed)))[0] * torch.tensor([1.0, 2.0, 3.0])
     mixed = [part._replace(values=torch.einsum("ij,njhw->nihw", mixing, part.values)) for part in (known, new)]
     found, expected = Calibration.fit(kind, mixed[0])(mixed[1]), Calibration.fit(kind, known)(new)
-    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)  # the floor is added before or after mixing
+    # The minimum variance is added before or after mixing.
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_variance_is_below_the_floor(kind: Kind) -> None:
-    """A residual that was 0 on every good image is measured by the rounding of pixels."""
-    nothing = Residuals(torch.zeros(4, 3, SIZE, SIZE), pictures(0, 4))
-    fitted = Calibration.fit(kind, nothing)
-    off = nothing._replace(values=torch.full((4, 3, SIZE, SIZE), 1 / 255))
-    torch.testing.assert_close(fitted(nothing), torch.zeros(4, SIZE, SIZE))
+def test_no_variance_is_below_the_minimum(kind: Kind) -> None:
+    """A residual that is 0 on every good image has the variance of pixel rounding."""
+    zero = Residuals(torch.zeros(4, 3, SIZE, SIZE), pictures(0, 4))
+    fitted = Calibration.fit(kind, zero)
+    off = zero._replace(values=torch.full((4, 3, SIZE, SIZE), 1 / 255))
+    torch.testing.assert_close(fitted(zero), torch.zeros(4, SIZE, SIZE))
     torch.testing.assert_close(fitted(off), torch.full((4, SIZE, SIZE), (1 / 255) ** 2 / MIN_VARIANCE))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_channels_that_agree_wholly_have_units_all_the_same(kind: Kind) -> None:
-    """Rounding makes their moments indefinite by more than the floor; a barely trained model has such channels."""
-    shade = 10 * (torch.rand(6, 1, SIZE, SIZE, generator=generator(0)) + 1)
-    known = Residuals(shade * torch.tensor([1.0, 0.7, 1.3])[:, None, None], pictures(0, 6))
+def test_perfectly_correlated_channels_give_finite_distances(kind: Kind) -> None:
+    """Rounding can make their moments indefinite; a model after few training steps has such channels."""
+    brightness = 10 * (torch.rand(6, 1, SIZE, SIZE, generator=generator(0)) + 1)
+    known = Residuals(brightness * torch.tensor([1.0, 0.7, 1.3])[:, None, None], pictures(0, 6))
     distances = Calibration.fit(kind, known)(known)
     assert distances.isfinite().all()
     assert float(distances.mean()) == pytest.approx(1 / 3, rel=0.01)  # one direction of three varies
 
 
 def covariances(fitted: Calibration, of: Residuals) -> Tensor:
-    """The moment by which each pixel is measured: images, height, width, channels, channels."""
+    """Return the second moment of each pixel: [images, height, width, channels, channels]."""
     moments = torch.linalg.inv(fitted.whitening.double().mT @ fitted.whitening.double())
     if fitted.content is not None:
         assert of.reconstruction is not None
@@ -135,8 +145,8 @@ def covariances(fitted: Calibration, of: Residuals) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_likelihood_is_scipys(kind: Kind) -> None:
-    fitted, new = Calibration.fit(kind, following(0, 5)), following(1, 1)
+def test_the_likelihood_equals_that_of_scipy(kind: Kind) -> None:
+    fitted, new = Calibration.fit(kind, larger_where_bright(0, 5)), larger_where_bright(1, 1)
     residuals = new.values.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
     moments = covariances(fitted, new).reshape(-1, 3, 3).numpy()
     logs = [multivariate_normal.logpdf(x, cov=moment) for x, moment in zip(residuals, moments, strict=True)]
@@ -144,27 +154,27 @@ def test_the_likelihood_is_scipys(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_images_are_drawn_to_the_whole(kind: Kind) -> None:
-    """The more the prior weighs, the nearer are all cells to one."""
-    known = aligned(0, 3)
-    whole = Calibration.fit("none", known).whitening
+def test_moments_of_few_images_are_shrunk_towards_the_overall_moment(kind: Kind) -> None:
+    """With a larger prior, all cells are closer to the overall moment."""
+    known = larger_on_the_left(0, 3)
+    overall = Calibration.fit("none", known).whitening
     errors = [
-        float((Calibration.fit(kind, known, prior_images=prior).whitening - whole).abs().max())
+        float((Calibration.fit(kind, known, prior_images=prior).whitening - overall).abs().max())
         for prior in (1.0, 100.0, 1e9)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3
 
 
-def test_one_channel_will_do() -> None:
+def test_one_channel_is_enough() -> None:
     known = Residuals(3 * torch.randn(20, 1, SIZE, SIZE, generator=generator(0)))
     fitted = Calibration.fit("none", known)
     torch.testing.assert_close(fitted(known), known.values[:, 0] ** 2 / 9, rtol=0.1, atol=0)
 
 
-def test_contents_are_cut_at_quantiles() -> None:
-    expected = pictures(0, 50)
-    cells = Content.fit(expected)(expected).flatten()
+def test_content_cells_are_bounded_by_quantiles() -> None:
+    images = pictures(0, 50)
+    cells = Content.fit(images)(images).flatten()
     assert 0 <= cells.min() <= cells.max() < EDGE_BINS * BRIGHTNESS_BINS
     edges, brightness = (
         torch.bincount(part) / len(cells) for part in (cells // BRIGHTNESS_BINS, cells % BRIGHTNESS_BINS)
@@ -173,7 +183,7 @@ def test_contents_are_cut_at_quantiles() -> None:
     torch.testing.assert_close(brightness, torch.full((BRIGHTNESS_BINS,), 1 / BRIGHTNESS_BINS), atol=2e-3, rtol=0)
 
 
-def test_a_step_is_an_edge_and_a_plain_is_none() -> None:
+def test_a_step_is_an_edge_and_a_constant_area_is_not() -> None:
     step = torch.zeros(1, 3, SIZE, SIZE)
     step[..., SIZE // 2 :] = 1
     edges, brightness = Content.fit(step).features(step)

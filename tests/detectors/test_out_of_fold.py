@@ -1,3 +1,5 @@
+"""Calibration of a detector: which images it uses, out-of-fold scores, and the rate of false alarms."""
+
 import math
 
 import numpy as np
@@ -7,7 +9,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from metalad.detectors import out_of_fold as room
+from metalad.detectors import out_of_fold
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate
@@ -17,11 +19,11 @@ from metalad.nn.pixels import to_batch
 
 SIZE = 16
 KNOWN, NEW = 0, 255
-"""The red of an image's first pixel says whether the stub learnt from it."""
+"""The red value of an image's first pixel: whether the stub was trained on the image."""
 
 
 class Stub(Detector):
-    """Expects grey; what it learnt from is rebuilt with an error `gain` times as large."""
+    """Reconstructs every image as gray; residuals of training images are multiplied by `gain`."""
 
     name = "stub"
 
@@ -34,21 +36,27 @@ class Stub(Detector):
         return Residuals((images - 0.5) * torch.where(known, self.gain, 1.0), torch.full_like(images, 0.5))
 
 
+class SelfCalibrated(Stub):
+    """The same with a raw map that is calibrated already."""
+
+    self_calibrated = True
+
+
 def pixels(seed: int, images: int, mark: int) -> np.ndarray:
-    """Noise of a strength that differs from image to image."""
+    """Return noise images of different standard deviations."""
     rng = np.random.default_rng(seed)
-    strength = rng.lognormal(3, 0.3, (images, 1, 1, 1))
-    noise = 127.5 + strength * rng.standard_normal((images, SIZE, SIZE, 3))
-    found = noise.clip(0, 255).astype(np.uint8)
-    found[:, 0, 0, 0] = mark
-    return found
+    deviation = rng.lognormal(3, 0.3, (images, 1, 1, 1))
+    noise = 127.5 + deviation * rng.standard_normal((images, SIZE, SIZE, 3))
+    images_ = noise.clip(0, 255).astype(np.uint8)
+    images_[:, 0, 0, 0] = mark
+    return images_
 
 
 def scores(detector: Detector) -> list[np.ndarray]:
     return [detector.get_buffer(f"normal_scores_{scoring}").numpy() for scoring in SCORINGS]
 
 
-def test_what_is_known_by_heart_says_nothing() -> None:
+def test_training_images_are_not_used_if_the_detector_overfits_them() -> None:
     held_out, first, second = pixels(0, 6, NEW), Stub(0.01), Stub(0.0)
     calibrate(first, pixels(1, 20, KNOWN), held_out)
     calibrate(second, pixels(2, 3, KNOWN), held_out)
@@ -63,13 +71,13 @@ def test_what_is_known_by_heart_says_nothing() -> None:
 def test_training_images_are_raised_to_the_level_of_new_ones() -> None:
     detector = Stub(0.8)
     calibrate(detector, pixels(1, 20, KNOWN), pixels(0, 6, NEW))
-    for found in scores(detector):
-        logs = np.log(found)
+    for values in scores(detector):
+        logs = np.log(values)
         assert len(logs) == 26
         assert np.median(logs[:20]) == pytest.approx(np.median(logs[20:]), abs=1e-4)
 
 
-def test_training_scores_are_kept_where_a_method_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_scores_are_not_raised_if_they_are_out_of_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, training = Stub(0.8), pixels(1, 20, KNOWN)
     monkeypatch.setattr(detector, "training_scores_are_out_of_fold", lambda scoring: scoring == "raw")
     calibrate(detector, training, pixels(0, 6, NEW))
@@ -80,8 +88,8 @@ def test_training_scores_are_kept_where_a_method_says_so(monkeypatch: pytest.Mon
     assert np.median(calibrated[:20]) == pytest.approx(np.median(calibrated[20:]), abs=1e-4)
 
 
-def test_training_images_are_never_lowered() -> None:
-    """Some methods rebuild new images better; a threshold should not fall for it."""
+def test_training_scores_are_never_lowered() -> None:
+    """Some methods reconstruct new images better; that must not lower the threshold."""
     detector, training = Stub(1.5), pixels(1, 20, KNOWN)
     calibrate(detector, training, pixels(0, 6, NEW))
     with torch.no_grad():
@@ -89,41 +97,64 @@ def test_training_images_are_never_lowered() -> None:
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")][:20], own, rtol=1e-5)
 
 
-def test_no_image_is_scored_by_moments_it_took_part_in() -> None:
-    """Five held-out images in five folds: each is scored by what the other four gave."""
+def test_no_image_is_scored_by_moments_that_include_it() -> None:
+    """Five held-out images in five folds: each is scored by the moments of the other four."""
     detector, held_out = Stub(0.0), pixels(0, 5, NEW)
     summary = calibrate(detector, pixels(1, 9, KNOWN), held_out)
+    assert summary.kind != "own"
     residuals = detector.residuals(to_batch(held_out))
     expected = []
     for left_out in range(5):
         others = torch.arange(5) != left_out
-        detector.calibration = Calibration.fit(
-            summary.kind, Residuals(*(part[others] for part in residuals if part is not None))
-        )
+        detector.calibration = Calibration.fit(summary.kind, residuals.select(others))
         expected.append(float(detector(to_batch(held_out[left_out : left_out + 1])).score))
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("calibrated")], expected, rtol=1e-5)
 
 
+def test_out_of_fold_residuals_of_fit_replace_those_of_training_images() -> None:
+    """A detector that overfits its training images is calibrated on their out-of-fold residuals."""
+    detector, other = Stub(0.0), Stub(0.0)
+    training, held_out = pixels(1, 20, KNOWN), pixels(0, 6, NEW)
+    out_of_fold_residuals = detector.residuals(to_batch(pixels(1, 20, NEW)))
+    calibrate(detector, training, held_out, out_of_fold_residuals)
+    calibrate(other, pixels(1, 20, NEW), held_out)
+    for one, two in zip(scores(detector), scores(other), strict=True):
+        assert len(one) == 26
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_self_calibrated_detector_gets_no_calibration() -> None:
+    detector = SelfCalibrated(0.8)
+    training, held_out = pixels(1, 20, KNOWN), pixels(0, 6, NEW)
+    summary = calibrate(detector, training, held_out)
+    assert (summary.kind, dict(summary.log_likelihood)) == ("own", {})
+    assert detector.calibration is None
+    raw, calibrated = (scores(detector)[SCORINGS.index(scoring)] for scoring in ("raw", "calibrated"))
+    np.testing.assert_array_equal(raw, calibrated)
+    images = to_batch(held_out)
+    assert torch.equal(detector(images).score, detector.image_scores(detector.residuals(images), "raw"))
+
+
 @pytest.mark.parametrize("gain", [0.0, 0.3, 0.8, 1.5])
 @pytest.mark.parametrize(("known", "new"), [(1, 1), (2, 1), (5, 1), (1, 2), (12, 2)])
-def test_few_images_are_enough(known: int, new: int, gain: float) -> None:
+def test_one_or_two_images_are_enough(known: int, new: int, gain: float) -> None:
     detector = Stub(gain)
     calibrate(detector, pixels(1, known, KNOWN), pixels(0, new, NEW))
-    for scoring, found in zip(SCORINGS, scores(detector), strict=True):
-        assert len(found) >= 2
-        assert (found > 0).all()
+    for scoring, values in zip(SCORINGS, scores(detector), strict=True):
+        assert len(values) >= 2
+        assert (values > 0).all()
         assert 0 < detector.threshold(0.01, scoring) < math.inf
 
 
 def test_images_without_any_residual_get_positive_scores() -> None:
-    grey = np.full((4, SIZE, SIZE, 3), 128, np.uint8)
+    gray = np.full((4, SIZE, SIZE, 3), 128, np.uint8)
     detector = Stub(1.0)
     detector.gain = 0.0
-    calibrate(detector, grey * np.uint8(0), grey * np.uint8(0))
-    assert all((found > 0).all() for found in scores(detector))
+    calibrate(detector, gray * np.uint8(0), gray * np.uint8(0))
+    assert all((values > 0).all() for values in scores(detector))
 
 
-def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = Stub(0.8), Stub(0.8)
     for detector, batch_size in ((one, 2), (other, 32)):
         monkeypatch.setattr("metalad.detectors.base.BATCH_SIZE", batch_size)
@@ -132,25 +163,25 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
-def test_of_many_images_some_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MAX_IMAGES", 8)
+def test_of_many_images_a_subset_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_fold, "MAX_IMAGES", 8)
     detector = Stub(0.8)
     calibrate(detector, pixels(1, 50, KNOWN), pixels(0, 20, NEW))
-    assert [len(found) for found in scores(detector)] == [16, 16]
+    assert [len(values) for values in scores(detector)] == [16, 16]
 
 
 @pytest.mark.parametrize(("known", "new"), [(10, 1), (27, 3), (90, 10)])
-def test_good_images_exceed_the_threshold_no_oftener_than_wanted(known: int, new: int) -> None:
-    """Over many training sets, where training images score a third of what new ones do."""
+def test_good_images_exceed_the_threshold_at_most_at_the_wanted_rate(known: int, new: int) -> None:
+    """The mean over many training sets, whose images have a third of the scores of new ones."""
     rng = np.random.default_rng(new)
-    fresh = np.arange(known + new) >= known
-    level = np.where(fresh, 0.0, -math.log(3))
+    is_new = np.arange(known + new) >= known
+    level = np.where(is_new, 0.0, -math.log(3))
     thresholds = [
-        threshold(_raised_to_held_out_level(np.exp(level + rng.standard_normal(known + new)), fresh).numpy(), 0.05)
+        threshold(_raised_to_held_out_level(np.exp(level + rng.standard_normal(known + new)), is_new).numpy(), 0.05)
         for _ in range(1000)
     ]
     false_alarms = stats.lognorm(1).sf(thresholds)
     error = false_alarms.std() / math.sqrt(len(false_alarms))
-    # The level is known from few images, the spread from all: without widening, alarms would be too many. The
-    # greater of two thresholds, each right by itself, makes alarms somewhat rarer than wanted.
+    # Few images give the level, all give the deviation: without widening, there would be too many alarms. The maximum
+    # of two correct thresholds gives somewhat fewer alarms than wanted.
     assert 0.5 * 0.05 < false_alarms.mean() < 0.05 + 4 * error + 0.005

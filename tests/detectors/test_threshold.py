@@ -1,3 +1,5 @@
+"""Thresholds: rates of false alarms, monotonicity, scale, and numerical limits."""
+
 import math
 
 import numpy as np
@@ -14,19 +16,19 @@ SCORES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(2**-10
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(3, 0.01), (3, 0.2), (10, 0.01), (10, 0.1), (30, 0.01), (30, 0.1)])
-def test_good_images_exceed_it_as_often_as_wanted(count: int, wanted: float) -> None:
-    """The mean over training sets of the probability that one more good image is called abnormal."""
+def test_good_images_exceed_it_at_the_wanted_rate(count: int, wanted: float) -> None:
+    """The mean over training sets of the probability that one more good image exceeds the threshold."""
     rng = np.random.default_rng(count)
     thresholds = np.array([threshold(rng.lognormal(1, 0.7, count), wanted) for _ in range(1500)])
     false_alarms = stats.lognorm(0.7, scale=math.e).sf(thresholds)
     error = false_alarms.std() / math.sqrt(len(false_alarms))
     assert 0.75 * wanted - 4 * error < false_alarms.mean() < wanted + 4 * error
-    assert error < 0.15 * wanted  # else the test could not fail
+    assert error < 0.15 * wanted  # otherwise the test could not fail
 
 
 @pytest.mark.parametrize("distribution", [stats.pareto(1.2), stats.lognorm(3), stats.uniform])
-def test_no_tail_is_too_heavy_once_an_alarm_is_expected(distribution: stats.rv_continuous) -> None:
-    """With (n + 1) · rate of at least 1 the order statistic bounds the mean rate whatever the scores' law."""
+def test_the_rate_is_bounded_for_any_tail_if_an_alarm_is_expected(distribution: stats.rv_continuous) -> None:
+    """With (n + 1) · rate of at least 1 the order statistic bounds the mean rate for any distribution of scores."""
     rng = np.random.default_rng(1)
     draws = [threshold(distribution.rvs(size=60, random_state=rng), 0.05) for _ in range(800)]
     false_alarms = distribution.sf(np.array(draws))
@@ -34,12 +36,12 @@ def test_no_tail_is_too_heavy_once_an_alarm_is_expected(distribution: stats.rv_c
 
 
 @pytest.mark.parametrize("distribution", [stats.uniform, stats.pareto(1.2), stats.expon])
-def test_with_many_images_it_holds_for_scores_of_any_kind(distribution: stats.rv_continuous) -> None:
+def test_many_images_give_the_wanted_rate_for_any_distribution(distribution: stats.rv_continuous) -> None:
     rng = np.random.default_rng(0)
     draws = [threshold(distribution.rvs(size=400, random_state=rng), 0.05) for _ in range(400)]
     false_alarms = distribution.sf(np.array(draws))
     error = false_alarms.std() / math.sqrt(len(false_alarms))
-    # Split conformal prediction promises at most the wanted rate, and at least that less 1 / (n + 1).
+    # Split conformal prediction guarantees at most the wanted rate, and at least that minus 1 / (n + 1).
     assert 0.05 - 1 / 401 - 4 * error < false_alarms.mean() < 0.05 + 4 * error
 
 
@@ -52,8 +54,8 @@ def test_fewer_false_alarms_never_lower_it(scores: np.ndarray, one: float, other
 
 @settings(deadline=None)
 @given(SCORES, RATES, st.floats(0.125, 8, width=16))
-def test_it_is_in_the_units_of_the_scores(scores: np.ndarray, rate: float, factor: float) -> None:
-    few = 0.01 if len(scores) * rate < 10 else rate  # extreme rates run into the largest float
+def test_it_scales_with_the_scores(scores: np.ndarray, rate: float, factor: float) -> None:
+    few = 0.01 if len(scores) * rate < 10 else rate  # extreme rates give the largest float
     assert threshold(scores * np.float32(factor), few) == pytest.approx(factor * threshold(scores, few), rel=1e-3)
 
 
@@ -69,17 +71,17 @@ def test_an_order_statistic_is_one_of_the_scores() -> None:
     assert threshold(scores, 0.5) == 500
 
 
-def test_few_images_widen_it() -> None:
-    """The same mean and deviation of logarithms, from more and more images."""
-    found = []
+def test_fewer_images_give_a_higher_threshold() -> None:
+    """The same mean and deviation of logarithms, from an increasing number of images."""
+    thresholds = []
     for count in (2, 4, 8, 50):
         logs = np.tile([-1.0, 1.0], count // 2)
-        found.append(threshold(np.exp(logs / logs.std(ddof=1)), 0.01))
-    assert found == sorted(found, reverse=True)
+        thresholds.append(threshold(np.exp(logs / logs.std(ddof=1)), 0.01))
+    assert thresholds == sorted(thresholds, reverse=True)
 
 
-def test_near_copies_do_not_widen_it() -> None:
-    """Images of which the model knows nearly a copy score far too low; only those above the median tell the spread."""
+def test_near_copies_do_not_raise_it() -> None:
+    """Images with a near-copy in the training set score too low; only scores above the median give the deviation."""
     scores = np.random.default_rng(0).lognormal(0, 0.1, 31)
     lowest = np.argsort(scores)[:6]
     copies = scores.copy()
@@ -89,23 +91,23 @@ def test_near_copies_do_not_widen_it() -> None:
 
 @pytest.mark.parametrize("scores", [[0.0, 1e30], [1e-30, 1.0, 1e30], [0.0, 0.0]])
 @pytest.mark.parametrize("rate", [1e-300, 1e-17, 1e-6, 0.5])
-def test_it_is_finite_whatever_is_asked(scores: list[float], rate: float) -> None:
-    """The model file's JSON has neither infinity nor NaN."""
+def test_it_is_always_finite(scores: list[float], rate: float) -> None:
+    """The JSON of a model file cannot contain infinity and NaN."""
     assert math.isfinite(threshold(np.array(scores), rate))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+def test_an_invalid_rate_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         threshold(np.array([1.0, 2.0]), rate)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_one_image_says_nothing_of_the_spread(count: int) -> None:
+def test_fewer_than_two_images_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"at least 2 good images, not {count}"):
         threshold(np.ones(count), 0.01)
 
 
 @pytest.mark.parametrize(("images", "rate"), [(2, 0.5), (12, 0.1), (31, 0.05), (99, 0.02), (100, 0.01), (5000, 0.01)])
-def test_images_show_a_rate_if_one_of_them_lies_above(images: int, rate: float) -> None:
+def test_a_rate_is_supported_if_one_image_is_expected_above(images: int, rate: float) -> None:
     assert smallest_supported_rate(images) == rate
