@@ -245,3 +245,12 @@ def test_arrays_pillow_images_and_tensors_are_images_and_nothing_else_is() -> No
     )
     assert all(map(is_image, images))
     assert not any(map(is_image, ("a.png", Path("a.png"), [smooth_picture()], None, 1.0, iter(()))))
+
+
+def test_the_bytes_are_a_copy() -> None:
+    """So a caller may reuse a buffer, such as that of a camera."""
+    picture = smooth_picture()
+    for value in (picture, planes(picture), torch.from_numpy(picture).permute(2, 0, 1)):
+        found = to_rgb(value)
+        found[:] = 0
+        np.testing.assert_array_equal(to_rgb(value), smooth_picture())

@@ -19,7 +19,7 @@ def is_image(value: object) -> bool:
 
 
 def to_rgb(value: Any, name: str = "image") -> UInt8[np.ndarray, "height width 3"]:
-    """Return one image as RGB bytes.
+    """Return one image as RGB bytes, in an array of its own.
 
     Args:
         value: a NumPy array [height, width] or [height, width, 3], a torch tensor [3, height, width] or
@@ -70,7 +70,7 @@ def _from_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "height width
     pixels = _to_bytes(array, name)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(pixels)
+    return np.array(pixels, order="C")
 
 
 def _check_shape(array: np.ndarray, name: str) -> None:

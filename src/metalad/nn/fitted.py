@@ -20,6 +20,13 @@ def load_fitted(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     module.load_state_dict(tensors)
 
 
+def make_contiguous(module: nn.Module) -> None:
+    """Lay the buffers out as a model file does; with another layout, matrix products differ in their last bits."""
+    for owner in module.modules():
+        for leaf, buffer in owner._buffers.items():
+            owner._buffers[leaf] = None if buffer is None else buffer.contiguous()
+
+
 def unfitted(module: nn.Module) -> list[str]:
     """Return the names of the buffers that are not fitted yet."""
     return [

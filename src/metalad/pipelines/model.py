@@ -24,7 +24,7 @@ from metalad.pipelines.inference import (
     infer_stream,
 )
 from metalad.results.prediction import Result
-from metalad.runtime.errors import DataError
+from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import logger
 from metalad.storage.model_file import Header, StoredModel, read_model, write_model
 from metalad.training.device import choose_device
@@ -32,14 +32,16 @@ from metalad.training.device import choose_device
 
 @dataclass(frozen=True, eq=False)
 class _Input:
-    """One image to score: a value in memory, or a file."""
+    """One image to score: RGB bytes in memory, or a file."""
 
-    value: Any
-    name: str
+    pixels: UInt8[np.ndarray, "height width 3"] | None
     path: Path | None
 
     def load(self) -> UInt8[np.ndarray, "height width 3"]:
-        return to_rgb(self.value, self.name) if self.path is None else read_image(self.path)
+        if self.pixels is not None:
+            return self.pixels
+        assert self.path is not None
+        return read_image(self.path)
 
 
 class Model:
@@ -198,6 +200,8 @@ class _Reader:
     ) -> None:
         self.scoring = model.scoring(scoring)
         self.threshold = model.threshold(false_alarms, scoring)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         size = batch_size or default_batch_size(model.detector.device.type)
         self.predictor = Predictor(model.detector, (self.scoring,), size)
 
@@ -240,9 +244,9 @@ def stored_model(model: "str | Path | Model | StoredModel", device: str) -> Stor
 def _one_input(x: Any) -> _Input | None:
     """Return the one image that `x` is, or None if it is many."""
     if is_image(x):
-        return _Input(x, "the image", None)
+        return _Input(to_rgb(x, "the image"), None)
     if isinstance(x, str | Path) and not _is_many(x):
-        return _Input(None, str(x), Path(x))
+        return _Input(None, Path(x))
     return None
 
 
@@ -265,7 +269,8 @@ def _numbered(number: int, value: Any) -> Iterator[_Input]:
         return _inputs(value)
     if not is_image(value):
         raise DataError(f"x[{number}] is a {type(value).__name__}; give paths, arrays, Pillow images or tensors")
-    return iter([_Input(value, f"x[{number}]", None)])
+    # Copied now, not in a worker thread later: a camera may reuse the buffer, or a file may be closed.
+    return iter([_Input(to_rgb(value, f"x[{number}]"), None)])
 
 
 def _files(path: str | Path) -> Iterator[_Input]:
@@ -276,4 +281,4 @@ def _files(path: str | Path) -> Iterator[_Input]:
     first = next(found, None)
     if first is None:
         raise DataError(f"no images in {path}; give a folder or a pattern that contains image files")
-    return (_Input(None, str(file), file) for file in itertools.chain([first], found))
+    return (_Input(None, file) for file in itertools.chain([first], found))

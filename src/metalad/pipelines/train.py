@@ -12,6 +12,7 @@ from metalad.data import Category, Images, Sample, data_hash, load_images, read_
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
+from metalad.nn.fitted import make_contiguous
 from metalad.nn.pixels import Pixels
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
@@ -206,6 +207,7 @@ def calibrated_model(
     """
     training, validation = pixels
     summary = calibrate(detector, training, validation, out_of_fold)
+    make_contiguous(detector)
     if summary.kind == "own":
         _note(folder, "the map is in units of good images; no calibration is needed")
     else:
