@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from metalad.cli.options import RAY
+from metalad.cli.signature import add_parameters
 from metalad.cli.terminal import print_json
 from metalad.runtime.errors import printable
 
@@ -15,85 +17,34 @@ KEYWORDS = (*PLAN_KEYWORDS, "out", "workers", "ray", "threads", "memory", "devic
 
 def add_benchmark_options(parser: ArgumentParser) -> None:
     """Add the options of `metalad benchmark`."""
-    parser.add_argument(
-        "--methods",
-        metavar="NAME,...",
-        type=_names,
-        required=True,
-        help="methods, separated by commas; `metalad methods` lists them",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="CATEGORY",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        help="category folders with training and test images",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=Path("benchmark"),
-        help="folder for rows.jsonl, table.md and table.csv; %(default)s by default",
-    )
-    parser.add_argument(
-        "--seeds",
-        metavar="N",
-        type=int,
-        default=1,
-        help="seeds per method and category: 0 to N-1; %(default)s by default",
-    )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a setting for every method that has it, such as image_size=256; may be repeated",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=("default", "paper"),
-        default="default",
-        help="paper: train as published, however long it takes; %(default)s by default",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="PATTERN",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="run only these cells: beginnings of keys, or patterns for CATEGORY:METHOD[:SEED] such as 'bottle:*'",
+    add_parameters(
+        parser,
+        "pipelines/benchmark/pipeline.py",
+        "benchmark",
+        skip=("progress",),
+        overrides={
+            "methods": {
+                "metavar": "NAME,...",
+                "type": _names,
+                "help": "methods, separated by commas; `metalad methods` lists them",
+            },
+            "data": {"metavar": "CATEGORY", "type": Path, "nargs": "+", "action": "extend"},
+            "out": {"metavar": "DIR"},
+            "settings": {
+                "flag": "--set",
+                "metavar": "NAME=VALUE",
+                "action": "append",
+                "default": [],
+                "help": "a setting for every method that has it, such as image_size=256; may be repeated",
+            },
+            "only": {"metavar": "PATTERN", "nargs": "+", "action": "extend", "default": []},
+            "ray": RAY,
+            "memory": {"metavar": "GIB"},
+        },
     )
     parser.add_argument("--list", dest="listing", action="store_true", help="list the cells and run nothing")
-    _add_resource_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-
-
-def _add_resource_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        help="run N cells at once, each in its own process; else one after the other",
-    )
-    parser.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        nargs="?",
-        const="local",
-        help="run the cells on a Ray cluster, by default a local one",
-    )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=2, help="torch threads per cell; %(default)s by default"
-    )
-    parser.add_argument(
-        "--memory", metavar="GIB", type=float, default=3.0, help="memory per cell on Ray; %(default)s by default"
-    )
-    parser.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda or auto; %(default)s by default")
 
 
 def run_benchmark(options: Namespace) -> int:

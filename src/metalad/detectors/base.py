@@ -22,14 +22,14 @@ from metalad.detectors.threshold import threshold
 from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.nn.smoothing import GuidedSmoothing, Smoothing
+from metalad.runtime.choices import Protocol as Protocol
+from metalad.runtime.choices import Scoring as Scoring
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import check_choices, setting
 from metalad.training.loop import Learner, Training
 
-Scoring = Literal["calibrated", "raw"]
 SCORINGS: tuple[Scoring, ...] = ("calibrated", "raw")
-Protocol = Literal["default", "paper"]
 
 BATCH_SIZE = 32
 FOLDS = 4

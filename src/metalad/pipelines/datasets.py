@@ -96,7 +96,9 @@ def datasets(name: str | None = None, data: str | Path | None = None) -> tuple[D
     """
     if name is None:
         if data is not None:
-            raise ConfigError(f"which data set is to be checked in {data}? give its name; `metalad datasets` lists them")
+            raise ConfigError(
+                f"which data set is to be checked in {data}? give its name; `metalad datasets` lists them"
+            )
         return tuple(map(DataSetCopy, DATA_SETS))
     data_set = data_set_named(name)
     if data is None:

@@ -52,14 +52,14 @@ def evaluate(
     """Score every test image of `data`, and compute metrics. Nothing is written without `out`.
 
     Args:
-        model: a model, a run folder, or a model file.
+        model: a run folder or a model file; in Python also a model.
         data: a category with test images; its masks, where there are any, give the pixel metrics.
         out: a folder that gets `report.json` and a self-contained `report.html`.
         scoring: `calibrated` or `raw` decides, by default the model's own; the report has both.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
         corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
         maps: return the anomaly maps at the images' own sizes in `Report.maps`; they need memory.
-        strict: raise at the first unreadable image instead of skipping it.
+        strict: stop with an error at the first unreadable image instead of skipping it.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 

@@ -54,14 +54,14 @@ def train(
     Args:
         data: a category in a known layout, or any folder of good images, nested ones too.
         out: the run folder; gets `model.safetensors`, `history.jsonl`, `run.json` and `train.log`.
-        method: a method's name, or its config.
+        method: a method's name; in Python also its config.
         protocol: `paper`: train as published, however long; `default`: as good, in less time.
         seed: of the split, the initial weights and the order of images.
         epochs: train this many instead of the protocol's number.
         minutes: shorten the schedule so that gradient descent fits into this many minutes.
         false_alarms: wanted fraction of good images above the threshold, in (0, 1).
         resume: continue a run that was stopped; it ends in the same bits as an uninterrupted one.
-        strict: raise at the first unreadable image instead of skipping it.
+        strict: stop with an error at the first unreadable image instead of skipping it.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         precision: of matrix products in gradient descent: `fp32`, `bf16`, or `auto` for bf16 where it is faster.
         callback: is called after each step of gradient descent with a `metalad.TrainingStep`.

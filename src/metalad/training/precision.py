@@ -6,12 +6,12 @@ hardware, at a fifth of the speed of fp32. A measurement of 0.1 s is more reliab
 
 import time
 from functools import cache
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16"]
-WantedPrecision = Precision | Literal["auto"]
+from metalad.runtime.choices import Precision as Precision
+from metalad.runtime.choices import WantedPrecision as WantedPrecision
+
 SIZE = 1024
 MIN_SPEEDUP = 1.3
 """Minimum speedup for which bf16 is used, because it also costs conversions and accuracy."""

@@ -5,11 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
+from metalad.runtime.choices import Protocol as Protocol
 from metalad.runtime.errors import ConfigError
 
-Protocol = Literal["default", "paper"]
 KEY_DIGITS = 12
 MIN_PREFIX = 4
 

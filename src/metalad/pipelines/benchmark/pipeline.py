@@ -52,7 +52,7 @@ def benchmark(
         seeds: the number of seeds per method and category: 0, 1, ….
         settings: `NAME=VALUE` texts, each for every method given by name that has such a setting.
         protocol: `paper`: train as published; `default`: similar results in much less time.
-        workers: run this many cells at once, each in a process of its own; None: one after the other in this process.
+        workers: run this many cells at once, each in a process of its own; by default one after the other.
         ray: run the cells as Ray tasks: the address of a cluster, or `local`; `workers` then limits their number.
         threads: torch threads per cell; the same number gives the same bits on one kind of machine.
         memory: GiB reserved for a cell on Ray.

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from metalad.data.content import file_hash
 from metalad.detectors.base import Scoring
@@ -19,13 +19,12 @@ from metalad.pipelines.predict.remote import Remote
 from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.results.prediction import SavedPrediction
+from metalad.runtime.choices import Format
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import exclusive_lock, replacing
 from metalad.runtime.progress import counted
 from metalad.storage.model_file import StoredModel
 from metalad.storage.run_folder import require_same
-
-Format = Literal["jsonl", "csv", "coco"]
 
 
 def predict(
@@ -52,21 +51,22 @@ def predict(
     generator to stop: all files written are whole. The results do not depend on where images are processed.
 
     Args:
-        run: a run folder, a model file, or a model that was read from one.
+        run: a run folder or a model file; in Python also a model that was read from one.
         paths: image files, and folders whose images are found at any depth.
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
         scoring: `calibrated` or `raw`; the model's own by default.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
         batch_size: images in a batch; by default 1 on a CPU and 16 on a GPU. It can change the last bits of a score.
-        strict: raise at the first unreadable image, instead of yielding a result that names it.
+        strict: stop with an error at the first unreadable image, instead of a result that names it.
         maps: write the anomaly maps, 16-bit gray PNG files of the images' own sizes; 16384 is the threshold.
         overlays: write the images with the map over them, and an outline where it exceeds the threshold.
         format: `csv` or `coco`: write the results, with a row or an annotation for each region, also as
             `predictions.csv` or `predictions.coco.json`.
-        workers: process images in this many processes, distributed over the GPUs if there are several; None: in this.
+        workers: process images in this many processes, distributed over the GPUs if there are several; by default
+            in one.
         ray: process images on Ray: the address of a cluster, or `local`; `workers` limits the tasks at once.
         resume: continue a prediction into `out` that was stopped, with the list of images that it had found, none of
-            which is processed twice; all results are yielded, the earlier ones first.
+            which is processed twice; all results are returned, the earlier ones first.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 

@@ -1,0 +1,9 @@
+"""The values that some arguments of the public functions can have; the command line offers the same."""
+
+from typing import Literal
+
+Scoring = Literal["calibrated", "raw"]
+Protocol = Literal["default", "paper"]
+Precision = Literal["fp32", "bf16"]
+WantedPrecision = Literal["auto", "fp32", "bf16"]
+Format = Literal["jsonl", "csv", "coco"]
