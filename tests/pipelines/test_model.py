@@ -4,7 +4,6 @@ import gc
 import itertools
 import json
 import logging
-import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -294,8 +293,16 @@ def test_one_unreadable_or_missing_file_is_an_error(tiny: Model, tmp_path: Path)
 # Streams
 
 
-def test_an_infinite_iterator_is_taken_lazily(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+@pytest.fixture
+def _two_workers() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_two_workers")
+def test_an_infinite_iterator_is_taken_lazily(tiny: Model) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     alive, taken = 0, 0
 
@@ -327,10 +334,10 @@ def test_an_infinite_iterator_is_taken_lazily(tiny: Model, monkeypatch: pytest.M
     assert alive == 0
 
 
+@pytest.mark.usefixtures("_two_workers")
 def test_memory_of_a_stream_does_not_grow_with_its_length(
     tiny: Model, cookie: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     alive = 0
 
     def forget() -> None:
