@@ -1,7 +1,12 @@
-"""What every registered method promises, on a few real images and with the smallest settings that still work."""
+"""Requirements on every registered method, tested on a few real images with very small settings.
+
+The tests of a method share trained runs; with pytest-xdist they run in one process, and methods in several.
+"""
 
 import copy
-from collections.abc import Callable
+import inspect
+import sys
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import metalad
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Scoring
 from metalad.methods import OWN, method_named, methods
 from metalad.methods.anogan import AnoGanConfig
@@ -34,12 +40,13 @@ from metalad.methods.variation_model import VariationModelConfig
 from metalad.methods.vt_adl import VtAdlConfig
 from metalad.nn.pixels import to_batch
 from metalad.nn.smoothing import GuidedSmoothing
-from metalad.pipelines.train import train
+from metalad.pipelines.model import Model
 from metalad.runtime import progress
 from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars
-from metalad.storage.model_file import Model, read_model
-from metalad.training import loop as gradient
+from metalad.storage.model_file import read_model
+from metalad.training import loop
+from metalad.training.loop import Descent, Epoch
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
 
@@ -51,7 +58,7 @@ SMALL: dict[str, DetectorConfig] = {
     "variation_model": VariationModelConfig(image_size=(48, 64)),
     "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=300),
     "texture_inspection": TextureInspectionConfig(
-        # By Weber's law the inside of a patch of one colour is as usual as any flat place; see the method's page.
+        # With Weber normalization, the inside of a patch of one color does not differ from any other flat region.
         image_size=(48, 64),
         levels=4,
         components=3,
@@ -82,7 +89,7 @@ SMALL: dict[str, DetectorConfig] = {
     ),
     "mkd": MKDConfig(image_size=(32, 48), smoothing_sigma=3.0),
     "vae": VaeConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, width=8),
-    # Only near an edge does a patch of one colour differ from a blurred rebuilding; here all of it is near one.
+    # A patch of one color differs from a blurred reconstruction only near its edges; here all of it is near one.
     "ssim_ae": SsimAutoencoderConfig(image_size=(16, 16), smoothing_sigma=0.0, code=32, width=16),
     "lsa": LsaConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, bins=10, width=8, estimator_width=4),
 }
@@ -108,36 +115,40 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "ssim_ae": (SsimAutoencoderConfig(), 1_048_549),
     "lsa": (LsaConfig(), 36_849_088),
 }
-"""Of the default settings: trained, or taken over trained; statistics and banks are none."""
+"""Config and number of parameters, trained or pretrained, with default settings; fitted buffers do not count."""
 IMAGES = 10
 EPOCHS = 150
 SHORT = 2
 FEWER_EPOCHS = {"piade": 60, "student_teacher": 40, "efficientad": 40}
-"""Of a method that begins with a trained network: each takes long, and few are enough."""
+"""For methods with a pretrained network: their epochs take long, and few are enough."""
 BATCH_TOLERANCE = 1e-5
-"""A batch's shape may change the order of sums: of the map's largest value."""
+"""Relative to the largest value of the map: the batch size can change the order of summation."""
 
-each_method = pytest.mark.parametrize("name", list(methods()))
-"""Those of installed packages, too."""
-each_own_method = pytest.mark.parametrize("name", [method.name for method in OWN])
-each_fitted_method = pytest.mark.parametrize(
-    "name", [method.name for method in OWN if issubclass(method.load(), FittedDetector)]
-)
+
+def _each(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrize a test with methods; the tests of one method run in one process."""
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
+
+
+each_method = _each(methods())
+"""Includes the methods of installed packages."""
+each_own_method = _each(method.name for method in OWN)
+each_fitted_method = _each(method.name for method in OWN if issubclass(method.load(), FittedDetector))
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def good_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return put_cookies(tmp_path_factory.mktemp("images"), IMAGES)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, good_images: Path) -> "Runs":
     return Runs(tmp_path_factory.mktemp("runs"), good_images)
 
 
 class Runs:
-    """Of each method a trained run and one of a few epochs, made when first asked for and shared by the tests."""
+    """A trained run and one of a few epochs for each method, made at the first use and shared by the tests."""
 
     def __init__(self, folder: Path, images: Path) -> None:
         self.folder, self.images = folder, images
@@ -145,33 +156,45 @@ class Runs:
 
     def train(self, name: str, out: str, epochs: int, *, resume: bool = False) -> Model:
         config = small(name)
-        return train(self.images, self.folder / out, method=config, epochs=epochs, seed=3, resume=resume, device="cpu")
+        return metalad.train(
+            self.images, self.folder / out, method=config, epochs=epochs, seed=3, resume=resume, device="cpu"
+        )
 
     def _detector(self, name: str) -> Detector:
-        return read_model(self.train(name, name, FEWER_EPOCHS.get(name, EPOCHS)).path).detector
+        return stored_detector(self.train(name, name, FEWER_EPOCHS.get(name, EPOCHS)))
 
     def _short(self, name: str) -> Model:
         return self.train(name, f"{name}-short", SHORT)
 
 
 def small(name: str) -> DetectorConfig:
-    """The smallest settings of a method of ours; another's defaults."""
+    """Return the small settings of a method of this package, or the defaults of another."""
     return SMALL[name] if name in SMALL else method_named(name).load_config()()
 
 
-def judged(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
+def stored_detector(model: Model) -> Detector:
+    """Return the detector as it is read from the model file."""
+    return read_model(path_of(model)).detector
+
+
+def path_of(model: Model) -> Path:
+    assert model.path is not None
+    return model.path
+
+
+def inferred(detector: Detector, pixels: np.ndarray, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         images = to_batch(pixels)
         return detector.predict(images, detector.residuals(images), scoring)
 
 
-def unseen(detector: Detector, count: int) -> np.ndarray:
-    """Good images that no run here has learnt from."""
+def new_images(detector: Detector, count: int) -> np.ndarray:
+    """Return good images that no run was trained on."""
     return cookies(IMAGES + count, detector.config.image_size)[IMAGES:]
 
 
 @each_own_method
-def test_every_method_of_ours_is_in_the_tables(name: str) -> None:
+def test_every_method_of_this_package_is_in_the_tables(name: str) -> None:
     assert name in SMALL
     assert name in PARAMETERS
     assert type(SMALL[name]) is method_named(name).load_config()
@@ -185,10 +208,42 @@ def test_it_has_the_declared_number_of_parameters(name: str) -> None:
 
 
 @each_method
+def test_no_setting_has_the_name_of_an_argument_of_train_or_fit(name: str) -> None:
+    """`train(..., **settings)` could not set it."""
+    arguments = {*inspect.signature(metalad.train).parameters, *inspect.signature(metalad.fit).parameters}
+    settings = {setting.name for setting in metalad.list_methods(name)[0].settings}
+    assert {"image_size", "scoring"} <= settings
+    assert not settings & (arguments - {"settings"})
+
+
+@each_method
+def test_a_detector_that_was_not_trained_raises(name: str) -> None:
+    detector = method_named(name).load()(small(name)).eval()
+    images = to_batch(cookies(2, detector.config.image_size))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"{name} is not (fitted|calibrated)"):
+        detector(images)
+
+
+@each_method
+def test_a_detector_without_its_calibration_raises(runs: Runs, name: str) -> None:
+    detector = copy.deepcopy(runs.short(name).stored.detector)
+    if detector.self_calibrated:
+        assert detector.calibration is None
+        pytest.skip("its raw map is calibrated already")
+    detector.calibration = None
+    images = new_images(detector, 1)
+    inferred(detector, images, "raw")
+    with pytest.raises(RuntimeError, match=f"{name} is not calibrated"):
+        inferred(detector, images, "calibrated")
+
+
+@each_method
 @each_scoring
-def test_maps_fit_the_image_and_are_finite_and_not_constant(runs: Runs, name: str, scoring: Scoring) -> None:
+def test_maps_have_the_size_of_the_image_and_are_not_constant(
+    runs: Runs, name: str, scoring: Scoring
+) -> None:
     detector = runs.detector(name)
-    scores, maps = judged(detector, unseen(detector, 3), scoring)
+    scores, maps = inferred(detector, new_images(detector, 3), scoring)
     assert scores.shape == (3,)
     assert maps.shape == (3, *detector.config.image_size)
     for values in (scores, maps):
@@ -200,22 +255,22 @@ def test_maps_fit_the_image_and_are_finite_and_not_constant(runs: Runs, name: st
 
 @each_method
 @each_scoring
-def test_a_defect_scores_higher_where_it_is(runs: Runs, name: str, scoring: Scoring) -> None:
-    """A quarter of each side, in turn black, white and red, beside the same image without it."""
+def test_maps_are_higher_at_a_defect(runs: Runs, name: str, scoring: Scoring) -> None:
+    """The defect is a quarter of each side, black, white or red; the image without it is compared."""
     detector = runs.detector(name)
-    good = unseen(detector, 3)
+    good = new_images(detector, 3)
     height, width = detector.config.image_size
-    place = (slice(None), slice(3 * height // 8, 5 * height // 8), slice(3 * width // 8, 5 * width // 8))
+    inside = (slice(None), slice(3 * height // 8, 5 * height // 8), slice(3 * width // 8, 5 * width // 8))
     bad = good.copy()
-    bad[place] = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)[:, None, None]
-    good_maps, bad_maps = (judged(detector, pixels, scoring)[1] for pixels in (good, bad))
-    assert (bad_maps[place].mean((1, 2)) > good_maps[place].mean((1, 2))).all()
+    bad[inside] = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)[:, None, None]
+    good_maps, bad_maps = (inferred(detector, pixels, scoring)[1] for pixels in (good, bad))
+    assert (bad_maps[inside].mean((1, 2)) > good_maps[inside].mean((1, 2))).all()
 
 
 @each_own_method
-def test_edges_to_follow_change_no_score_and_leave_its_range(runs: Runs, name: str) -> None:
+def test_guided_smoothing_changes_no_score_and_does_not_exceed_the_maximum(runs: Runs, name: str) -> None:
     detector = runs.detector(name)
-    images = to_batch(unseen(detector, 3))
+    images = to_batch(new_images(detector, 3))
     plain, guided = copy.deepcopy(detector), copy.deepcopy(detector)
     plain.guided_smoothing = None
     guided.guided_smoothing = GuidedSmoothing(*detector.config.image_size, 2.0)
@@ -232,12 +287,12 @@ def test_edges_to_follow_change_no_score_and_leave_its_range(runs: Runs, name: s
 
 @each_method
 @each_scoring
-def test_batch_mates_change_nothing(runs: Runs, name: str, scoring: Scoring) -> None:
+def test_results_do_not_depend_on_the_batch(runs: Runs, name: str, scoring: Scoring) -> None:
     detector = runs.detector(name)
-    images = unseen(detector, 4)
-    together_scores, together = judged(detector, images, scoring)
+    images = new_images(detector, 4)
+    together_scores, together = inferred(detector, images, scoring)
     for index in range(len(images)):
-        score, alone = judged(detector, images[index : index + 1], scoring)
+        score, alone = inferred(detector, images[index : index + 1], scoring)
         tolerance = BATCH_TOLERANCE * float(alone.max())
         torch.testing.assert_close(together[index], alone[0], rtol=0, atol=tolerance)
         torch.testing.assert_close(together_scores[index], score[0], rtol=BATCH_TOLERANCE, atol=0)
@@ -245,44 +300,44 @@ def test_batch_mates_change_nothing(runs: Runs, name: str, scoring: Scoring) -> 
 
 @each_method
 def test_a_saved_model_predicts_the_same_bits(runs: Runs, name: str) -> None:
-    model = runs.short(name)
-    stored = read_model(model.path).detector
-    images = unseen(stored, 2)
+    detector = runs.short(name).stored.detector
+    stored = stored_detector(runs.short(name))
+    images = new_images(stored, 2)
     for scoring in SCORINGS:
-        for one, other in zip(judged(model.detector, images, scoring), judged(stored, images, scoring), strict=True):
+        for one, other in zip(inferred(detector, images, scoring), inferred(stored, images, scoring), strict=True):
             assert torch.equal(one, other)
-        assert model.detector.threshold(0.01, scoring) == stored.threshold(0.01, scoring)
+        assert detector.threshold(0.01, scoring) == stored.threshold(0.01, scoring)
 
 
 @each_method
 def test_the_same_seed_gives_the_same_bits(runs: Runs, name: str) -> None:
     again = runs.train(name, f"{name}-again", SHORT)
-    assert again.path.read_bytes() == runs.short(name).path.read_bytes()
+    assert path_of(again).read_bytes() == path_of(runs.short(name)).read_bytes()
 
 
 @each_method
-def test_a_run_killed_in_every_stage_and_resumed_ends_in_the_same_bits(
+def test_a_run_killed_in_every_stage_and_resumed_gives_the_same_bits(
     runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = runs.short(name)
-    if not isinstance(whole.detector, GradientDetector):
-        pytest.skip("learns in one go: there is nothing to resume")
-    monkeypatch.setattr(gradient, "CHECKPOINT_SECONDS", -1.0)
+    uninterrupted = runs.short(name)
+    if not isinstance(uninterrupted.stored.detector, GradientDetector):
+        pytest.skip("a closed form has nothing to resume")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     out, resume = f"{name}-killed", False
-    for stage in whole.header.training["stages"]:
+    for stage in uninterrupted.header.training["stages"]:
         with monkeypatch.context() as patch:
-            patch.setattr(gradient.Descent, "_epoch", killed_in(stage, gradient.Descent._epoch))
+            patch.setattr(Descent, "_epoch", killed_in(stage, Descent._epoch))
             with pytest.raises(KeyboardInterrupt):
                 runs.train(name, out, SHORT, resume=resume)
         resume = True
     resumed = runs.train(name, out, SHORT, resume=True)
-    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert path_of(resumed).read_bytes() == path_of(uninterrupted).read_bytes()
 
 
-def killed_in(stage: str, epoch: Callable[..., gradient.Epoch]) -> Callable[..., gradient.Epoch]:
-    """An epoch that is not begun, if it is the stage's second."""
+def killed_in(stage: str, epoch: Callable[..., Epoch]) -> Callable[..., Epoch]:
+    """Return an epoch function that raises KeyboardInterrupt at the second epoch of a stage."""
 
-    def killed(descent: gradient.Descent, *args: Any) -> gradient.Epoch:
+    def killed(descent: Descent, *args: Any) -> Epoch:
         if descent.plan.stage == stage and descent.state.epoch == 1:
             raise KeyboardInterrupt
         return epoch(descent, *args)
@@ -292,29 +347,30 @@ def killed_in(stage: str, epoch: Callable[..., gradient.Epoch]) -> Callable[...,
 
 @each_method
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images_are_one_clear_line(tmp_path: Path, name: str, count: int) -> None:
+def test_fewer_than_two_images_are_refused(tmp_path: Path, name: str, count: int) -> None:
     images = put_cookies(tmp_path / "images", count)
     with pytest.raises(DataError, match="images"):
-        train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
+        metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
 
 
 @each_method
-def test_two_images_are_enough_or_one_clear_line(tmp_path: Path, name: str) -> None:
-    """One is held out; a method that must compare has none to compare the other with."""
+def test_two_images_are_enough_or_are_refused(tmp_path: Path, name: str) -> None:
+    """One of them is held out; some methods need two images to fit."""
     images = put_cookies(tmp_path / "images", 2)
     message = ""
     try:
-        model = train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
+        model = metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
     except DataError as error:
         message = str(error)
-    assert "at least 2 good images" in message or np.isfinite(model.threshold())
+    assert "at least 2 good images" in message or np.isfinite(model.threshold)
 
 
 @each_fitted_method
-def test_a_fit_says_how_far_it_is(
+def test_fitting_shows_a_progress_bar(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     detector = method_named(name).load()(SMALL[name])
     assert isinstance(detector, FittedDetector)
     with bars(shown=True):

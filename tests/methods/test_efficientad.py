@@ -155,7 +155,7 @@ def test_teacher_from_a_file_is_not_trained(tmp_path: Path) -> None:
     assert [plan.stage for plan in EfficientAD(config).plan("paper")] == ["student"]
     assert [plan.stage for plan in small().plan("paper")] == ["teacher", "student"]
     model = train(put_cookies(tmp_path / "images", 4), tmp_path / "run", method=config, epochs=1, device="cpu")
-    stored = model.detector.state_dict()
+    stored = model.stored.detector.state_dict()
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(stored[f"teacher.{name}"], tensor)
 

@@ -63,7 +63,7 @@ def test_gan_is_frozen_during_encoder_training(tmp_path: Path) -> None:
     """No bit changes: neither weights nor running means of batch norm."""
     detector, pixels = small(), cookies(4, (32, 48))
     before = copied(detector)
-    descent(detector, 1, tmp_path).run(pixels, pixels[:1], progress=False)
+    descent(detector, 1, tmp_path).run(pixels, pixels[:1])
     assert changed(before, detector) == {"encoder"}
 
 

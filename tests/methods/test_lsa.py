@@ -113,8 +113,8 @@ def test_training_and_evaluation_on_head_ct(shared_data: Path, tmp_path: Path) -
     """Gray images of many sizes with a label list and without masks."""
     config = LsaConfig(image_size=(16, 16), code=4, bins=10, width=2, estimator_width=2)
     model = train(shared_data / "headct", tmp_path / "run", method=config, epochs=1, device="cpu")
-    report = evaluate(model.path, shared_data / "headct", device="cpu")
-    assert len(report.verdicts) == 120
+    report = evaluate(model, shared_data / "headct", device="cpu")
+    assert len(report.images) == 120
     assert report.chosen.metrics_model.pixel_auroc is None
 
 

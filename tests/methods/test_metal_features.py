@@ -76,14 +76,14 @@ def test_without_copies_and_context_only_the_codebooks_are_random() -> None:
         torch.testing.assert_close(one(images).anomaly_map, other(images).anomaly_map, rtol=1e-5, atol=1e-5)
 
 
-def test_impossible_settings_and_one_image_are_refused() -> None:
+def test_invalid_settings_and_a_single_image_are_refused() -> None:
     with pytest.raises(ConfigError, match="codebook_size"):
         MetalFeaturesConfig(codebook_size=0)
     with pytest.raises(ConfigError, match="copies"):
         MetalFeaturesConfig(copies=-1)
     with pytest.raises(ConfigError, match="context_steps"):
         MetalFeaturesConfig(context_steps=-1)
-    with pytest.raises(ConfigError, match="56 for one side"):
+    with pytest.raises(ConfigError, match="one side at least 56"):
         MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0, context_steps=1)
     assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0, context_steps=1).grid == (2, 7)
     with pytest.raises(DataError, match="at least 2"):
