@@ -6,7 +6,6 @@ VGG (Simonyan & Zisserman 2014, arXiv:1409.1556). Any other network is taken fro
 This module defines layers only; `metalad.nn.backbones` loads the weights.
 """
 
-import copy
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -327,14 +326,16 @@ def create_network(name: str, taps: Sequence[Tap]) -> Network:
 
 
 def channels_of(network: Network) -> dict[HookPoint, int]:
-    """Return the number of channels at each hook point, from the shapes alone: nothing is computed."""
+    """Return the number of channels at each hook point, measured with a black image."""
     channels: dict[HookPoint, int] = {}
 
     def record(point: HookPoint, maps: Tensor) -> Tensor:
         channels[point] = maps.shape[1]
         return maps
 
-    shapes = copy.deepcopy(network).to("meta").eval()
+    training = network.training
+    network.eval()
     with torch.no_grad():
-        list(shapes.features(torch.zeros(1, 3, 32, 32, device="meta"), record))
+        list(network.features(torch.zeros(1, 3, 32, 32), record))
+    network.train(training)
     return channels
