@@ -70,7 +70,7 @@ def test_the_format_is_detected_from_the_content_and_not_from_the_suffix(tmp_pat
 
 
 BAD: dict[str, tuple[bytes, str]] = {
-    "text.png": (b"hello, I am a text", "not a PNG, JPEG, BMP, TIFF or WebP image"),
+    "text.png": (b"hello, I am a text", r"not a PNG, JPEG, BMP, TIFF, WebP, .* image"),
     "cut.jpg": (encoded(smooth_picture(), "JPEG")[:600], "damaged or truncated"),
     "cut.png": (encoded(smooth_picture(), "PNG")[:80], "damaged or truncated"),
     "head.png": (b"\x89PNG\r\n\x1a\n", "damaged or truncated"),

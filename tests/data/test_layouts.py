@@ -63,7 +63,7 @@ def test_folders_without_usable_images_are_rejected(tmp_path: Path) -> None:
     expected = {
         "none": "no folder .*none; check the path",
         "notes/readme.txt": r"readme\.txt is a file, but a folder of images is needed",
-        "empty": r"no images in .*empty: expected files with \.bmp .*\.webp, found an empty folder",
+        "empty": r"no images in .*empty: expected files with .*\.bmp .*\.webp, found an empty folder",
         "notes": r"no images in .*notes: expected files with .*, found 1 other files such as readme\.txt",
         "category": r"no images in .*good: .* found 1 other files such as photo\.heic",
         "hollow": "found only empty folders such as deep",

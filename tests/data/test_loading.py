@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metalad.data import Sample, Skipped, load_images, loading, read_category
+from metalad.data.formats import readable_names
 from metalad.data.images import read_image, resize_image
 from metalad.runtime import progress
 from metalad.runtime.errors import DataError, ImageError, RunError
@@ -36,7 +37,7 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
     assert len(images.sizes) == 3
     np.testing.assert_array_equal(images.pixels[2], resize_image(read_image(samples[4].path), (16, 16)))
     assert images.skipped == (
-        Skipped(samples[0].path, "not a PNG, JPEG, BMP, TIFF or WebP image"),
+        Skipped(samples[0].path, f"not a {readable_names()} image"),
         Skipped(samples[3].path, "the file is empty"),
     )
 

@@ -13,6 +13,7 @@ import torch
 
 from metalad.data import load_images, read_category
 from metalad.data.corruptions import CORRUPTIONS
+from metalad.data.formats import readable_names
 from metalad.data.images import read_image, read_mask, resize_image, resize_map, resize_mask
 from metalad.detectors.residuals import Residuals
 from metalad.methods.metal import Metal
@@ -252,9 +253,9 @@ def test_an_unreadable_image_is_skipped_reported_and_logged_unless_strict(
     broken.write_text("no image")
     with caplog.at_level(logging.WARNING, "metalad"):
         found = evaluate(model, data, out=tmp_path / "out")
-    message = f"cannot read {broken}: not a PNG, JPEG, BMP, TIFF or WebP image"
+    message = f"cannot read {broken}: not a {readable_names()} image"
     assert caplog.messages == [f"skipped: {message}"]
-    assert found.skipped == ((str(broken), "not a PNG, JPEG, BMP, TIFF or WebP image"),)
+    assert found.skipped == ((str(broken), f"not a {readable_names()} image"),)
     assert found.images == tuple(image for image in report.images if image.path != f"test/good/{broken.name}")
     with pytest.raises(ImageError, match=r"not a PNG, JPEG"):
         evaluate(model, data, strict=True)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import metalad
 from metalad.cli.main import main
+from metalad.data.formats import readable_names
 from metalad.data.images import find_images, read_image
 from metalad.detectors.base import DetectorConfig
 from metalad.methods.metal_features import MetalFeaturesConfig
@@ -267,7 +268,7 @@ def test_unreadable_files_are_left_out_with_a_warning_unless_strict(
 ) -> None:
     broken = folder / "a" / "3.jpg"
     broken.write_text("no image")
-    message = f"cannot read {broken}: not a PNG, JPEG, BMP, TIFF or WebP image"
+    message = f"cannot read {broken}: not a {readable_names()} image"
     with caplog.at_level(logging.WARNING, "metalad"):
         results = tiny.predict(folder)
     assert [result.path for result in results] == [path for path in find_images(folder) if path != broken]
@@ -276,7 +277,7 @@ def test_unreadable_files_are_left_out_with_a_warning_unless_strict(
     with pytest.raises(ImageError) as failure:
         tiny.predict(folder, strict=True)
     assert str(failure.value) == message
-    assert (failure.value.path, failure.value.reason) == (broken, "not a PNG, JPEG, BMP, TIFF or WebP image")
+    assert (failure.value.path, failure.value.reason) == (broken, f"not a {readable_names()} image")
     stream = tiny.predict(folder, stream=True, strict=True)
     assert next(stream).path == folder / "a" / "1.jpg"
     with pytest.raises(ImageError):

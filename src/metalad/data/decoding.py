@@ -1,9 +1,11 @@
 """Decode image files with Pillow, with a check of the size before decoding and one error type for all failures.
 
 The protection of Pillow against decompression bombs is a process-wide setting that warns where an error is needed.
-Therefore the five decoders are opened directly, and the size in the header is checked before decoding.
+Therefore the decoders are opened directly, and the size in the header is checked before decoding.
 """
 
+import contextlib
+import math
 import os
 import struct
 import threading
@@ -13,31 +15,45 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from metalad.runtime.errors import ImageError
+from metalad.data.formats import format_of, readable_names
+from metalad.runtime.errors import ConfigError, ImageError
 
 MIN_SIDE = 8
 """Minimum height and width of an image, in pixels."""
-MAX_PIXELS = 150_000_000
-"""Maximum number of pixels of an image."""
-_SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"BM", BmpImageFile),
-    (b"II*\x00", TiffImageFile),
-    (b"MM\x00*", TiffImageFile),
-    (b"II+\x00", TiffImageFile),
-    (b"MM\x00+", TiffImageFile),
+LIMIT_VARIABLE = "METALAD_MAX_MEGAPIXELS"
+"""Environment variable with the maximum number of pixels of an image, in millions."""
+_DEFAULT_MEGAPIXELS = 150.0
+
+
+def max_pixels(text: str | None) -> int:
+    """Return the maximum number of pixels of an image, from the text of the environment variable; None is the default.
+
+    Raises:
+        ConfigError: the text is not a positive number.
+    """
+    try:
+        megapixels = _DEFAULT_MEGAPIXELS if text is None else float(text)
+    except ValueError:
+        megapixels = math.nan
+    if not 0 < megapixels < math.inf:
+        raise ConfigError(
+            f"{LIMIT_VARIABLE} is {text!r}; it must be a positive number of millions of pixels, such as 400"
+        )
+    return round(megapixels * 1e6)
+
+
+MAX_PIXELS = max_pixels(os.environ.get(LIMIT_VARIABLE))
+"""Maximum number of pixels of an image; the environment is read when this module is imported."""
+_TOO_MANY = (
+    f"more than the limit of {MAX_PIXELS:,} (a decompression bomb?); shrink the image first, "
+    f"or set {LIMIT_VARIABLE} to a larger number of millions of pixels"
 )
-_TOO_MANY = f"more than the limit of {MAX_PIXELS:,} (a decompression bomb?); shrink the image first"
 _ORIENTATION = 0x0112
-_WARNINGS_LOCK = threading.Lock()
+_PILLOW_LOCK = threading.Lock()
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,20 +101,42 @@ def _load(image: ImageFile) -> None:
         image.load()
         return
     # Pillow warns about a large TIFF again when it is decoded; `_open_header` has already checked the size.
-    with _WARNINGS_LOCK, warnings.catch_warnings():
+    with _limit_of_pillow_raised(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image.load()
 
 
+@contextlib.contextmanager
+def _limit_of_pillow_raised() -> Iterator[None]:
+    """Raise the process-wide limit of Pillow for a while, if the environment variable allows larger images."""
+    if MAX_PIXELS <= _DEFAULT_MEGAPIXELS * 1e6:
+        with _PILLOW_LOCK:
+            yield
+        return
+    with _PILLOW_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _open_header(path: Path, file: BinaryIO) -> ImageFile:
-    start = file.read(16)
+    start = file.read(32)
     file.seek(0)
     if not start:
         raise ImageError(path, "the file is empty")
-    decoder = _find_decoder(start)
-    if decoder is None:
-        raise ImageError(path, "not a PNG, JPEG, BMP, TIFF or WebP image")
-    image = decoder(file)
+    kind = format_of(start)
+    if kind is None:
+        raise ImageError(path, f"not a {readable_names()} image")
+    if not kind.is_readable:
+        needed = kind.package or f"a version of Pillow that reads {kind.name}"
+        raise ImageError(path, f"a {kind.name} image; install {needed} to read it")
+    if kind.name == "WebP" and MAX_PIXELS > _DEFAULT_MEGAPIXELS * 1e6:  # Pillow checks its size at this point
+        with _limit_of_pillow_raised():
+            image = kind.open(file)
+    else:
+        image = kind.open(file)
     width, height = image.size
     check_size(path, height, width)
     return image
@@ -110,12 +148,6 @@ def check_size(path: Path, height: int, width: int) -> None:
         raise ImageError(path, f"{size_text(height, width)} pixels; each side needs at least {MIN_SIDE}")
     if width * height > MAX_PIXELS:
         raise ImageError(path, f"{size_text(height, width)} pixels are {_TOO_MANY}")
-
-
-def _find_decoder(start: bytes) -> type[ImageFile] | None:
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return WebPImageFile
-    return next((decoder for signature, decoder in _SIGNATURES if start.startswith(signature)), None)
 
 
 def _orientation(image: Image.Image) -> int:

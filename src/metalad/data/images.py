@@ -1,8 +1,6 @@
-"""Read images and masks as arrays, resize and write them, and list the image files in a folder."""
+"""Read images and masks as arrays, resize and write them."""
 
-import os
-import stat
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +9,32 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from metalad.data.decoding import as_image_error, check_size, decode, header_size, size_text, upright
+from metalad.data.formats import IMAGE_SUFFIXES
+from metalad.data.masks import anomalous_pixels, has_gray_edges
+from metalad.data.walking import MAPS, OVERLAYS, RESULTS, find_images, iter_images, require_folder
 from metalad.runtime.errors import DataError, ImageError
 from metalad.runtime.files import replacing
 
-RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
-"""Output of `predict`: a file of results, and two folders of pictures."""
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAPS",
+    "OVERLAYS",
+    "RESULTS",
+    "Mask",
+    "find_images",
+    "image_size",
+    "inspect_mask",
+    "iter_images",
+    "read_image",
+    "read_mask",
+    "require_folder",
+    "resize_image",
+    "resize_map",
+    "resize_mask",
+    "rgb_of",
+    "write_image",
+    "write_png16",
+]
 
 _FORMATS = {
     ".png": "PNG",
@@ -37,7 +55,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     pages the first is read.
 
     Raises:
-        ImageError: not a PNG, JPEG, BMP, TIFF or WebP image; damaged, truncated, empty or unreadable; smaller than
+        ImageError: not an image in one of `metalad.data.formats`; damaged, truncated, empty or unreadable; smaller than
             `MIN_SIDE`, larger than `MAX_PIXELS`, or with pixels of an unknown range (32-bit).
     """
     return _to_rgb(path, decode(path))
@@ -79,10 +97,22 @@ def image_size(path: Path) -> tuple[int, int]:
     return header_size(path)
 
 
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A ground-truth mask: true for anomalous pixels.
+
+    is_cut: the file has many gray levels, and was cut at half brightness.
+    """
+
+    pixels: Bool[np.ndarray, "height width"]
+    is_cut: bool
+
+
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
     """Read a ground-truth mask: true (anomalous) for pixels that are neither black nor transparent.
 
-    A JPEG mask is thresholded at half brightness instead, because compression adds noise to black areas.
+    A mask with many gray levels and a JPEG mask are cut at half brightness instead, because blurred edges and
+    compression add dark values to black areas, see `metalad.data.masks`.
 
     Args:
         path: an image file of a format that `read_image` supports, or a folder of masks, whose union is returned.
@@ -92,6 +122,11 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
         ImageError: as `read_image`.
         DataError: the size is not `size`, or a folder contains no masks or masks of different sizes.
     """
+    return inspect_mask(path, size).pixels
+
+
+def inspect_mask(path: Path, size: tuple[int, int] | None = None) -> Mask:
+    """Read a ground-truth mask as `read_mask` does, and return also whether it was cut at half brightness."""
     if path.is_dir():
         return _read_masks(path, size)
     image = decode(path)
@@ -102,18 +137,22 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
             "make them the same size"
         )
     if _is_16_bit(image):
-        return np.asarray(image) > 0
+        values = np.asarray(image).astype(np.uint16)
+        is_cut = has_gray_edges(values)
+        return Mask(anomalous_pixels(values, is_cut), is_cut)
     _require_known_range(path, image)
-    threshold = 127 if image.format == "JPEG" else 0
     rgba = np.asarray(image.convert("RGBA"))
-    return (rgba[:, :, :3] > threshold).any(axis=2) & (rgba[:, :, 3] > 0)
+    brightest = rgba[:, :, :3].max(axis=2) * (rgba[:, :, 3] > 0)
+    is_cut = has_gray_edges(brightest)
+    return Mask(anomalous_pixels(brightest, is_cut or image.format == "JPEG"), is_cut)
 
 
-def _read_masks(folder: Path, size: tuple[int, int] | None) -> Bool[np.ndarray, "height width"]:
-    masks = [read_mask(path, size) for path in find_images(folder)]
-    if len({mask.shape for mask in masks}) != 1:
+def _read_masks(folder: Path, size: tuple[int, int] | None) -> Mask:
+    masks = [inspect_mask(path, size) for path in find_images(folder)]
+    if len({mask.pixels.shape for mask in masks}) != 1:
         raise DataError(f"the folder {folder} must contain masks of equal size; it has {len(masks)}; copy it again")
-    return np.array(np.logical_or.reduce(masks))
+    union = np.array(np.logical_or.reduce([mask.pixels for mask in masks]))
+    return Mask(union, any(mask.is_cut for mask in masks))
 
 
 def resize_image(
@@ -170,83 +209,6 @@ def write_png16(path: Path, grey: UInt16[np.ndarray, "height width"]) -> None:
         Image.fromarray(grey).save(temporary, format="PNG")
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders as a list; see `iter_images`.
-
-    Raises:
-        DataError: the folder does not exist, is a file, or cannot be read.
-    """
-    return list(iter_images(folder))
-
-
-def iter_images(folder: Path) -> Iterator[Path]:
-    """Yield the image files (by suffix) in a folder and its subfolders, sorted by POSIX path.
-
-    Hidden files and folders and the output pictures of `predict` are ignored. Symbolic links are followed, but each
-    folder is visited only once.
-
-    Raises:
-        DataError: the folder does not exist or is a file (raised by the call), or a folder cannot be read (raised
-            during iteration).
-    """
-    require_folder(folder)
-    return _walk(folder)
-
-
-def require_folder(folder: Path) -> None:
-    """Raise if a path is not a folder.
-
-    Raises:
-        DataError: the folder does not exist, is a file, or cannot be accessed.
-    """
-    try:
-        is_folder = stat.S_ISDIR(folder.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"no folder {folder}; check the path") from error
-    except OSError as error:
-        raise _folder_refusal(folder, error) from error
-    if not is_folder:
-        raise DataError(f"{folder} is a file, but a folder of images is needed")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    pending = [(folder, True)]
-    visited: set[tuple[int, int]] = set()
-    while pending:
-        path, is_folder = pending.pop()
-        if not is_folder:
-            yield path
-            continue
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            pending.extend(reversed(_entries(path)))
-        except OSError as error:
-            raise _folder_refusal(path, error) from error
-
-
-def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    found: list[tuple[str, Path, bool]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = folder / entry.name
-            try:
-                if entry.is_dir():
-                    # With the slash, the order of names equals that of full paths: "a.png" comes before "a/b.png".
-                    found.append((entry.name + "/", path, True))
-                elif path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
-                    found.append((entry.name, path, False))
-            except OSError:  # a link to itself
-                continue
-    # The pictures that `predict` wrote are not input images.
-    outputs = {f"{MAPS}/", f"{OVERLAYS}/"} if (folder / RESULTS).exists() else set()
-    return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
-
-
 def _is_16_bit(image: Image.Image) -> bool:
     # Pillow before version 11 decodes 16-bit gray PNG to mode I.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
@@ -265,10 +227,6 @@ def _scale_to_bytes(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 def _require_known_range(path: Path, image: Image.Image) -> None:
     if image.mode in ("I", "F", "LAB", "HSV"):
         raise ImageError(path, f"pixels of mode {image.mode}; convert the image to 8- or 16-bit gray or RGB")
-
-
-def _folder_refusal(folder: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read the folder {folder}: {error.strerror or error}; check its permissions and links")
 
 
 def _pillow_size(size: tuple[int, int]) -> tuple[int, int]:

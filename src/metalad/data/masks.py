@@ -1,0 +1,91 @@
+"""Interpret the pixel values of ground-truth masks, and recognize mask files that lie beside images."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8, UInt16
+
+from metalad.data.decoding import decode
+from metalad.data.names import role, same_name
+from metalad.runtime.errors import ImageError
+
+MAX_LABELS = 16
+"""A mask with more values than this is not a map of labels: its edges are blurred, or it was compressed with losses."""
+_DARK, _WHITE = 32 / 255, 224 / 255
+_MASK_WORDS = r"masks?|gt|labels?|seg|segmentation|ground_?truth|annotation|mask_?image"
+_MASK_STEM = re.compile(rf"(?P<after>.+)[_\-. ](?:{_MASK_WORDS})|(?:{_MASK_WORDS})[_\-. ](?P<before>.+)", re.IGNORECASE)
+
+
+def has_gray_edges(values: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> bool:
+    """Return whether a mask has the values of blurred edges or of lossy compression, not of labels.
+
+    Such a mask has values above half brightness, and either more than `MAX_LABELS` values, or both almost black and
+    almost white ones. Masks of labels have few values: all small, as in VisA, or all large, as in MVTec LOCO AD.
+    """
+    limit = int(np.iinfo(values.dtype).max)
+    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=limit + 1))
+    levels = levels[levels > 0] / limit
+    if not len(levels) or levels.max() <= 0.5:
+        return False
+    compressed = bool(levels.min() < _DARK and levels.max() >= _WHITE)
+    return compressed or len(levels) > MAX_LABELS
+
+
+def anomalous_pixels(
+    values: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."], cut: bool
+) -> Bool[np.ndarray, "..."]:
+    """Return the pixels above half brightness if `cut`, else all that are not black."""
+    return np.asarray(values > (np.iinfo(values.dtype).max // 2 if cut else 0))
+
+
+def masks_beside(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return the masks that lie beside images, such as `000_mask.png` beside `000.png`, by image.
+
+    A file is a mask if it is named after another file of its folder, and if it looks like a mask.
+    """
+    by_stem: dict[tuple[Path, str], Path] = {}
+    for path in paths:
+        by_stem.setdefault((path.parent, same_name(path.stem)), path)
+    found: dict[Path, Path] = {}
+    for path in paths:
+        name = _MASK_STEM.fullmatch(same_name(path.stem))
+        image = by_stem.get((path.parent, name["after"] or name["before"])) if name else None
+        if image is not None and looks_like_mask(path):
+            found.setdefault(image, path)
+    return found
+
+
+def is_mask_folder(name: str) -> bool:
+    """Return whether a folder's name is one of masks, such as "ground_truth" or "Masks"."""
+    return role(name) == "mask"
+
+
+def masks_in_folder(folder: Path, paths: Iterable[Path]) -> set[Path]:
+    """Return those of the files in a folder with a name of masks that are masks.
+
+    All files in a folder that is named ground_truth are masks. Other names, such as "labels", may be those of products,
+    so that the files are read.
+    """
+    if re.fullmatch(r"ground[ _-]?truth", folder.name, re.IGNORECASE):
+        return set(paths)
+    return {path for path in paths if looks_like_mask(path)}
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Return whether an image has few colors, or is black and white apart from its edges, as no photograph is."""
+    try:
+        image = decode(path)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values: np.ndarray[Any, Any] = np.asarray(image)
+            return len(np.unique(values)) <= MAX_LABELS
+        rgb = image.convert("RGB")
+    except (ImageError, MemoryError, ValueError):  # an unreadable file is reported when it is read as an image
+        return False
+    if rgb.getcolors(MAX_LABELS) is not None:
+        return True
+    values = np.asarray(rgb)
+    low, high = values.min(axis=2), values.max(axis=2)
+    return bool(((high < _DARK * 255) | (low >= _WHITE * 255)).mean() >= 0.95 and (high < _DARK * 255).mean() >= 0.01)

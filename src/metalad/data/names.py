@@ -1,0 +1,117 @@
+"""The roles of folder names and column names: good or anomalous images, masks, and the parts of a data set.
+
+Names are compared without case, in several languages. A name has a role if all of its words have it, apart from
+neutral words and numbers: "OK_images_2" is good, "good_side_scratch" has no role. The words of the name also count
+alone, see `hints`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Literal
+
+Role = Literal["good", "bad", "mask", "train", "test", "validation"]
+
+_NEGATIONS = frozenset({"no", "not", "non", "nicht", "pas", "sin", "sem", "sans", "ohne", "without", "kein", "keine"})
+_NEUTRAL = (
+    "image images img imgs picture pictures photo photos sample samples part parts piece pieces product products set "
+    "data dataset folder all is the bilder teile pièces pieza piezas immagini imagenes imagens "
+    "品 画像 写真 图片 圖片 图像"
+)
+_WORDS: Mapping[Role, str] = {
+    "good": "good goods ok okay normal pass passed accept accepted approved conforming golden healthy io intact "
+    "bon bons bonne bonnes conforme conformes gut gute guter gutteil gutteile fehlerfrei buono buoni buona buone bueno "
+    "buenos buena buenas aprobado aprobados bom boas aprovado aprovados goed dobry dobre dobra "
+    "норма годен годные хороший хорошие iyi sağlam",
+    "bad": "bad ng nok ko nio faulty fault faults flaw flaws flawed invalid nogood notok notgood "
+    "schlecht schlechte ausschuss fehler fehlerhaft mauvais mauvaise mauvaises rebut rebuts défaut défauts scarto "
+    "scarti malo malos mala malas ruim брак bozuk hatalı",
+    "mask": "mask masks masken masque masques maschera maschere máscara máscaras label labels groundtruth gt truth "
+    "annotation annotations seg segmentation segmentations",
+    "train": "train training trainset",
+    "test": "test tests testing testset eval evaluation",
+    "validation": "val valid validation validate valset",
+}
+_BAD_BEGINNINGS = (
+    "anomal abnormal anormal fail defect defec defeit defekt difett reject rechaz rejeit reprov unacceptable "
+    "nonconform дефект аномал"
+)
+# In this order: 異常なし (no anomaly) contains 異常, and 不良品 contains 良品.
+# Chinese, Japanese and Korean names have no spaces between words.
+_CJK: tuple[tuple[Role, str], ...] = (
+    ("good", "異常なし 欠陥なし 无缺陷 無缺陷 无异常 無異常"),
+    ("bad", "不良 不合格 不正常 欠陥 欠点 缺陷 異常 异常 瑕疵 次品 불량 결함 비정상 이상 불합격"),
+    ("mask", "マスク 掩膜 掩码 标注 標注 ラベル 마스크"),
+    ("train", "訓練 训练 学習 훈련 학습"),
+    ("test", "テスト 测试 測試 評価 테스트"),
+    ("validation", "検証 验证 驗證 검증"),
+    ("good", "良品 合格 正常 良好 양품 정상 합격"),
+)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=[\u3000-\u9fff\uac00-\ud7a3])")
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_SEPARATORS = re.compile(r"[\W_\d]+")
+
+
+def role(name: str) -> Role | None:
+    """Return the role of a name if all of its words have the same one, apart from neutral words; else None."""
+    found = _roles(name)
+    (only, *others) = set(found) or {None}
+    return None if others else only
+
+
+def hints(name: str) -> frozenset[Role]:
+    """Return the roles of the single words of a name: "camera 1 OK" has the word of good images."""
+    return frozenset(found for found in _roles(name) if found is not None)
+
+
+def is_good(name: str) -> bool:
+    """Return whether a name stands for good images, such as "good", "OK" or "defect free"."""
+    return role(name) == "good"
+
+
+def same_name(name: str) -> str:
+    """Return a name in the Unicode normal form in which names are compared; file systems use different ones."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _roles(name: str) -> list[Role | None]:
+    words = _words(name)
+    roles: list[Role | None] = []
+    negated = False
+    for word in words:
+        if word in _NEGATIONS:
+            negated = True
+            continue
+        if word == "free" and roles and roles[-1] == "bad":  # "defect free"
+            roles[-1] = "good"
+            continue
+        found = _role_of_word(word)
+        if negated and found in ("good", "bad"):
+            found = "bad" if found == "good" else "good"
+        roles.append(found)
+        negated = False
+    return roles
+
+
+def _words(name: str) -> list[str]:
+    text = _CAMEL.sub(" ", unicodedata.normalize("NFKC", name).replace("n.i.O", "nio").replace("i.O", "io"))
+    words = _SEPARATORS.sub(" ", _folded(text)).replace("ground truth", "groundtruth")
+    return [word for word in words.split() if word not in _NEUTRAL_WORDS]
+
+
+def _folded(text: str) -> str:
+    """Return a text without case and accents: "défaut" and "DEFAUT" are the same word."""
+    decomposed = unicodedata.normalize("NFD", text)
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed)).casefold()
+
+
+def _role_of_word(word: str) -> Role | None:
+    for found, parts in _CJK:
+        if any(part in word for part in parts.split()):
+            return found
+    return _ROLES.get(word) or ("bad" if word.startswith(_BAD) else None)
+
+
+_NEUTRAL_WORDS = frozenset(_folded(_NEUTRAL).split())
+_ROLES: Mapping[str, Role] = {word: found for found, words in _WORDS.items() for word in _folded(words).split()}
+_BAD = tuple(_folded(_BAD_BEGINNINGS).split())

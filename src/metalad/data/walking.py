@@ -1,0 +1,178 @@
+"""List the image files in a folder and its subfolders, and count the files that are left out."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from metalad.data.formats import IMAGE_SUFFIXES, needed_package
+from metalad.runtime.errors import DataError
+
+RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
+"""Output of `predict`: a file of results, and two folders of pictures."""
+DEAD_LINK, SPECIAL, NO_SUFFIX = "dead link", "special file", "without suffix"
+"""Reasons for leaving a file out; any other reason is a suffix."""
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found"}
+    | {"system volume information"}
+)
+_DOCUMENTS = frozenset(
+    {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".rst", ".html", ".htm"}
+    | {".pdf", ".doc", ".docx", ".xls", ".xlsx", ".db", ".ini", ".cfg", ".log", ".lnk", ".url", ".sh", ".py", ".md5"}
+)
+_DOCUMENT_NAMES = frozenset({"license", "licence", "readme", "copying", "notice", "makefile"})
+
+
+class LeftOut:
+    """Counts files that are left out, by suffix or by another reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, reason: str) -> None:
+        """Count a file."""
+        self._counts[reason] += 1
+
+    def merge(self, other: "LeftOut") -> None:
+        """Count all files that another has counted."""
+        self._counts += other._counts
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def text(self) -> str | None:
+        """Describe the files in one line, the most frequent reason first; None if there are none."""
+        if not self._counts:
+            return None
+        ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        parts = [_counted_reason(reason, count) for reason, count in ordered]
+        needed = sorted({package for reason in self._counts if (package := needed_package(reason)) is not None})
+        remedy = f" (install {' and '.join(needed)} to read them)" if needed else ""
+        return f"{len(self)} {'file' if len(self) == 1 else 'files'} left out: {', '.join(parts)}{remedy}"
+
+
+def _counted_reason(reason: str, count: int) -> str:
+    plural = "" if count == 1 or reason.startswith(".") or reason == NO_SUFFIX else "s"
+    return f"{count} {reason}{plural}"
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files in a folder and its subfolders as a list; see `iter_images`.
+
+    Raises:
+        DataError: the folder does not exist, is a file, or cannot be read.
+    """
+    return list(iter_images(folder))
+
+
+def iter_images(folder: Path) -> Iterator[Path]:
+    """Yield the image files (by suffix) in a folder and its subfolders, sorted by POSIX path.
+
+    Hidden files and folders, folders of network drives such as `@eaDir`, and the output pictures of `predict` are
+    ignored. Symbolic links are followed, but each folder is visited only once.
+
+    Raises:
+        DataError: the folder does not exist or is a file (raised by the call), or a folder cannot be read (raised
+            during iteration).
+    """
+    require_folder(folder)
+    return (path for _, paths in _walk(folder, LeftOut()) for path in paths)
+
+
+def iter_folders(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each folder with runs of its own image files; all files together are in the order of `iter_images`.
+
+    Args:
+        folder: the first folder.
+        left_out: counts the files that are not images, but are no documents either.
+
+    Raises:
+        DataError: as `iter_images`.
+    """
+    require_folder(folder)
+    return _walk(folder, left_out)
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether files and folders with a name are ignored: hidden ones, and folders of network drives."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def require_folder(folder: Path) -> None:
+    """Raise if a path is not a folder.
+
+    Raises:
+        DataError: the folder does not exist, is a file, or cannot be accessed.
+    """
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"no folder {folder}; check the path") from error
+    except OSError as error:
+        raise _folder_refusal(folder, error) from error
+    if not is_folder:
+        raise DataError(f"{folder} is a file, but a folder of images is needed")
+
+
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+    pending = [(folder, True)]
+    visited: set[tuple[int, int]] = set()
+    while pending:
+        path, is_folder = pending.pop()
+        if not is_folder:
+            yield path.parent, [path, *_pop_files(pending)]
+            continue
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            pending.extend(reversed(_entries(path, left_out)))
+        except OSError as error:
+            raise _folder_refusal(path, error) from error
+
+
+def _pop_files(pending: list[tuple[Path, bool]]) -> Iterator[Path]:
+    # Only to the next folder: all files before the subfolders would be in another order.
+    while pending and not pending[-1][1]:
+        yield pending.pop()[0]
+
+
+def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:
+    found: list[tuple[str, Path, bool]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_ignored(entry.name):
+                continue
+            path = folder / entry.name
+            reason = _reason(entry, path.suffix.lower())
+            if reason == "":
+                # With the slash, the order of names equals that of full paths: "a.png" comes before "a/b.png".
+                is_folder = entry.is_dir()
+                found.append((entry.name + "/" * is_folder, path, is_folder))
+            elif reason is not None:
+                left_out.add(reason)
+    # The pictures that `predict` wrote are not input images.
+    outputs = {f"{MAPS}/", f"{OVERLAYS}/"} if (folder / RESULTS).exists() else set()
+    return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
+
+
+def _reason(entry: "os.DirEntry[str]", suffix: str) -> str | None:
+    """Return why an entry is left out: "" if it is used, None if it is a document, which is not worth counting."""
+    try:
+        if entry.is_dir():
+            return ""
+        if not entry.is_file():
+            is_link = entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+            return DEAD_LINK if is_link else SPECIAL
+    except OSError:  # a link to itself
+        return DEAD_LINK
+    if suffix in IMAGE_SUFFIXES:
+        return ""
+    is_document = suffix in _DOCUMENTS or entry.name.casefold() in _DOCUMENT_NAMES
+    return None if is_document else suffix or NO_SUFFIX
+
+
+def _folder_refusal(folder: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read the folder {folder}: {error.strerror or error}; check its permissions and links")
