@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metalad
 from tests.tiny import tiny_category
@@ -80,6 +79,8 @@ def expected_losses(run_folder: Path) -> dict[str, list[tuple[int, Any]]]:
 
 
 def test_losses_are_logged_to_tensorboard(category: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
+
     run_example("tensorboard_logging.py", category, tmp_path / "out")
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
