@@ -1,4 +1,4 @@
-"""A category and a run small enough to make in a second, from the cookie images that ship with the package."""
+"""A category of a few cookie images, and settings of MeTAL that are small enough to train in a second."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ TINY_SETTINGS = ["image_size=32", "patch_size=8", "width=16", "hidden_width=32",
 
 
 def tiny_category(root: Path, *, train: int = 12, good: int = 3, defective: int = 3) -> Path:
-    """Copy the first few cookie images into a category of the MVTec layout, and return its folder."""
+    """Copy the first cookie images of each kind into a category of the MVTec layout, and return its folder."""
     for source, count in (("train/good", train), ("test/good", good), ("test/anomaly", defective)):
         (root / source).mkdir(parents=True)
         for image in sorted((COOKIES / source).iterdir())[:count]:
