@@ -20,7 +20,7 @@ EPOCHS = 2
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package installed into it: built from a copy, offline, by the locked build backend."""
+    """A folder with the installed package, which is built from a copy, without a network, by the locked backend."""
     folder = tmp_path_factory.mktemp("example")
     shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
@@ -32,27 +32,27 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(installed: Path, *words: str) -> str:
-    places = (str(installed), str(Path(metalad.__file__).parents[1]))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+def run(installed: Path, *arguments: str) -> str:
+    paths = (str(installed), str(Path(metalad.__file__).parents[1]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
-        [sys.executable, "-m", *words], env=environment, cwd=installed, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *arguments], env=environment, cwd=installed, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_metalad_lists_the_method_and_says_whose_it_is(installed: Path) -> None:
+def test_metalad_lists_the_method_with_its_package(installed: Path) -> None:
     (line,) = [line for line in run(installed, "metalad", "methods").splitlines() if "nearest_image" in line]
     assert "from the package metalad-nearest-image" in line
 
 
-def test_the_examples_own_test_passes(installed: Path) -> None:
+def test_the_tests_of_the_example_pass(installed: Path) -> None:
     out = run(installed, "pytest", "-W", "error", "-p", "no:cacheprovider", str(EXAMPLE / "tests"))
     assert "2 passed" in out
 
 
-def test_without_the_package_there_is_no_such_method() -> None:
+def test_the_method_is_not_listed_without_its_package() -> None:
     done = subprocess.run([sys.executable, "-m", "metalad", "methods"], capture_output=True, text=True, check=True)
     assert "nearest_image" not in done.stdout
 

@@ -11,7 +11,7 @@ from metalad.data.images import write_image
 
 
 def put_images(folder: Path, seeds: range, *, spot: bool = False) -> None:
-    """Write a grey square on black, brighter or darker, with noise; some with a spot."""
+    """Write images of a gray square on black, of two brightnesses, with noise, and with a red spot if wanted."""
     for seed in seeds:
         rng = np.random.default_rng(seed)
         image = rng.integers(0, 20, (32, 32, 3)).astype(np.uint8)
@@ -21,15 +21,15 @@ def put_images(folder: Path, seeds: range, *, spot: bool = False) -> None:
         write_image(folder / f"{seed:03}.png", image)
 
 
-def metalad(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """Run metalad, and return what it prints."""
-    code = main([str(word) for word in words])
+def metalad(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run metalad, and return its output."""
+    code = main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert not code, printed.err
     return printed.out
 
 
-def test_metalad_trains_evaluates_and_predicts_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_trains_evaluates_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = tmp_path / "square", tmp_path / "run"
     put_images(data / "train" / "good", range(12))
     put_images(data / "test" / "good", range(20, 24))
@@ -43,11 +43,11 @@ def test_metalad_trains_evaluates_and_predicts_with_it(tmp_path: Path, capsys: p
     lines = metalad(capsys, "predict", run, data / "test" / "spot", "--out", tmp_path / "out", "--json", "--quiet")
     found = [json.loads(line) for line in lines.splitlines()]
     assert len(found) == 4
-    assert all(image["abnormal"] for image in found)
+    assert all(image["is_anomalous"] for image in found)
 
 
-def test_what_is_expected_is_the_nearest_good_image() -> None:
-    good = np.stack([np.full((32, 32, 3), grey, np.uint8) for grey in (10, 100, 200)])
+def test_residuals_are_the_difference_from_the_nearest_good_image() -> None:
+    good = np.stack([np.full((32, 32, 3), gray, np.uint8) for gray in (10, 100, 200)])
     detector = NearestImage(NearestImageConfig(image_size=(32, 32), smoothing_sigma=1.0))
     detector.fit(good, 0)
     residuals = detector.residuals(torch.full((1, 3, 32, 32), 120 / 255))
