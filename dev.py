@@ -118,14 +118,16 @@ def fingerprint() -> str:
 def test(venv: Path, arguments: list[str]) -> None:
     """Run all checks, the quick ones first. `--fast` deselects slow tests, other arguments are passed to pytest."""
     python = program(venv, "python")
-    selection = ("-m", "not slow") if "--fast" in arguments else ()
+    selection = [argument for argument in arguments if argument != "--fast"]
+    if "--fast" in arguments:
+        selection += ["-m", "not slow"]
     run(python, "-m", "ruff", "check")
     run(python, "-m", "ruff", "format", "--check")
     run(python, "-m", "mypy")
     run(program(venv, "lint-imports"))
     # One thread per process: on few cores, the thread pools of several processes mostly wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", *selection, *(argument for argument in arguments if argument != "--fast"))
+    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", *selection)
 
 
 def package(venv: Path, index: str | None) -> None:
@@ -148,7 +150,7 @@ def package(venv: Path, index: str | None) -> None:
         # pip compiles every module of torch otherwise, which takes longer than the rest of its installation.
         install(program(clean, "python"), RUNTIME_LOCK, index, "--no-compile")
         pip(program(clean, "python"), "--no-deps", "--no-index", wheel)
-        # -P: not even the empty folder is searched for modules, and PYTHONPATH is ignored with -E.
+        # -E and -P: modules come from this environment only, not from PYTHONPATH or the working folder.
         run(program(clean, "python"), "-E", "-P", "-c", example[1], folder=empty)
 
 
@@ -175,7 +177,7 @@ def docs(venv: Path, mkdocs_arguments: list[str]) -> None:
     wanted = hashlib.sha256(DOCS_LOCK.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         run(sys.executable, "-m", "venv", "--clear", venv)
-        run(program(venv, "python"), "-m", "pip", "--disable-pip-version-check", "install", "--requirement", DOCS_LOCK)
+        pip(program(venv, "python"), "--requirement", DOCS_LOCK)
         stamp.write_text(wanted, encoding="utf-8")
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     run(program(venv, "python"), "-m", "mkdocs", "build", *mkdocs_arguments)

@@ -39,7 +39,6 @@ SLOW = (
     "test_docs.py::test_the_api_page_runs",
     "test_docs.py::test_the_example_of_a_method_is_a_method",
     "test_examples.py",
-    "test_packaging.py::test_the_wheel_is_complete",
     "training/test_gpu.py",
     "training/test_loop.py",
     "training/test_process_group.py",
