@@ -243,6 +243,92 @@ def test_the_arrays_memory_layout_does_not_matter(strided: Callable[[np.ndarray]
     same(counted([(strided(anomaly_map), strided(mask)) for anomaly_map, mask in some]), counted(some))
 
 
+# Deferred inclusion
+
+
+def immediate(some: Sequence[Image]) -> PixelMetrics:
+    """Count images with every one included at once, as if nothing were deferred."""
+    with mock.patch.object(streaming, "PENDING", 0):
+        pixels = counted(some)
+        assert pixels._pending == []
+    return pixels
+
+
+def measured(pixels: PixelMetrics) -> list[float]:
+    """All metrics of one object; each may include what is pending."""
+    return [
+        pixels.auroc(),
+        pixels.auroc_up_to(0.3),
+        pixels.aupro(0.3),
+        pixels.average_precision(),
+        *pixels.f1_max(),
+        pixels.error_bound(),
+    ]
+
+
+@pytest.mark.parametrize("bins", [8, BINS])
+@pytest.mark.parametrize("pending", [0, 1, 40, 10**9])
+@settings(deadline=None, max_examples=12)
+@given(images(), st.data())
+def test_deferred_inclusion_gives_the_numbers_of_immediate_inclusion(
+    bins: int, pending: int, some: list[Image], data: st.DataObject
+) -> None:
+    """In any order, in any grouping of merges, and with metrics computed in between."""
+    with few_bins(bins):
+        expected = immediate(some)
+        with mock.patch.object(streaming, "PENDING", pending):
+            groups = [PixelMetrics() for _ in range(3)]
+            for image in data.draw(st.permutations(some)):
+                group = groups[data.draw(st.integers(0, 2))]
+                group.add(*image)
+                if data.draw(st.booleans()):
+                    group._totals()
+            first, second, third = data.draw(st.permutations(groups))
+            if data.draw(st.booleans()):
+                first.merge(second)
+                first.merge(third)
+            else:
+                second.merge(third)
+                first.merge(second)
+            found = measured(first)
+        same(first, expected)
+        assert found == pytest.approx(measured(expected), rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("pending", [0, 1000, 10**9])
+def test_smooth_maps_give_the_same_numbers_deferred_and_merged(pending: int) -> None:
+    some = smooth_images(11)
+    with few_bins(1000):
+        expected = immediate(some)
+        assert expected._shift > 0
+        with mock.patch.object(streaming, "PENDING", pending):
+            together, halves = counted(some), [counted(some[:1]), counted(some[1:])]
+            halves[1].merge(halves[0])
+            for pixels in (together, halves[1]):
+                assert measured(pixels) == pytest.approx(measured(expected), rel=1e-12, nan_ok=True)
+                same(pixels, expected)
+
+
+def test_a_merged_object_keeps_its_own_counts() -> None:
+    some = smooth_images(12)
+    first, second = counted(some[:2]), counted(some[2:])
+    first.merge(second)
+    first.add(*some[0])
+    same(second, counted(some[2:]))
+    same(first, counted([*some, some[0]]))
+
+
+def test_pending_bins_are_limited() -> None:
+    some = smooth_images(13)
+    pixels = PixelMetrics()
+    with few_bins(1000), mock.patch.object(streaming, "PENDING", 5000):
+        for number in range(6):
+            for anomaly_map, mask in some:
+                pixels.add(anomaly_map + np.float32(0.1 * number), mask)
+                assert sum(len(bins) for bins, _ in pixels._pending) == pixels._pending_bins <= 5000
+    assert len(pixels._bins) <= 1000
+
+
 # Curves for plots
 
 
