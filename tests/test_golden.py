@@ -1,4 +1,4 @@
-"""The quality of the default method on the images that ship with the package; this test takes about 40 s."""
+"""The quality of the default method on the images that ship with the package; this test takes a minute or more."""
 
 from pathlib import Path
 
