@@ -62,7 +62,8 @@ MALFORMED = {
     "id;abnormal\n0;1\n": f"line 1: {HEADER}",
     "id,abnormal\n0,1\n\n1,yes\n": r"line 4: needs an image and 0 \(good\) or 1 \(anomalous\); found 1,yes",
     "id,abnormal\n0\n": r"line 2: needs an image and 0 \(good\) or 1 \(anomalous\); found 0$",
-    "id,abnormal\n0,1\n99,0\n": "line 3: no image named '99' in the folder images or in the folder of the list",
+    "id,abnormal\n98,1\n99,0\n": "line 2: no image named '98' in the folder images or in the folder of the list",
+    "id,abnormal\n0,1\n99,0\n3,0\n": r"labels 1 images as good \(0\), but .* \(1 row of .* without an image",
     "id,abnormal\n0,1\n000,0\n": r"line 3: 000\.png is listed twice; remove one of the two lines",
     "id,abnormal\n0,1\n3,0\n": r"labels 1 images as good \(0\), but at least 2 are needed",
 }

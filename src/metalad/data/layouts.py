@@ -1,13 +1,27 @@
 """Detect the layout of an image folder, and list its samples."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 from metalad.data.head_ct import LABELS, read_labelled
 from metalad.data.images import IMAGE_SUFFIXES, find_images, require_folder
-from metalad.data.listing import good_samples, mask_files, samples_by_defect, subfolders
+from metalad.data.listing import good_samples, subfolders
+from metalad.data.mvtec import (
+    TEST,
+    Parts,
+    find_parts,
+    good_folders,
+    read_test,
+    read_train,
+    unused_test_images,
+    unused_training_images,
+)
+from metalad.data.notes import left_out_notes, unmatched_masks_note
 from metalad.data.own_layouts import own_layout
-from metalad.data.sample import GOOD, Category, Sample
+from metalad.data.plain import categories_below, refuse_several_kinds, separate_masks, subfolder_counts
+from metalad.data.sample import GOOD, Category
+from metalad.data.text import number_of
 from metalad.runtime.errors import DataError
 
 PLAIN = "folder"
@@ -15,24 +29,36 @@ PLAIN = "folder"
 _ENDINGS = " ".join(sorted(IMAGE_SUFFIXES))
 
 
-def read_category(root: Path, *, seed: int = 0) -> Category:
+def read_category(root: Path, *, seed: int = 0, all_good: bool = False) -> Category:
     """List the images of one category. The layout of its folder is detected.
 
     - "mvtec": `train/good`, `test/DEFECT` and `ground_truth/DEFECT/STEM_mask.png` (or `STEM.png`), as in
-      MVTec AD; train or test may be missing, and also the masks.
+      MVTec AD; train or test may be missing, and also the masks. Synonyms such as `Train/OK` and `Test/NG` are read if
+      they are unambiguous.
     - "head-ct": a `labels.csv` with image and label (0 good, 1 anomalous); the images are in `images` or in the same
       folder. The test images are a fifth of the good images, selected with `seed`, and all anomalous images.
     - the layout of a published data set, see `metalad.data.own_layouts`; `seed` is used if no split was published.
-    - "folder": any other folder of images, including subfolders; all images are good training images.
+    - "folder": any other folder of images, including subfolders; all images are good training images. A folder whose
+      subfolders have names of good images, defects, masks or parts is refused.
+
+    Args:
+        root: the folder.
+        seed: of the split, if no split was published.
+        all_good: all images below `root` are good training images, whatever its folders are named.
 
     Raises:
         DataError: no usable images; the text states what was expected and what the folder contains.
     """
     require_folder(root)
     try:
-        return _read(root, seed)
+        category = _read_plain(root, all_good=True) if all_good else _read(root, seed)
+        left_out = left_out_notes(root)
     except OSError as error:
         raise DataError(f"cannot read the folder {root}: {error}; check its permissions") from error
+    train, test = (() if line is None else (line,) for line in left_out)
+    return dataclasses.replace(
+        category, train_notes=(*category.train_notes, *train), test_notes=(*category.test_notes, *test)
+    )
 
 
 def _read(root: Path, seed: int) -> Category:
@@ -40,36 +66,55 @@ def _read(root: Path, seed: int) -> Category:
     own = own_layout(root)
     if own is not None:
         listing = own.read(root, seed)
-        if not any(listing):
+        if not any(listing[:4]):
             raise DataError(f"{root} has the layout of {own.name}, but contains no images; copy the data set again")
-        return Category(name, root, own.name, *listing)
-    if (root / "train" / GOOD).is_dir() or (root / "test").is_dir():
-        train, test = _read_train(root), _read_test(root)
-        if not train and not test:
-            _require_images(root / "test")
-        return Category(name, root, "mvtec", train, test)
+        category = Category(name, root, own.name, *listing)
+        return category if own.truth is None else _with_notes(category, Parts(root / "train", None, root / own.truth))
+    parts = find_parts(root)
+    if parts is not None:
+        return _read_mvtec(root, parts)
     if (root / LABELS).is_file():
-        train, test = read_labelled(root, seed)
-        return Category(name, root, "head-ct", train, test)
-    _reject_mixed_folder(root)
-    return Category(name, root, PLAIN, good_samples(_require_images(root)), ())
+        train, test, notes = read_labelled(root, seed)
+        return Category(name, root, "head-ct", train, test, train_notes=notes, test_notes=notes)
+    return _read_plain(root, all_good=False)
 
 
-def _read_train(root: Path) -> tuple[Sample, ...]:
-    folder = root / "train" / GOOD
-    if folder.is_dir():
-        return good_samples(_require_images(folder))
-    if (root / "train").is_dir():
-        raise DataError(f"no folder {folder}, which must contain the good images; found {_contents(folder.parent)}")
-    return ()
+def _read_mvtec(root: Path, parts: Parts) -> Category:
+    if parts.train is not None and not good_folders(parts.train):
+        raise DataError(
+            f"no folder {parts.train / GOOD}, which must contain the good images; found {_contents(parts.train)}; "
+            f"to train on all images there, if they are good, give {parts.train}"
+        )
+    train, test = read_train(parts), read_test(parts)
+    if parts.train is not None and not train:
+        _require_images(good_folders(parts.train)[0])
+    if not train and not test:
+        _require_images(parts.test or root / TEST)
+    return _with_notes(Category(root.resolve().name, root, "mvtec", train, test), parts)
 
 
-def _read_test(root: Path) -> tuple[Sample, ...]:
-    folder = root / "test"
-    samples = samples_by_defect(folder, lambda defect: mask_files(root / "ground_truth" / defect))
-    if not samples and folder.is_dir() and find_images(folder):
-        raise DataError(f"the images in {folder} must be in subfolders: {GOOD}, and one for each defect type")
-    return samples
+def _with_notes(category: Category, parts: Parts) -> Category:
+    test = _lines(unused_test_images(parts), unmatched_masks_note(parts.truth, category.test))
+    return dataclasses.replace(category, train_notes=_lines(unused_training_images(parts)), test_notes=test)
+
+
+def _read_plain(root: Path, *, all_good: bool) -> Category:
+    paths = find_images(root)
+    if not all_good:
+        categories = categories_below(root, paths, _is_category)
+        if categories:
+            raise DataError(f"{root} contains several categories; give one of them: {', '.join(categories[:20])}")
+        refuse_several_kinds(root, paths)
+    images, masks = separate_masks(root, paths, all_good=all_good)
+    if not images:
+        _require_images(root)
+    left_out = f"{number_of(masks, 'mask')} left out" if masks else None
+    notes = _lines(subfolder_counts(root, images), left_out)
+    return Category(root.resolve().name, root, PLAIN, good_samples(images), (), train_notes=notes)
+
+
+def _lines(*lines: str | None) -> tuple[str, ...]:
+    return tuple(line for line in lines if line is not None)
 
 
 def _require_images(folder: Path) -> list[Path]:
@@ -79,23 +124,10 @@ def _require_images(folder: Path) -> list[Path]:
     return images
 
 
-def _reject_mixed_folder(root: Path) -> None:
-    """Reject a folder whose images are probably not all good, because anomalous training images degrade the model."""
-    names = subfolders(root)
-    categories = [name for name in names if _is_category(root / name)]
-    if categories:
-        raise DataError(f"{root} contains several categories; give one of them: {', '.join(categories[:20])}")
-    if GOOD in names and len(names) > 1:
-        others = ", ".join(name for name in names if name != GOOD)
-        raise DataError(
-            f"{root} contains {GOOD} and other images ({others}); to train, give {root / GOOD}; "
-            f"to test, move these folders into a folder named test, and give its parent folder"
-        )
-
-
 def _is_category(folder: Path) -> bool:
     try:
-        return (folder / "train" / GOOD).is_dir() or own_layout(folder) is not None
+        parts = find_parts(folder)
+        return (parts is not None and parts.train is not None) or own_layout(folder) is not None
     except OSError:  # an unreadable folder is reported when its images are listed
         return False
 

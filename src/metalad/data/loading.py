@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from metalad.data.images import read_image, read_mask, resize_image
+from metalad.data.images import Mask, inspect_mask, read_image, resize_image
 from metalad.data.memory import allocate, available_memory
 from metalad.data.sample import Sample
 from metalad.runtime.errors import DataError, ImageError
@@ -98,9 +98,15 @@ def read_truth(sample: Sample, size: tuple[int, int]) -> Bool[np.ndarray, "heigh
     Raises:
         ImageError: the mask cannot be read. DataError: the mask's size is not `size`.
     """
+    mask = inspect_truth(sample, size)
+    return None if mask is None else mask.pixels
+
+
+def inspect_truth(sample: Sample, size: tuple[int, int]) -> Mask | None:
+    """Return the ground truth as `read_truth` does, and whether its file was cut at half brightness."""
     if not sample.abnormal:
-        return np.zeros(size, dtype=bool)
-    return None if sample.mask is None else read_mask(sample.mask, size)
+        return Mask(np.zeros(size, dtype=bool), is_cut=False)
+    return None if sample.mask is None else inspect_mask(sample.mask, size)
 
 
 _Decoded = tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]

@@ -1,7 +1,7 @@
 """Interpret the pixel values of ground-truth masks, and recognize mask files that lie beside images."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _DARK, _WHITE = 32 / 255, 224 / 255
 _MASK_WORDS = r"masks?|gt|labels?|seg|segmentation|ground_?truth|annotation|mask_?image"
 _MASK_STEM = re.compile(rf"(?P<after>.+)[_\-. ](?:{_MASK_WORDS})|(?:{_MASK_WORDS})[_\-. ](?P<before>.+)", re.IGNORECASE)
 
+_TRUTH = re.compile(r"ground[ _-]?truth", re.IGNORECASE)
+
 
 def has_gray_edges(values: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> bool:
     """Return whether a mask has the values of blurred edges or of lossy compression, not of labels.
@@ -26,8 +28,8 @@ def has_gray_edges(values: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."])
     almost white ones. Masks of labels have few values: all small, as in VisA, or all large, as in MVTec LOCO AD.
     """
     limit = int(np.iinfo(values.dtype).max)
-    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=limit + 1))
-    levels = levels[levels > 0] / limit
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=limit + 1))
+    levels = present[present > 0] / limit
     if not len(levels) or levels.max() <= 0.5:
         return False
     compressed = bool(levels.min() < _DARK and levels.max() >= _WHITE)
@@ -58,20 +60,16 @@ def masks_beside(paths: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
-def is_mask_folder(name: str) -> bool:
-    """Return whether a folder's name is one of masks, such as "ground_truth" or "Masks"."""
-    return role(name) == "mask"
-
-
-def masks_in_folder(folder: Path, paths: Iterable[Path]) -> set[Path]:
-    """Return those of the files in a folder with a name of masks that are masks.
+def is_in_mask_folder(root: Path, path: Path) -> bool:
+    """Return whether a file below `root` is a mask in a folder with a name of masks; `root` may be this folder.
 
     All files in a folder that is named ground_truth are masks. Other names, such as "labels", may be those of products,
-    so that the files are read.
+    so that these files are read.
     """
-    if re.fullmatch(r"ground[ _-]?truth", folder.name, re.IGNORECASE):
-        return set(paths)
-    return {path for path in paths if looks_like_mask(path)}
+    names = (root.name, *path.parent.relative_to(root).parts)
+    if any(_TRUTH.fullmatch(name) for name in names):
+        return True
+    return any(role(name) == "mask" for name in names) and looks_like_mask(path)
 
 
 def looks_like_mask(path: Path) -> bool:

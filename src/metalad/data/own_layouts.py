@@ -15,10 +15,12 @@ from metalad.data.listing import (
     good_samples,
     images_in,
     in_order,
+    list_notes,
     mask_files,
     mask_folders,
     read_rows,
     samples_by_defect,
+    subfolder_named,
     subfolders,
 )
 from metalad.data.sample import GOOD, Sample
@@ -42,6 +44,8 @@ class Listing(NamedTuple):
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
     left_out: tuple[Sample, ...] = ()
+    train_notes: tuple[str, ...] = ()
+    test_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,13 @@ class OwnLayout:
 
     fits: returns whether a folder with the given subfolders has this layout.
     read: lists the samples; the seed is used if no split was published.
+    truth: the folder of masks with a subfolder for each defect type, relative to the category; None if there is none.
     """
 
     name: str
     fits: Callable[[Path, Folders], bool]
     read: Callable[[Path, int], Listing]
+    truth: str | None = None
 
 
 def own_layout(root: Path) -> OwnLayout | None:
@@ -78,12 +84,13 @@ def _read_mvtec_2(root: Path, _: int) -> Listing:
     test, truth = root / "test_public", "ground_truth"
     return Listing(
         good_samples(images_in(root / "train" / GOOD)),
-        samples_by_defect(test, lambda defect: mask_files(test / truth / defect), ignored=truth),
+        samples_by_defect(test, lambda defect: mask_files(subfolder_named(test / truth, defect)), ignored=truth),
         good_samples(images_in(root / "validation" / GOOD)),
     )
 
 
-# MVTec LOCO AD: like MVTec AD, with validation/good and one folder of masks per image, ground_truth/DEFECT/STEM
+# MVTec LOCO AD: like MVTec AD, with validation/good and one folder of masks per image, ground_truth/DEFECT/STEM;
+# copies with one mask per image, named as in MVTec AD, are read as well
 
 
 def _is_loco(root: Path, _: Folders) -> bool:
@@ -93,7 +100,7 @@ def _is_loco(root: Path, _: Folders) -> bool:
 def _read_loco(root: Path, _: int) -> Listing:
     return Listing(
         good_samples(images_in(root / "train" / GOOD)),
-        samples_by_defect(root / "test", lambda defect: mask_folders(root / "ground_truth" / defect)),
+        samples_by_defect(root / "test", lambda defect: mask_folders(subfolder_named(root / "ground_truth", defect))),
         good_samples(images_in(root / "validation" / GOOD)),
     )
 
@@ -108,7 +115,7 @@ def _is_btad(root: Path, _: Folders) -> bool:
 def _read_btad(root: Path, _: int) -> Listing:
     return Listing(
         good_samples(images_in(root / "train" / "ok")),
-        samples_by_defect(root / "test", lambda defect: mask_files(root / "ground_truth" / defect), good="ok"),
+        samples_by_defect(root / "test", lambda defect: mask_files(subfolder_named(root / "ground_truth", defect))),
     )
 
 
@@ -132,16 +139,18 @@ def _read_visa(root: Path, _: int) -> Listing:
     present = set(images_in(root / "Data"))
     train: list[Sample] = []
     test: list[Sample] = []
-    for line, row in rows[1:]:
-        if row[0] != root.name:
-            continue
+    own = [(line, row) for line, row in rows[1:] if row[0] == root.name]
+    for line, row in own:
         _check_visa_row(f"{split}, line {line}", row)
         abnormal = row[2] == "anomaly"
         image, mask = (root.parent / name if name else None for name in row[3:])
         if image in present:  # a copy may be incomplete; `datasets` reports the missing images
             sample = Sample(image, abnormal, "anomaly" if abnormal else GOOD, mask if mask in present else None)
             (train if row[1] == "train" else test).append(sample)
-    return Listing(in_order(train), in_order(test))
+    listed = {sample.path for sample in (*train, *test)}
+    images = images_in(root / "Data" / "Images")
+    notes = list_notes(split, len(own) - len(listed), [path for path in images if path not in listed])
+    return Listing(in_order(train), in_order(test), train_notes=notes, test_notes=notes)
 
 
 def _check_visa_row(location: str, row: Sequence[str]) -> None:
@@ -271,9 +280,9 @@ def _is_not_empty(mask: Path) -> bool:
 
 
 _LAYOUTS = (
-    OwnLayout("mvtec-ad-2", _is_mvtec_2, _read_mvtec_2),
-    OwnLayout("mvtec-loco", _is_loco, _read_loco),
-    OwnLayout("btad", _is_btad, _read_btad),
+    OwnLayout("mvtec-ad-2", _is_mvtec_2, _read_mvtec_2, "test_public/ground_truth"),
+    OwnLayout("mvtec-loco", _is_loco, _read_loco, "ground_truth"),
+    OwnLayout("btad", _is_btad, _read_btad, "ground_truth"),
     OwnLayout("visa", _is_visa, _read_visa),
     OwnLayout("kolektor-sdd", _is_kolektor, _read_kolektor),
     OwnLayout("kolektor-sdd2", _is_kolektor_2, _read_kolektor_2),

@@ -32,6 +32,8 @@ class Category:
     train: training images, all good.
     validation: good images of the published validation set; not used, because `train` is split for validation.
     left_out: anomalous images of the published training set; not used.
+    train_notes, test_notes: lines about what was found, such as files that are not read, for the user of the training
+    images and of the test images.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Category:
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
     left_out: tuple[Sample, ...] = ()
+    train_notes: tuple[str, ...] = ()
+    test_notes: tuple[str, ...] = ()
 
     def relative(self, sample: Sample) -> str:
         """Return the sample's POSIX path relative to the category's folder, or its full path if it is elsewhere."""

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from metalad.data.formats import IMAGE_SUFFIXES, needed_package
@@ -76,22 +76,36 @@ def iter_images(folder: Path) -> Iterator[Path]:
         DataError: the folder does not exist or is a file (raised by the call), or a folder cannot be read (raised
             during iteration).
     """
-    require_folder(folder)
-    return (path for _, paths in _walk(folder, LeftOut()) for path in paths)
+    return walk(folder, LeftOut())
 
 
-def iter_folders(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield each folder with runs of its own image files; all files together are in the order of `iter_images`.
+def walk(
+    folder: Path, left_out: LeftOut, excluded: Callable[[Sequence[Path]], Collection[Path]] | None = None
+) -> Iterator[Path]:
+    """Yield image files as `iter_images` does.
 
     Args:
         folder: the first folder.
-        left_out: counts the files that are not images, but are no documents either.
+        left_out: counts the files that are neither images nor documents.
+        excluded: returns those of the image files of one folder that are not listed; it counts them itself.
 
     Raises:
         DataError: as `iter_images`.
     """
     require_folder(folder)
-    return _walk(folder, left_out)
+    return _walk(folder, left_out, excluded or (lambda _: ()))
+
+
+def files_left_out(folder: Path, left_out: LeftOut) -> None:
+    """Count the files of a folder itself, without its subfolders, that are not images and no documents.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        _entries(folder, left_out)
+    except OSError as error:
+        raise _folder_refusal(folder, error) from error
 
 
 def is_ignored(name: str) -> bool:
@@ -115,28 +129,24 @@ def require_folder(folder: Path) -> None:
         raise DataError(f"{folder} is a file, but a folder of images is needed")
 
 
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[Path]]]:
+def _walk(folder: Path, left_out: LeftOut, excluded: Callable[[Sequence[Path]], Collection[Path]]) -> Iterator[Path]:
     pending = [(folder, True)]
     visited: set[tuple[int, int]] = set()
     while pending:
         path, is_folder = pending.pop()
         if not is_folder:
-            yield path.parent, [path, *_pop_files(pending)]
+            yield path
             continue
         try:
             status = path.stat()
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            pending.extend(reversed(_entries(path, left_out)))
+            entries = _entries(path, left_out)
         except OSError as error:
             raise _folder_refusal(path, error) from error
-
-
-def _pop_files(pending: list[tuple[Path, bool]]) -> Iterator[Path]:
-    # Only to the next folder: all files before the subfolders would be in another order.
-    while pending and not pending[-1][1]:
-        yield pending.pop()[0]
+        omitted = excluded([entry for entry, is_subfolder in entries if not is_subfolder])
+        pending.extend(entry for entry in reversed(entries) if entry[0] not in omitted)
 
 
 def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:

@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from metalad.data import Category, Sample, read_category, read_truth
+from metalad.data import Category, Sample, read_category
 from metalad.data.corruptions import CORRUPTIONS
 from metalad.data.images import read_image, resize_map
+from metalad.data.loading import inspect_truth
+from metalad.data.mask_notes import MaskFacts, mask_facts, mask_notes
 from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.inference import infer
 from metalad.methods import method_named
@@ -97,6 +99,7 @@ class _EvaluatedSample:
     sample: Sample
     measured: MeasuredImage
     pictures: Pictures
+    mask: MaskFacts | None
     anomaly_map: Float32[np.ndarray, "_ _"] | None
 
 
@@ -119,12 +122,13 @@ class _Worker:
         if isinstance(item, UnreadableImage):
             return item.error
         number, sample = item.source
-        mask = read_truth(sample, item.decoded.size)
+        truth = inspect_truth(sample, item.decoded.size)
+        mask = None if truth is None else truth.pixels
         measured = MeasuredImage(
             defect=sample.defect,
             label=sample.abnormal,
             scores=item.scores,
-            pixels=measure_pixels(item.maps, mask),
+            pixels=measure_pixels(item.maps, mask, anomalous=sample.abnormal),
             size=size_index(mask),
             corrupted=self._corrupted(item.decoded.pixels, number) if self.corruptions and not sample.abnormal else {},
         )
@@ -133,7 +137,9 @@ class _Worker:
         except ImageError as error:  # a large image could be read once, but not again
             return error
         anomaly_map = resize_map(item.maps[self.scoring], item.decoded.size) if self.maps else None
-        return _EvaluatedSample(sample, measured, pictures, anomaly_map)
+        size = item.maps[self.scoring].shape
+        facts = mask_facts(truth, size) if truth is not None and sample.abnormal else None
+        return _EvaluatedSample(sample, measured, pictures, facts, anomaly_map)
 
     def _corrupted(
         self, pixels: UInt8[np.ndarray, "height width 3"], number: int
@@ -162,12 +168,13 @@ class _Found(NamedTuple):
     evaluation: Evaluation
     samples: list[Sample]
     scores: list[Mapping[Scoring, float]]
+    masks: list[MaskFacts]
     maps: list[Float32[np.ndarray, "_ _"]]
     skipped: list[tuple[str, str]]
 
 
 def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, strict: bool, progress: bool) -> _Found:
-    found = _Found(Evaluation(SCORINGS), [], [], [], [])
+    found = _Found(Evaluation(SCORINGS), [], [], [], [], [])
     sources = [_Numbered(index, sample) for index, sample in enumerate(category.test)]
     stream = infer_stream(worker.predictor, sources, lambda source: read_image(source.sample.path), worker.finish)
     with contextlib.closing(stream) as results:
@@ -182,6 +189,8 @@ def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, stri
             found.evaluation.add(item.measured)
             found.samples.append(item.sample)
             found.scores.append(item.measured.scores)
+            if item.mask is not None:
+                found.masks.append(item.mask)
             if item.anomaly_map is not None:
                 found.maps.append(item.anomaly_map)
     if not found.samples:
@@ -224,25 +233,27 @@ def _report(
         ),
         skipped=tuple(found.skipped),
         settings=dataclasses.asdict(model.header),
-        notes=_notes(model, category.name, found.samples, corruptions, model.caution(false_alarms, chosen)),
+        notes=_notes(model, category, found, corruptions, model.caution(false_alarms, chosen)),
         data=str(category.root.resolve()),
         maps=tuple(found.maps),
     )
 
 
 def _notes(
-    model: StoredModel, category: str, samples: Sequence[Sample], corruptions: bool, caution: str | None
+    model: StoredModel, category: Category, found: _Found, corruptions: bool, caution: str | None
 ) -> tuple[str, ...]:
     notes = []
-    unmasked = sum(sample.abnormal and sample.mask is None for sample in samples)
+    unmasked = sum(sample.abnormal and sample.mask is None for sample in found.samples)
     if unmasked:
         notes.append(f"{unmasked} anomalous images have no ground-truth mask; pixel metrics leave them out.")
-    if corruptions and all(sample.abnormal for sample in samples):
+    notes += mask_notes(found.masks)
+    notes += [f"{line}." for line in category.test_notes]
+    if corruptions and all(sample.abnormal for sample in found.samples):
         notes.append("There are no good test images, so no corruption was evaluated.")
     if method_named(model.header.method).image_level:
         notes.append("The method's paper scores whole images; the anomaly map is metalad's own.")
-    if category != model.header.category:
-        notes.append(f"The model was trained on {model.header.category}, not on {category}.")
+    if category.name != model.header.category:
+        notes.append(f"The model was trained on {model.header.category}, not on {category.name}.")
     if caution:
         notes.append(f"{caution[0].upper()}{caution[1:]}.")
     return tuple(notes)

@@ -41,6 +41,7 @@ def train(
     false_alarms: float = 0.01,
     resume: bool = False,
     strict: bool = False,
+    all_good: bool = False,
     device: str = "auto",
     precision: WantedPrecision = "auto",
     callback: Callback | None = None,
@@ -62,6 +63,7 @@ def train(
         false_alarms: wanted fraction of good images above the threshold, in (0, 1).
         resume: continue a run that was stopped; it ends in the same bits as an uninterrupted one.
         strict: stop with an error at the first unreadable image instead of skipping it.
+        all_good: take all images below `data` as good, whatever its folders are named.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         precision: of matrix products in gradient descent: `fp32`, `bf16`, or `auto` for bf16 where it is faster.
         callback: is called after each step of gradient descent with a `metalad.TrainingStep`.
@@ -76,12 +78,14 @@ def train(
     device_ = choose_device(device)
     with join_process_group(device_) as group:
         folder = RunFolder(Path(out), mute=not group.is_main)
-        category = read_category(Path(data), seed=seed)
+        category = read_category(Path(data), seed=seed, all_good=all_good)
         if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
         folder.claim(resume=resume)
+        for line in category.train_notes:
+            folder.note(line)
         training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
         folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
         torch.manual_seed(seed)

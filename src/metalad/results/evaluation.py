@@ -48,16 +48,26 @@ class MeasuredImage:
 
 
 def measure_pixels(
-    maps: Mapping[ScoringName, Float32[np.ndarray, "_ _"]], mask: Bool[np.ndarray, "height width"] | None
+    maps: Mapping[ScoringName, Float32[np.ndarray, "_ _"]],
+    mask: Bool[np.ndarray, "height width"] | None,
+    *,
+    anomalous: bool = False,
 ) -> dict[ScoringName, ImagePixels]:
-    """Compare the maps of one image, at the model's resolution, with its mask, at the image's own."""
+    """Compare the maps of one image, at the model's resolution, with its mask, at the image's own.
+
+    At a resolution at which the mask of an anomalous image is empty, its pixels are left out: those of the defect would
+    count as good ones.
+    """
     if mask is None:
         return {}
     found = {}
     for scoring, anomaly_map in maps.items():
         found[scoring] = ImagePixels(PixelMetrics(), PixelMetrics())
-        found[scoring].model.add(anomaly_map, resize_mask(mask, anomaly_map.shape))
-        found[scoring].original.add(resize_map(anomaly_map, mask.shape), mask)
+        resized = resize_mask(mask, anomaly_map.shape)
+        if not anomalous or resized.any():
+            found[scoring].model.add(anomaly_map, resized)
+        if not anomalous or mask.any():
+            found[scoring].original.add(resize_map(anomaly_map, mask.shape), mask)
     return found
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS, iter_images
+from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS
+from metalad.data.products import iter_products
+from metalad.data.walking import LeftOut
 from metalad.runtime.errors import DataError
+from metalad.runtime.progress import logger
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
 
     A name is the path below the given folder, or below the common folder if several paths are given. Files in the maps
-    and overlays of `out` are left out: they are results.
+    and overlays of `out` are left out: they are results. Other files in folders that are left out, such as masks, are
+    counted, and a line about them is logged at the end.
 
     Raises:
         DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
@@ -33,17 +37,21 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
         except OSError as error:
             raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
     own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
-    images = (image for image in _images(paths) if not _lies_in(image, own))
+    left_out = LeftOut()
+    images = (image for image in _images(paths, left_out) if not _lies_in(image, own))
     first = next(images, None)
     if first is None:
         where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
-        raise DataError(f"no images in {where}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+        others = f"; {line}" if (line := left_out.text()) else ""
+        raise DataError(f"no images in {where}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}{others}")
     return _named(chain([first], images), _base(paths))
 
 
-def _images(paths: Sequence[Path]) -> Iterator[Path]:
+def _images(paths: Sequence[Path], left_out: LeftOut) -> Iterator[Path]:
     for path in paths:
-        yield from iter_images(path) if path.is_dir() else (path,)
+        yield from iter_products(path, left_out) if path.is_dir() else (path,)
+    if line := left_out.text():
+        logger.info("%s", line)
 
 
 def _lies_in(image: Path, folders: tuple[Path, ...]) -> bool:

@@ -1,0 +1,52 @@
+"""Lines about what was found in a folder of images and is not used: other files, and masks that fit no image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metalad.data.listing import images_in, subfolders
+from metalad.data.names import is_good, role
+from metalad.data.sample import Sample
+from metalad.data.text import number_of
+from metalad.data.walking import LeftOut, files_left_out, walk
+
+
+def left_out_notes(root: Path) -> tuple[str | None, str | None]:
+    """Return lines about the files that are not read, for the user of the training images and of the test images.
+
+    Files in a folder of test images or masks are in the second line alone, those of training images in the first;
+    those of validation images are in none, because these images are not used.
+    """
+    train, test = LeftOut(), LeftOut()
+    for target in (train, test):
+        files_left_out(root, target)
+    for name in subfolders(root):
+        counted = LeftOut()
+        for _ in walk(root / name, counted):
+            pass
+        part = "test" if name == "test_public" else role(name)
+        if part not in ("test", "mask", "validation"):
+            train.merge(counted)
+        if part not in ("train", "validation"):
+            test.merge(counted)
+    return train.text(), test.text()
+
+
+def unmatched_masks_note(truth: Path | None, test: Sequence[Sample]) -> str | None:
+    """Describe the masks that fit no anomalous image; None without any. Masks in folders of good images are ignored."""
+    if truth is None or not truth.is_dir():
+        return None
+    used = {sample.mask for sample in test if sample.mask is not None}
+    masks = [path for name in subfolders(truth) if not is_good(name) for path in images_in(truth / name)]
+    masks += [path for path in images_in(truth) if path.parent == truth]
+    unmatched = [path for path in masks if path not in used and not _lies_in(path, used)]
+    if not unmatched:
+        return None
+    count = number_of(len(unmatched), "mask")
+    return (
+        f"{count} without an anomalous image, such as {unmatched[0]}; the mask of an image DEFECT/STEM.png must be "
+        f"{truth.name}/DEFECT/STEM_mask.png or {truth.name}/DEFECT/STEM.png (any image suffix)"
+    )
+
+
+def _lies_in(path: Path, folders: set[Path]) -> bool:
+    return path.parent in folders
