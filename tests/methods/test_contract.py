@@ -239,9 +239,7 @@ def test_a_detector_without_its_calibration_raises(runs: Runs, name: str) -> Non
 
 @each_method
 @each_scoring
-def test_maps_have_the_size_of_the_image_and_are_not_constant(
-    runs: Runs, name: str, scoring: Scoring
-) -> None:
+def test_maps_have_the_size_of_the_image_and_are_not_constant(runs: Runs, name: str, scoring: Scoring) -> None:
     detector = runs.detector(name)
     scores, maps = inferred(detector, new_images(detector, 3), scoring)
     assert scores.shape == (3,)

@@ -74,7 +74,15 @@ def test_full_projection_is_orthonormal() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"levels": 0}, {"levels": 5}, {"patch": 4}, {"channels": 50}, {"channels": 0}, {"samples": 2}, {"images": 0}],
+    [
+        {"levels": 0},
+        {"levels": 5},
+        {"patch": 4},
+        {"channels": 50},
+        {"channels": 0},
+        {"samples": 2},
+        {"mixture_images": 0},
+    ],
 )
 def test_invalid_settings_raise(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):

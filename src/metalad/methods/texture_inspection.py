@@ -39,14 +39,14 @@ class TextureInspectionConfig(DetectorConfig):
     normalization: Literal["none", "weber"] = setting("weber", "weber: logarithmic contrast (Weber); none: raw patches")
     channels: int = setting(16, "dimensions of the random projection of a patch")
     components: int = setting(10, "Gaussian components of the mixture of a level")
-    images: int = setting(10, "number of random good images that the mixtures are fitted on")
+    mixture_images: int = setting(10, "number of random good images that the mixtures are fitted on")
     samples: int = setting(20_000, "number of random patches that a level's mixture is fitted on")
 
     def __post_init__(self) -> None:
         """Validate the settings."""
         super().__post_init__()
-        if min(self.levels, self.components, self.images) < 1:
-            raise ConfigError("levels, components and images must be at least 1")
+        if min(self.levels, self.components, self.mixture_images) < 1:
+            raise ConfigError("levels, components and mixture_images must be at least 1")
         if self.patch < 1 or self.patch % 2 == 0:
             raise ConfigError(f"patch is {self.patch}; it must be odd, such as 7")
         if min(self.level_sizes[-1]) <= self.patch // 2:
@@ -99,8 +99,8 @@ class TextureInspection(FittedDetector):
         if len(pixels) < 2:
             raise DataError(f"texture_inspection needs at least 2 good images, got {len(pixels)}")
         order = np.random.default_rng(seed).permutation(len(pixels))
-        held_out_count = min(self.config.images, max(1, len(pixels) // 5))
-        chosen, held_out = order[:-held_out_count][: self.config.images], order[-held_out_count:]
+        held_out_count = min(self.config.mixture_images, max(1, len(pixels) // 5))
+        chosen, held_out = order[:-held_out_count][: self.config.mixture_images], order[-held_out_count:]
         generator = torch.Generator().manual_seed(seed)
         side, channels = self.config.patch**2, self.config.channels
         self.projection = torch.linalg.qr(torch.randn(side, channels, generator=generator)).Q.to(self.device)

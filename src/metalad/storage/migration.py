@@ -22,6 +22,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "feature_dictionary": {"words": "dictionary_size"},
     "variation_model": {"floor": "min_variation"},
+    "texture_inspection": {"images": "mixture_images"},
 }
 """Old and new name of each setting that was renamed, by method."""
 
