@@ -1,18 +1,20 @@
-"""Slow tests, which `python3 dev.py test --fast` leaves out: those that train, and others of more than 2 seconds.
+"""Slow tests, which `python3 dev.py test --fast` leaves out: those that train, and others that take long.
 
 `tests/conftest.py` gives them the marker `slow`. An entry is a file, or a test with all its parameters.
 """
 
 SLOW = (
-    "benchmarks/test_figure.py::test_the_picture_contains_the_images_of_the_categories",
+    "benchmarks/test_figure.py",
     "benchmarks/test_pages.py::test_all_tables_agree_with_the_rows",
     "benchmarks/test_resuming.py",
     "benchmarks/test_verify.py",
     "cli/test_bad_input.py",
     "cli/test_benchmark.py::test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one",
+    "cli/test_cli.py::test_an_error_is_one_line_for_any_text_and_file_name",
     "detectors/density/test_context.py::test_features_that_do_not_fit_their_surroundings_have_larger_distances",
     "detectors/density/test_context.py::test_training_reduces_the_distances_on_new_images",
     "detectors/test_out_of_fold.py::test_good_images_exceed_the_threshold_at_most_at_the_wanted_rate",
+    "methods/test_anogan.py",
     "methods/test_contract.py",
     "methods/test_f_anogan.py::test_encoder_training_lowers_the_loss",
     "methods/test_gt.py::test_training_lowers_the_loss",
@@ -24,6 +26,7 @@ SLOW = (
     "methods/test_padim.py::test_seed_selects_the_channels",
     "methods/test_student_teacher.py",
     "methods/test_vae.py::test_codes_are_sampled_from_the_predicted_gaussian_in_training",
+    "nn/test_backbones.py::test_exported_graph_processes_any_batch_size",
     "pipelines/benchmark/test_benchmark.py::test_real_cells_in_worker_processes_have_the_rows_of_this_process",
     "pipelines/benchmark/test_scheduling.py::test_a_worker_process_has_the_same_result",
     "pipelines/predict/test_journal.py",
@@ -34,11 +37,15 @@ SLOW = (
     "pipelines/test_fit.py",
     "pipelines/test_model.py",
     "pipelines/test_train.py",
+    "results/metrics/test_exact.py",
+    "results/metrics/test_streaming.py",
+    "results/test_evaluation.py",
     "storage/test_model_file.py::test_any_altered_byte_of_the_header_is_detected",
     "test_docs.py::test_python_runs",
     "test_docs.py::test_the_api_page_runs",
     "test_docs.py::test_the_example_of_a_method_is_a_method",
     "test_examples.py",
+    "test_golden.py",
     "training/test_gpu.py",
     "training/test_loop.py",
     "training/test_process_group.py",
