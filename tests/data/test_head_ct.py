@@ -4,7 +4,7 @@ import pytest
 
 from metalad.data import read_category
 from metalad.runtime.errors import DataError
-from tests.data.folders import put_image, put_text
+from tests.data.folders import put_image, put_mask, put_text
 
 
 def put_labelled(root: Path, good: int = 10, anomalous: int = 3) -> None:
@@ -75,6 +75,71 @@ def test_the_error_for_a_malformed_list_names_the_line(tmp_path: Path, text: str
     put_text(tmp_path / "labels.csv", text)
     with pytest.raises(DataError, match=r"labels\.csv.*" + MALFORMED[text]):
         read_category(tmp_path)
+
+
+GOOD_HEADINGS = ["good", "Good", "ok", "OK", "normal", "is_good", "pass", "良品", "defect_free", "not_defective"]
+BAD_HEADINGS = [
+    "bad",
+    "NG",
+    "abnormal",
+    "anomaly",
+    "hemorrhage",
+    "defect",
+    "is_defect",
+    "not_ok",
+    "不良",
+    "label",
+    "class",
+]
+AMBIGUOUS = ["ok_ng", "good/bad", "pass_fail", "quality", "Status", "result", "verdict", "valid", "good_side", "判定"]
+
+
+@pytest.mark.parametrize("heading", GOOD_HEADINGS)
+def test_under_a_heading_of_good_images_1_is_good(tmp_path: Path, heading: str) -> None:
+    put_labelled(tmp_path)
+    rows = [f"{number},{int(number >= 3)}" for number in range(13)]
+    put_text(tmp_path / "labels.csv", "\n".join([f"id,{heading}", *rows]))
+    category = read_category(tmp_path)
+    assert [sample.path.stem for sample in category.test if sample.abnormal] == ["000", "001", "002"]
+    assert {sample.defect for sample in category.test} == {"good", "abnormal"}
+    assert len(category.train) == 8
+
+
+@pytest.mark.parametrize("heading", BAD_HEADINGS)
+def test_under_any_other_clear_heading_1_is_anomalous(tmp_path: Path, heading: str) -> None:
+    put_labelled(tmp_path)
+    listing = tmp_path / "labels.csv"
+    put_text(listing, listing.read_text(encoding="utf-8").replace("id, bleeding", f"id,{heading}"))
+    category = read_category(tmp_path)
+    assert [sample.path.stem for sample in category.test if sample.abnormal] == ["000", "001", "002"]
+
+
+@pytest.mark.parametrize("heading", AMBIGUOUS)
+def test_an_ambiguous_heading_is_refused(tmp_path: Path, heading: str) -> None:
+    put_labelled(tmp_path)
+    put_text(tmp_path / "labels.csv", f"id,{heading}\n0,1\n3,0\n4,0\n")
+    with pytest.raises(DataError, match=f"line 1: the header {heading} does not state .*; name the column good or abn"):
+        read_category(tmp_path)
+
+
+def test_rows_without_an_image_and_images_without_a_row_are_counted(tmp_path: Path) -> None:
+    put_labelled(tmp_path)
+    put_text(tmp_path / "labels.csv", "id,abnormal\n0,1\n3,0\n4,0\n98,0\n99,1\n")
+    category = read_category(tmp_path)
+    listing = tmp_path / "labels.csv"
+    expected = (
+        f"2 rows of {listing} without an image",
+        f"10 images not listed in {listing} and not used, such as {tmp_path / 'images/001.png'}",
+    )
+    assert category.train_notes == category.test_notes == expected
+    put_labelled(tmp_path)
+    assert read_category(tmp_path).train_notes == ()
+
+
+def test_masks_beside_listed_images_are_left_out(tmp_path: Path) -> None:
+    put_labelled(tmp_path)
+    put_mask(tmp_path / "images/000_mask.png")
+    assert read_category(tmp_path).test_notes == (f"1 mask left out, such as {tmp_path / 'images/000_mask.png'}",)
 
 
 def test_binary_lists_and_ambiguous_names_are_rejected(tmp_path: Path) -> None:

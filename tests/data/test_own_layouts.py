@@ -122,6 +122,11 @@ def test_visa_needs_its_split_file_and_skips_missing_images(tmp_path: Path) -> N
     (root / "Data/Masks/Anomaly/000.png").unlink()
     category = read_category(root)
     assert ([sample.path.name for sample in category.train], category.test[0].mask) == (["0002.JPG"], None)
+    put_image(root / "Data/Images/Normal/0009.JPG")
+    assert read_category(root).train_notes == (
+        f"1 row of {split} without an image",
+        f"1 image not listed in {split} and not used, such as {root.absolute() / 'Data/Images/Normal/0009.JPG'}",
+    )
     for change, message in (
         (("object,", "thing,"), "line 1: needs the header object,split,label,image,mask; found thing"),
         (

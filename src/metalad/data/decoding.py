@@ -30,13 +30,15 @@ _DEFAULT_MEGAPIXELS = 150.0
 
 
 def max_pixels(text: str | None) -> int:
-    """Return the maximum number of pixels of an image, from the text of the environment variable; None is the default.
+    """Return the maximum number of pixels of an image from the text of the environment variable.
+
+    Empty or None is the default.
 
     Raises:
         ConfigError: the text is not a positive number.
     """
     try:
-        megapixels = _DEFAULT_MEGAPIXELS if text is None else float(text)
+        megapixels = float(text) if text else _DEFAULT_MEGAPIXELS
     except ValueError:
         megapixels = math.nan
     if not 0 < megapixels < math.inf:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metalad.data.images import require_folder
 from metalad.data.published import DATA_SETS, category_named, plain, plain_names
+from metalad.data.walking import is_ignored
 
 MAX_DEPTH = 3
 """Levels of subfolders that are searched."""
@@ -55,7 +56,7 @@ def folders_named(folders: Sequence[Path], category: str) -> list[Path]:
 def _searched_subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            names = [entry.name for entry in entries if entry.is_dir() and not is_ignored(entry.name)]
     except OSError:  # unreadable folders are ignored
         return []
     return [] if CATEGORY_SUBFOLDERS & set(names) else [folder / name for name in sorted(names)]

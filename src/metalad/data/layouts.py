@@ -17,7 +17,7 @@ from metalad.data.mvtec import (
     unused_test_images,
     unused_training_images,
 )
-from metalad.data.notes import left_out_notes, unmatched_masks_note
+from metalad.data.notes import left_out_notes, masks_beside_note, masks_left_out_note, unmatched_masks_note
 from metalad.data.own_layouts import own_layout
 from metalad.data.plain import categories_below, refuse_several_kinds, separate_masks, subfolder_counts
 from metalad.data.sample import GOOD, Category
@@ -69,12 +69,16 @@ def _read(root: Path, seed: int) -> Category:
         if not any(listing[:4]):
             raise DataError(f"{root} has the layout of {own.name}, but contains no images; copy the data set again")
         category = Category(name, root, own.name, *listing)
-        return category if own.truth is None else _with_notes(category, Parts(root / "train", None, root / own.truth))
+        if own.truth is None:
+            return category
+        found = find_parts(root) or Parts(None, None, None)
+        return _with_notes(category, dataclasses.replace(found, truth=found.truth or root / own.truth))
     parts = find_parts(root)
     if parts is not None:
         return _read_mvtec(root, parts)
     if (root / LABELS).is_file():
         train, test, notes = read_labelled(root, seed)
+        notes += _lines(masks_left_out_note([root], test))
         return Category(name, root, "head-ct", train, test, train_notes=notes, test_notes=notes)
     return _read_plain(root, all_good=False)
 
@@ -94,8 +98,16 @@ def _read_mvtec(root: Path, parts: Parts) -> Category:
 
 
 def _with_notes(category: Category, parts: Parts) -> Category:
-    test = _lines(unused_test_images(parts), unmatched_masks_note(parts.truth, category.test))
-    return dataclasses.replace(category, train_notes=_lines(unused_training_images(parts)), test_notes=test)
+    train_folders = [] if parts.train is None else good_folders(parts.train)
+    test_folders = [] if parts.test is None else [parts.test]
+    train = _lines(unused_training_images(parts), masks_left_out_note(train_folders, category.train))
+    test = _lines(
+        unused_test_images(parts),
+        masks_beside_note(category.test),
+        masks_left_out_note(test_folders, category.test),
+        unmatched_masks_note(parts.truth, category.test),
+    )
+    return dataclasses.replace(category, train_notes=train, test_notes=test)
 
 
 def _read_plain(root: Path, *, all_good: bool) -> Category:

@@ -12,7 +12,9 @@ from typing import Literal
 
 Role = Literal["good", "bad", "mask", "train", "test", "validation"]
 
-_NEGATIONS = frozenset({"no", "not", "non", "nicht", "pas", "sin", "sem", "sans", "ohne", "without", "kein", "keine"})
+_NEGATIONS = frozenset(
+    {"no", "not", "non", "nicht", "pas", "sin", "sem", "sans", "ohne", "without", "kein", "keine", "не"}
+)
 _NEUTRAL = (
     "image images img imgs picture pictures photo photos sample samples part parts piece pieces product products set "
     "data dataset folder all is the bilder teile pièces pieza piezas immagini imagenes imagens "

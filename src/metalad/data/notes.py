@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metalad.data.listing import images_in, subfolders
 from metalad.data.names import is_good, role
+from metalad.data.products import find_masks
 from metalad.data.sample import Sample
 from metalad.data.text import number_of
 from metalad.data.walking import LeftOut, files_left_out, walk
@@ -46,6 +47,21 @@ def unmatched_masks_note(truth: Path | None, test: Sequence[Sample]) -> str | No
         f"{count} without an anomalous image, such as {unmatched[0]}; the mask of an image DEFECT/STEM.png must be "
         f"{truth.name}/DEFECT/STEM_mask.png or {truth.name}/DEFECT/STEM.png (any image suffix)"
     )
+
+
+def masks_beside_note(test: Sequence[Sample]) -> str | None:
+    """Describe the masks that lie beside their images; None without any."""
+    beside = [sample.mask for sample in test if sample.mask is not None and sample.mask.parent == sample.path.parent]
+    if not beside:
+        return None
+    return f"{number_of(len(beside), 'mask')} beside the images, such as {beside[0]}"
+
+
+def masks_left_out_note(folders: Sequence[Path], samples: Sequence[Sample]) -> str | None:
+    """Describe the masks among the images in folders that are not the ground truth of a sample; None without any."""
+    used = {sample.mask for sample in samples}
+    masks = [path for folder in folders for path in find_masks(folder) if path not in used]
+    return f"{number_of(len(masks), 'mask')} left out, such as {masks[0]}" if masks else None
 
 
 def _lies_in(path: Path, folders: set[Path]) -> bool:

@@ -23,6 +23,7 @@ from metalad.data.listing import (
     subfolder_named,
     subfolders,
 )
+from metalad.data.mvtec import find_parts, read_test, read_train
 from metalad.data.sample import GOOD, Sample
 from metalad.data.splitting import hold_out
 from metalad.runtime.errors import DataError
@@ -40,8 +41,8 @@ Folders = Sequence[str]
 class Listing(NamedTuple):
     """The samples of a category; see `Category`."""
 
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    train: tuple[Sample, ...] = ()
+    test: tuple[Sample, ...] = ()
     validation: tuple[Sample, ...] = ()
     left_out: tuple[Sample, ...] = ()
     train_notes: tuple[str, ...] = ()
@@ -113,10 +114,8 @@ def _is_btad(root: Path, _: Folders) -> bool:
 
 
 def _read_btad(root: Path, _: int) -> Listing:
-    return Listing(
-        good_samples(images_in(root / "train" / "ok")),
-        samples_by_defect(root / "test", lambda defect: mask_files(subfolder_named(root / "ground_truth", defect))),
-    )
+    parts = find_parts(root)
+    return Listing() if parts is None else Listing(read_train(parts), read_test(parts))
 
 
 # VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly; the split is in ../split_csv/1cls.csv

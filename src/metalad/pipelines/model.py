@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from metalad.data.convert import is_image, to_rgb
-from metalad.data.images import iter_images, read_image, resize_map
+from metalad.data.images import read_image, resize_map
+from metalad.data.products import logged_products
 from metalad.detectors.base import Scoring
 from metalad.pipelines.inference import (
     InferredImage,
@@ -275,7 +276,7 @@ def _numbered(number: int, value: Any) -> Iterator[_Input]:
 
 def _files(path: str | Path) -> Iterator[_Input]:
     if Path(path).is_dir():
-        found: Iterator[Path] = iter_images(Path(path))
+        found: Iterator[Path] = logged_products(Path(path))
     else:
         found = map(Path, sorted(glob.iglob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute patterns)
     first = next(found, None)
