@@ -100,7 +100,8 @@ def test_fast_deselects_slow_tests(call: Callable[..., None], commands: Commands
 @pytest.mark.parametrize("entry", SLOW)
 def test_every_slow_test_exists(entry: str) -> None:
     file, _, name = entry.partition("::")
-    assert f"def {name}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    path = ROOT / "tests" / file
+    assert path.is_dir() if file.endswith("/") else f"def {name or 'test_'}" in path.read_text(encoding="utf-8")
 
 
 # The wheel
