@@ -12,7 +12,7 @@ from metalad.runtime.errors import DataError
 LABELS = "labels.csv"
 _NO_DEFECT_NAMES = frozenset({"", "class", "label", "target"})
 _AMBIGUOUS = frozenset(
-    {"decision", "grade", "judgement", "judgment", "quality", "result", "state", "status", "verdict"}
+    {"decision", "grade", "quality", "result", "state", "status", "verdict"}
     | {"valid", "validity", "判定", "結果", "结果", "検査結果", "品質", "质量"}
 )
 

@@ -83,9 +83,7 @@ def train(
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
-        folder.claim(resume=resume)
-        for line in category.train_notes:
-            folder.note(line)
+        _claim(folder, category, resume=resume)
         training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
         folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
         torch.manual_seed(seed)
@@ -234,6 +232,12 @@ def calibrated_model(
     # With lists for tuples, as a header that is read from a file.
     header = Header(**json.loads(json.dumps(dataclasses.asdict(header))))
     return StoredModel(detector, header, None)
+
+
+def _claim(folder: RunFolder, category: Category, *, resume: bool) -> None:
+    folder.claim(resume=resume)
+    for line in category.train_notes:
+        folder.note(line)
 
 
 def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], epochs: int | None) -> Model:
