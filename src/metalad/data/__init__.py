@@ -1,4 +1,7 @@
-"""Image data sets: lists of good and anomalous images with their masks, and decoded pixels."""
+"""Image data sets: lists of good and anomalous images with their masks, and decoded pixels; without torch.
+
+It may import `metalad.runtime`.
+"""
 
 from metalad.data.content import data_hash
 from metalad.data.layouts import read_category

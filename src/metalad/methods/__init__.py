@@ -1,4 +1,6 @@
-"""The registry of methods: one entry each, importable without torch.
+"""The registry of methods: one entry each, importable without torch, and one detector a file.
+
+It may import `metalad.detectors` and what stands below; methods do not import each other.
 
 Another package adds a method through the entry-point group `metalad.methods`: the entry's name is the method's, its
 value names the detector class (`package.module:MyDetector`), and the module also has the class `<Class>Config`.

@@ -1,4 +1,7 @@
-"""How good a detector is: curves and areas, exact and streaming, in NumPy alone."""
+"""Metrics of image scores and anomaly maps: curves and areas, exact and streaming, in NumPy alone.
+
+It imports no other package of metalad.
+"""
 
 from metalad.results.metrics.curves import MAX_FPR, PrCurve, ProCurve, RocCurve, UndefinedMetric
 from metalad.results.metrics.exact import (
