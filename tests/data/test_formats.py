@@ -51,6 +51,14 @@ def test_avif_is_rotated_upright(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_allclose(read_image(path), smooth_picture(), atol=16)
 
 
+@needs_avif
+def test_avif_with_a_general_brand_is_read(tmp_path: Path) -> None:
+    content = encoded(smooth_picture(), "AVIF", quality=95)
+    assert content[8:12] == b"avif"
+    path = put(tmp_path / "a.avif", content[:8] + b"mif1" + content[12:])
+    np.testing.assert_allclose(read_image(path), smooth_picture(), atol=16)
+
+
 @needs_jpeg_2000
 @pytest.mark.parametrize("name", ["a.jp2", "a.j2k"])
 def test_jpeg_2000_is_read(tmp_path: Path, name: str) -> None:

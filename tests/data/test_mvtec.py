@@ -62,6 +62,14 @@ def test_training_images_outside_of_the_folder_of_good_ones_are_noted(tmp_path: 
     assert category.test_notes == (f"1 image in {tmp_path / 'test'} but in no subfolder, not used, such as 3.png",)
 
 
+def test_images_in_other_folders_of_the_category_are_noted(tmp_path: Path) -> None:
+    put(tmp_path, "train/good/1.png test/bad/1.png NG/1.png NG/2.png new/1.png validation/good/1.png")
+    put_mask(tmp_path / "ground_truth/bad/1.png")
+    note = f"3 images not used, in {tmp_path / 'NG'}, {tmp_path / 'new'}"
+    category = read_category(tmp_path)
+    assert (category.train_notes, category.test_notes) == ((note,), (note,))
+
+
 def test_flat_training_images_are_refused_with_their_folder(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png test/good/1.png test/bad/1.png")
     with pytest.raises(DataError, match=f"if they are good, give {tmp_path / 'train'}$"):

@@ -107,6 +107,14 @@ def test_masks_beside_images_are_no_training_images(tmp_path: Path) -> None:
     assert len(read_category(tmp_path, all_good=True).train) == 3
 
 
+def test_a_folder_of_masks_only_is_refused(tmp_path: Path) -> None:
+    put_mask(tmp_path / "ground_truth/1.png")
+    with pytest.raises(
+        DataError, match=r"all 1 image in .*ground_truth are masks; give a folder of images of products"
+    ):
+        read_category(tmp_path / "ground_truth")
+
+
 def test_a_photograph_with_the_name_of_a_mask_is_an_image(tmp_path: Path) -> None:
     put(tmp_path, "bottle.png bottle_label.png")
     assert len(read_category(tmp_path).train) == 2

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from PIL.ImageFile import ImageFile
@@ -43,10 +44,14 @@ class Format:
         return image
 
     def fits(self, start: bytes) -> bool:
-        """Return whether the first 16 bytes of a file are those of this format."""
+        """Return whether the first 32 bytes of a file are those of this format."""
         if self.name == "WebP":
             return start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-        return start.startswith(self.starts) or (start[4:8] == b"ftyp" and start[8:12] in self.brands)
+        if start[4:8] != b"ftyp":
+            return start.startswith(self.starts)
+        # An AVIF file may have the general brand first, and its own among the compatible ones.
+        is_avif = start[8:12] in (b"avif", b"avis") or (start[8:12] in (b"mif1", b"msf1") and b"avif" in start[16:])
+        return is_avif if self.name == "AVIF" else not is_avif and start[8:12] in self.brands
 
 
 _OPTIONAL = {"AVIF": "avif", "JPEG 2000": "jpg_2000"}
@@ -64,7 +69,7 @@ FORMATS = (
         (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
     ),
     Format("WebP", (".webp",), "PIL.WebPImagePlugin", "WebPImageFile"),
-    Format("AVIF", (".avif",), "PIL.AvifImagePlugin", "AvifImageFile", brands=(b"avif", b"avis")),
+    Format("AVIF", (".avif",), "PIL.AvifImagePlugin", "AvifImageFile"),
     Format(
         "JPEG 2000",
         (".jp2", ".j2k", ".j2c", ".jpf", ".jpx"),
@@ -91,6 +96,7 @@ FORMATS = (
 )
 
 
+@lru_cache
 def _has_codec(name: str) -> bool:
     from PIL import features
 
@@ -114,7 +120,7 @@ def needed_package(suffix: str) -> str | None:
 
 
 def format_of(start: bytes) -> Format | None:
-    """Return the format of a file by its first 16 bytes; None if it is unknown."""
+    """Return the format of a file by its first 32 bytes; None if it is unknown."""
     return next((kind for kind in FORMATS if kind.fits(start)), None)
 
 

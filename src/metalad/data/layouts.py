@@ -14,6 +14,7 @@ from metalad.data.mvtec import (
     good_folders,
     read_test,
     read_train,
+    unused_folders,
     unused_test_images,
     unused_training_images,
 )
@@ -94,7 +95,11 @@ def _read_mvtec(root: Path, parts: Parts) -> Category:
         _require_images(good_folders(parts.train)[0])
     if not train and not test:
         _require_images(parts.test or root / TEST)
-    return _with_notes(Category(root.resolve().name, root, "mvtec", train, test), parts)
+    category = _with_notes(Category(root.resolve().name, root, "mvtec", train, test), parts)
+    unused = _lines(unused_folders(root, parts))
+    return dataclasses.replace(
+        category, train_notes=category.train_notes + unused, test_notes=category.test_notes + unused
+    )
 
 
 def _with_notes(category: Category, parts: Parts) -> Category:
@@ -120,6 +125,7 @@ def _read_plain(root: Path, *, all_good: bool) -> Category:
     images, masks = separate_masks(root, paths, all_good=all_good)
     if not images:
         _require_images(root)
+        raise DataError(f"all {number_of(masks, 'image')} in {root} are masks; give a folder of images of products")
     left_out = f"{number_of(masks, 'mask')} left out" if masks else None
     notes = _lines(subfolder_counts(root, images), left_out)
     return Category(root.resolve().name, root, PLAIN, good_samples(images), (), train_notes=notes)

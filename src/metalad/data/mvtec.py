@@ -100,6 +100,15 @@ def unused_training_images(parts: Parts) -> str | None:
     return f"{number_of(len(others), 'image')} in {parts.train} but not in {where}, not used, such as {others[0]}"
 
 
+def unused_folders(root: Path, parts: Parts) -> str | None:
+    """Describe the images in other subfolders of the category, apart from validation images; None without any."""
+    known = {parts.train, parts.test, parts.truth}
+    others = [root / name for name in subfolders(root) if root / name not in known and role(name) != "validation"]
+    counts = {folder: len(products_in(folder)) for folder in others}
+    named = ", ".join(str(folder) for folder, count in counts.items() if count)
+    return f"{number_of(sum(counts.values()), 'image')} not used, in {named}" if named else None
+
+
 def unused_test_images(parts: Parts) -> str | None:
     """Describe the test images outside of subfolders, whose label is unknown; None without any."""
     if parts.test is None:
