@@ -188,6 +188,8 @@ def test_the_results_file_contains_the_yielded_results(run: Path, tmp_path: Path
         "score",
         "threshold",
         "is_anomalous",
+        "height",
+        "width",
         "regions",
         "map",
         "overlay",

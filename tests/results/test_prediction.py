@@ -152,10 +152,11 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 def test_to_dict_is_json(path: Path | None, threshold: float) -> None:
     one = result(threshold, path)
     values = one.to_dict()
-    assert list(values) == ["path", "score", "threshold", "is_anomalous", "regions"]
+    assert list(values) == ["path", "score", "threshold", "is_anomalous", "height", "width", "regions"]
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["path"] == (None if path is None else "a.png")
     assert (values["score"], values["threshold"], values["is_anomalous"]) == (0.9, threshold, threshold < 0.9)
+    assert (values["height"], values["width"]) == one.anomaly_map.shape
     assert tuple(map(Region.from_dict, values["regions"])) == one.regions
     assert len(values["regions"]) == (2 if threshold < 0.9 else 0)
 

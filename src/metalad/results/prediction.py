@@ -77,19 +77,30 @@ class Result:
         overlay_file = folder / "overlays" / f"{stem}{overlay_suffix(*self.anomaly_map.shape)}"
         save_picture(map_file, to_steps(relative))
         save_picture(overlay_file, draw_overlay(self._image(), relative))
+        height, width = self.anomaly_map.shape
         saved = SavedPrediction(
-            self.path, self.score, self.threshold, self.is_anomalous, self.regions, map_file, overlay_file
+            path=self.path,
+            score=self.score,
+            threshold=self.threshold,
+            is_anomalous=self.is_anomalous,
+            regions=self.regions,
+            map=map_file,
+            overlay=overlay_file,
+            size=(height, width),
         )
         write_json(folder / f"{stem}.json", saved.to_dict())
         return saved
 
     def to_dict(self) -> dict[str, Any]:
-        """Return path, score, threshold, is_anomalous and regions as JSON's own types."""
+        """Return path, score, threshold, is_anomalous, height, width and regions as JSON's own types."""
+        height, width = self.anomaly_map.shape
         return {
             "path": None if self.path is None else str(self.path),
             "score": self.score,
             "threshold": self.threshold,
             "is_anomalous": self.is_anomalous,
+            "height": height,
+            "width": width,
             "regions": [region.to_dict() for region in self.regions],
         }
 
@@ -119,6 +130,7 @@ class SavedPrediction:
     score, is_anomalous: None where the image could not be read.
     map, overlay: the files written, None where they were not.
     error: why the image could not be read, else None.
+    size: height and width of the image, None where it could not be read.
     """
 
     path: Path | None
@@ -129,6 +141,7 @@ class SavedPrediction:
     map: Path | None
     overlay: Path | None
     error: str | None = None
+    size: tuple[int, int] | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], threshold: float) -> "SavedPrediction":
@@ -144,19 +157,23 @@ class SavedPrediction:
             is_anomalous=values.get("is_anomalous", values.get("abnormal")),
             regions=tuple(Region.from_dict(region) for region in values.get("regions", ())),
             error=values.get("error"),
+            size=(values["height"], values["width"]) if values.get("height") else None,
             **files,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return path, score, threshold, is_anomalous, regions, map and overlay; or path and error alone."""
+        """Return path, score, threshold, is_anomalous, height, width, regions, map, overlay; or path and error."""
         path = None if self.path is None else str(self.path)
         if self.error is not None:
             return {"path": path, "error": self.error}
+        height, width = self.size or (None, None)
         return {
             "path": path,
             "score": self.score,
             "threshold": self.threshold,
             "is_anomalous": self.is_anomalous,
+            "height": height,
+            "width": width,
             "regions": [region.to_dict() for region in self.regions],
             "map": None if self.map is None else str(self.map),
             "overlay": None if self.overlay is None else str(self.overlay),

@@ -164,7 +164,7 @@ def test_impossible_arguments_are_errors_of_the_call(run: Path, folder: Path) ->
 @pytest.mark.parametrize(
     "result",
     [
-        SavedPrediction(Path("a"), 0.1, 0.5, False, (), Path("m"), None),
+        SavedPrediction(Path("a"), 0.1, 0.5, False, (), Path("m"), None, size=(30, 40)),
         SavedPrediction(
             Path("a"), 0.7, 0.5, True, (Region((1, 2, 3, 4), 5, 0.7, ((1.5, 2.0), (3.0, 4.0))),), None, Path("o")
         ),

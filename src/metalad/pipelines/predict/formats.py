@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from metalad.data.images import image_size
 from metalad.runtime.files import replacing
 
 IMAGE_COLUMNS = ("path", "score", "threshold", "is_anomalous", "error")
@@ -76,9 +75,8 @@ def _write_list(file: TextIO, entries: Iterator[dict[str, Any]]) -> None:
 def _coco_images(results: Path) -> Iterator[dict[str, Any]]:
     for number, values in enumerate(_lines(results), start=1):
         if "error" not in values:
-            height, width = image_size(Path(values["path"]))
-            scores = {name: values[name] for name in ("score", "threshold", "is_anomalous")}
-            yield {"id": number, "file_name": values["path"], "height": height, "width": width, **scores}
+            copied = ("height", "width", "score", "threshold", "is_anomalous")
+            yield {"id": number, "file_name": values["path"], **{name: values[name] for name in copied}}
 
 
 def _coco_annotations(results: Path) -> Iterator[dict[str, Any]]:

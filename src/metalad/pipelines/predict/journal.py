@@ -171,6 +171,7 @@ class ShardFile:
                 suffix,
                 result.error,
                 [region.to_dict() for region in result.regions],
+                result.size,
             ],
             allow_nan=False,
         )
@@ -204,8 +205,10 @@ def _whole_lines(file: Any) -> tuple[list[list[Any]], int]:
 
 def rebuilt(source: Source, line: Sequence[Any], out: Path, threshold: float) -> SavedPrediction:
     """Return the result of an image from its line in a shard's file."""
-    score, is_anomalous, has_map, suffix, error, regions = line
+    score, is_anomalous, has_map, suffix, error, regions, size = line
     map_file = out / MAPS / f"{source.name}.png" if has_map else None
     overlay = out / OVERLAYS / f"{source.name}{suffix}" if suffix else None
     found = tuple(Region.from_dict(region) for region in regions)
-    return SavedPrediction(source.path, score, threshold, is_anomalous, found, map_file, overlay, error)
+    return SavedPrediction(
+        source.path, score, threshold, is_anomalous, found, map_file, overlay, error, size and tuple(size)
+    )

@@ -63,6 +63,7 @@ class Writer:
             regions=find_regions(anomaly_map, self.threshold),
             map=map_file,
             overlay=overlay_file,
+            size=item.decoded.size,
         )
 
     def _write_overlay(self, item: InferredImage[Source], relative: Float32[np.ndarray, "height width"]) -> Path:
