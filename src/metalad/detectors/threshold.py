@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
@@ -44,7 +44,7 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
     middle = np.median(logs)
     deviation = math.sqrt(2 * np.square((logs - middle).clip(0)).mean())
-    reach = stats.t.isf(false_alarms, max(1, (count - 1) / 2)) * math.sqrt(1 + MEDIAN_VARIANCE / count)
+    reach = -special.stdtrit(max(1, (count - 1) / 2), false_alarms) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can give more than a float holds; the model file's JSON has no infinity.
     return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
 

@@ -16,6 +16,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _"]
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 85
+FEW_COLORS = 64
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,10 @@ def embed(picture: Picture | None) -> EmbeddedPicture | None:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """Encode a picture as a `data:` URI, as PNG or JPEG, whichever is smaller.
-
-    Masks are smaller as PNG, which is lossless; photographs are smaller as JPEG.
-    """
-    encoded = {"png": _encode(picture, "PNG", optimize=False)}
-    encoded["jpeg"] = _encode(picture, "JPEG", quality=JPEG_QUALITY)
-    kind = min(encoded, key=lambda name: len(encoded[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode('ascii')}"
+    """Encode a picture as a `data:` URI: with few colors, such as a mask, as PNG, which is lossless; else as JPEG."""
+    kind = "jpeg" if picture.getcolors(FEW_COLORS) is None else "png"
+    encoded = _encode(picture, "JPEG", quality=JPEG_QUALITY) if kind == "jpeg" else _encode(picture, "PNG")
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"
 
 
 def _encode(picture: Image.Image, kind: str, **options: int | bool) -> bytes:

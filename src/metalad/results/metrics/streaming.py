@@ -16,7 +16,7 @@ BINS = 1 << 18
 BLOCK_BITS = 12
 BLOCK = 1 << BLOCK_BITS
 TABLE = 1 << 22
-PENDING = 2 * BINS
+PENDING = BINS
 CURVE_POINTS = 2_000
 SIGN = np.uint32(1 << 31)
 
@@ -60,17 +60,14 @@ class PixelMetrics:
 
     def merge(self, other: "PixelMetrics") -> None:
         """Count what another has counted, as if all its images had been added here."""
-        other._include_pending()
-        if not len(other._bins):
-            return
-        if self._shift == other._shift:
-            self._add_pending(other._bins, other._counts)
-            return
-        self._include_pending()
-        shift = max(self._shift, other._shift)
-        self._bins = self._bins >> np.uint32(shift - self._shift)
-        self._shift = shift
-        self._include(other._bins >> np.uint32(shift - other._shift), other._counts)
+        if other._shift > self._shift:
+            self._include_pending()
+        if other._shift > self._shift:  # still, after the inclusion, which may have widened the bins
+            self._bins = self._bins >> np.uint32(other._shift - self._shift)  # equal bins are joined with the next
+            self._shift = other._shift
+        for bins, counts in ((other._bins, other._counts), *other._pending):
+            if len(bins):  # included bins may have widened in the meantime
+                self._add_pending(bins >> np.uint32(self._shift - other._shift), counts)
 
     def auroc(self) -> float:
         """Return the area under the ROC curve over all pixels."""
