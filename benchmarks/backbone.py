@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metalad.detectors.density import clustering
+from metalad.detectors.density.nearest import nearest
 from metalad.nn import backbones
 from metalad.nn.backbones import Backbone
 
@@ -38,9 +38,7 @@ def main() -> None:
         print(f"{count}x{side}²", *(f"{part / whole:7.2f}" for part in parts), f"{whole:12.2f}", sep="  ")
     points, centers = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centers).argmin(1))
-    print(
-        f"nearest of 1,024 centers, to cdist: {best(lambda: clustering._nearest_centers(points, centers)) / whole:.2f}"
-    )
+    print(f"nearest of 1,024 centers, to cdist: {best(lambda: nearest(points, centers)) / whole:.2f}")
 
 
 def best_at_once(backbone: Backbone, images: Tensor, pixels: int) -> float:

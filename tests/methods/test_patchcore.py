@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalad.detectors.density.codebook import nearest
+from metalad.detectors.density.nearest import nearest
 from metalad.methods.patchcore import PatchCore, PatchCoreConfig, coreset
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError

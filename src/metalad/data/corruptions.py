@@ -15,15 +15,21 @@ from scipy import ndimage
 Rgb = UInt8[np.ndarray, "height width 3"]
 
 
+LEVELS = np.arange(256, dtype=np.float64)
+"""All values of a byte: what depends on the value alone is computed once for each."""
+
+
 def brightness(image: Rgb, change: float) -> Rgb:
     """Multiply every value by 1 + `change`."""
-    return _bytes(image * (1.0 + change))
+    changed: Rgb = _bytes(LEVELS * (1.0 + change))[image]
+    return changed
 
 
 def contrast(image: Rgb, change: float) -> Rgb:
     """Multiply the deviation of every value from the image mean by 1 + `change`."""
     mean = image.mean()
-    return _bytes(mean + (image - mean) * (1.0 + change))
+    changed: Rgb = _bytes(mean + (LEVELS - mean) * (1.0 + change))[image]
+    return changed
 
 
 def shift(image: Rgb, pixels: int) -> Rgb:
@@ -79,9 +85,10 @@ def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
     return jpeg(image, int(rng.integers(60, 96)))
 
 
-def _bytes(values: Float[np.ndarray, "height width 3"]) -> Rgb:
-    clipped: Rgb = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return clipped
+def _bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Round to bytes, in place."""
+    np.rint(values, out=values)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 CORRUPTIONS: Mapping[str, Callable[[Rgb, np.random.Generator], Rgb]] = {

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
-from metalad.detectors.density.codebook import nearest
+from metalad.detectors.density.nearest import nearest
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap

@@ -4,8 +4,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
-from metalad.detectors.density import clustering
 from metalad.detectors.density.clustering import Mixture, fit_mixture, joint_log_density, k_means, log_likelihood
+from metalad.detectors.density.nearest import QUERIES_AT_ONCE, nearest
 
 
 def cloud(seed: int, points: int = 2000, channels: int = 4, clusters: int = 3) -> np.ndarray:
@@ -42,11 +42,9 @@ def test_separated_clusters_are_found() -> None:
 
 
 def test_each_point_goes_to_its_nearest_center() -> None:
-    points = torch.from_numpy(cloud(4, clustering.DISTANCE_CHUNK + 1000))
+    points = torch.from_numpy(cloud(4, QUERIES_AT_ONCE + 1000))
     centers = points[::50]
-    assert torch.equal(
-        clustering._nearest_centers(points, centers), torch.cdist(points.double(), centers.double()).argmin(1)
-    )
+    assert torch.equal(nearest(points, centers), torch.cdist(points.double(), centers.double()).argmin(1))
 
 
 def test_for_many_clusters_a_random_start_is_as_good_as_k_means_plus_plus() -> None:

@@ -1,8 +1,6 @@
-import pytest
 import torch
 
-from metalad.detectors.density import codebook
-from metalad.detectors.density.codebook import Codebook, nearest
+from metalad.detectors.density.codebook import Codebook
 from tests.detectors.density.random_maps import noise
 
 
@@ -35,9 +33,3 @@ def test_the_distance_of_an_entry_from_itself_is_zero() -> None:
     book = Codebook(16)
     book.fit(1000 + noise(16, 4), 0)
     assert torch.count_nonzero(book(book.entries.T.reshape(1, 4, 4, 4))) == 0
-
-
-def test_nearest_is_correct_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codebook, "BANK_CHUNK", 7)
-    queries, bank = noise(40, 3), noise(30, 3, seed=1)
-    assert torch.equal(nearest(queries, bank), torch.cdist(queries, bank).argmin(1))

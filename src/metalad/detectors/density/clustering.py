@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metalad.detectors.density.nearest import nearest
 from metalad.nn.whitening import whitening
 from metalad.runtime.progress import counted
 
@@ -14,8 +15,6 @@ STARTS = 10
 MAX_ROUNDS = 100
 CHUNK = 16_384
 """Points per evaluation of a mixture: each needs components × channels values."""
-DISTANCE_CHUNK = 2048
-"""Points per distance computation to all centers: the distances fit into the CPU cache."""
 
 
 class Mixture(NamedTuple):
@@ -57,7 +56,7 @@ def k_means(
             _plus_plus_start(points, clusters, generator) if plus_plus else _random_start(points, clusters, generator)
         )
         for _ in counted(range(rounds), "k-means", "round"):
-            assignment = _nearest_centers(points, centers)
+            assignment = nearest(points, centers)
             sums = torch.zeros_like(centers).index_add_(0, assignment, points)
             count = torch.bincount(assignment, minlength=clusters)[:, None]
             updated = torch.where(count > 0, sums / count.clamp_min(1), centers)
@@ -66,17 +65,10 @@ def k_means(
             centers = updated
         if starts == 1:
             return centers
-        cost = float((points - centers[_nearest_centers(points, centers)]).double().square().sum())
+        cost = float((points - centers[nearest(points, centers)]).double().square().sum())
         if cost < lowest_cost:
             best, lowest_cost = centers, cost
     return best
-
-
-def _nearest_centers(points: Tensor, centers: Tensor) -> Tensor:
-    """Return the index of each point's nearest center, by |y|² − 2 x·y; |x|² does not depend on the center y."""
-    squared_norms = centers.square().sum(1)
-    parts = torch.split(points, DISTANCE_CHUNK)
-    return torch.cat([torch.addmm(squared_norms, part, centers.T, alpha=-2).argmin(1) for part in parts])
 
 
 def _random_start(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
@@ -115,7 +107,7 @@ def fit_mixture(
         tolerance: stop when the mean log-likelihood per point increases by less than this, in nats.
     """
     centers = k_means(points, components, seed, starts=1)
-    assignment = _nearest_centers(points, centers)
+    assignment = nearest(points, centers)
     responsibility = torch.nn.functional.one_hot(assignment, components).to(points.dtype)
     mixture, previous = _maximize(points, responsibility, ridge), -math.inf
     for _ in counted(range(rounds), "mixture", "round"):

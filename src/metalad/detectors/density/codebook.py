@@ -1,15 +1,11 @@
 """Codebook of feature vectors and nearest-neighbor distances."""
 
-import math
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.density.clustering import k_means
-
-BANK_CHUNK = 2048
-"""Bank vectors per matrix product; limits memory use."""
+from metalad.detectors.density.nearest import nearest
 
 ROUNDS = 10
 """Iterations of k-means. Further iterations change the entries of a large codebook only slightly."""
@@ -56,17 +52,3 @@ def sampled_positions(
     index = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
     index = index.to(maps.device)
     return maps.flatten(2)[index.div(down * across, rounding_mode="floor"), :, index % (down * across)]
-
-
-def nearest(
-    queries: Float[Tensor, "queries channels"], bank: Float[Tensor, "bank channels"]
-) -> Int[Tensor, " queries"]:
-    """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
-    best = queries.new_full((len(queries),), math.inf)
-    result = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-    for start in range(0, len(bank), BANK_CHUNK):
-        part = bank[start : start + BANK_CHUNK]
-        squares, index = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2).min(1)
-        result = torch.where(squares < best, index + start, result)
-        best = torch.minimum(best, squares)
-    return result
