@@ -97,6 +97,7 @@ def test_the_page_has_columns_and_numbers_of_every_run(comparison: Comparison, p
             assert row.count("number best") == sum(place in line.best for line in block.lines)
 
 
+@pytest.mark.usefixtures("comparison")
 def test_each_plot_has_the_curves_of_all_runs(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     plots = re.findall(r"<figure><figcaption>(.*?)</figcaption>(.*?)</figure>", text, re.DOTALL)
