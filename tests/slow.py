@@ -8,6 +8,7 @@ SLOW = (
     "cli/test_bad_input.py",
     "cli/test_benchmark.py::test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one",
     "cli/test_cli.py::test_an_error_is_one_line_for_any_text_and_file_name",
+    "cli/test_streams.py::test_all_streams_closed_gives_the_results_of_open_ones",
     "data/test_own_layouts.py::test_published_folders_can_be_used_for_training_and_evaluation",
     "detectors/density/",
     "detectors/test_out_of_fold.py::test_good_images_exceed_the_threshold_at_most_at_the_wanted_rate",

@@ -22,6 +22,7 @@ from metalad.cli.options import (
     add_train_options,
 )
 from metalad.cli.terminal import BAD_INPUT, escape_odd_file_names, explain, logged
+from metalad.runtime.streams import discard_unwritable_output, open_closed_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,15 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse printed help (0) or an error in the arguments (2).
     """
+    open_closed_streams()
     escape_odd_file_names()
     try:
         try:
             return _run(arguments)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here a closed pipe or a full disk can still be reported
+            sys.stdout.flush()  # here a closed pipe or a full disk can still be reported
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
+    finally:
+        discard_unwritable_output()
 
 
 def build_parser() -> ArgumentParser:

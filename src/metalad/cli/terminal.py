@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 
 from metalad.runtime.errors import MetaladError, printable
+from metalad.runtime.streams import discard_unwritable_output
 
 BAD_INPUT = 2
 BUG = 70
@@ -33,15 +34,14 @@ def note(text: str) -> None:
     from metalad.runtime.tasks import rank
 
     which = f", process {rank()}" if rank() else ""
-    print(f"metalad{which}: {printable(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # work does not stop because nobody can read its notes
+        print(f"metalad{which}: {printable(text)}", file=sys.stderr)
 
 
 class _Handler(logging.Handler):
     """Prints log messages on stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stderr is None:
-            return
         from tqdm import tqdm
 
         prefix = "metalad: " if record.levelno >= logging.WARNING else ""
@@ -67,8 +67,9 @@ def explain(error: BaseException) -> int:
     """Print an error as one line, and return the exit code."""
     line = _one_line(error)
     if line is None or os.environ.get("METALAD_TRACEBACK") == "1":
-        traceback.print_exception(error)
-    _discard_unwritable_output()
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    discard_unwritable_output()
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED
     if line is None:
@@ -97,15 +98,6 @@ def _one_line(error: BaseException) -> str | None:
 def _is_about_memory(text: str) -> bool:
     # torch.OutOfMemoryError is a RuntimeError, and so is the error of its CPU allocator; torch may not be imported.
     return any(words in text.lower() for words in ("out of memory", "not enough memory", "can't allocate memory"))
-
-
-def _discard_unwritable_output() -> None:
-    """Redirect a stdout that cannot be written to the null device; the interpreter's last flush would fail again."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def escape_odd_file_names() -> None:

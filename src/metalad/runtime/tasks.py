@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.streams import open_closed_streams
 
 LOCAL = "local"
 WORKER = "METALAD_WORKER"
@@ -182,6 +183,7 @@ def _end(process: subprocess.Popen[str]) -> int:
 
 def main() -> None:
     """Run the tasks from stdin until it is closed, and print their answers."""
+    open_closed_streams()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # other output must not mix with the answers
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes that a shell starts with `&` ignore SIGINT

@@ -142,8 +142,9 @@ def append_results(
 
 def print_progress(progress: bool, text: str) -> None:
     """Print a line to stderr if progress is wanted."""
-    if progress:
-        print(text, file=sys.stderr, flush=True)
+    if progress and sys.stderr is not None:
+        with contextlib.suppress(OSError):  # work does not stop because nobody can read its progress
+            print(text, file=sys.stderr, flush=True)
 
 
 def _result_line(cell: Cell, result: ResultRow | Failure) -> str:
