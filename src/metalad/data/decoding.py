@@ -11,15 +11,31 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.MpoImagePlugin import MpoImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from metalad.data.formats import format_of, readable_names
+from metalad.data.formats import Format, format_of, readable_names
+from metalad.data.pages import pages_of, split_page
+from metalad.data.sixteen_bits import (
+    Decoded,
+    as_four_bytes,
+    declared_bits,
+    is_16_bit,
+    is_gray_16,
+    keep_colors,
+    loses_values,
+    low_bytes,
+    split_gray_alpha,
+)
+from metalad.data.tiff import REMEDY, UnsupportedTiffError, decode_tiff, is_misread, is_white_zero, stored_size
 from metalad.runtime.errors import ConfigError, ImageError
 
 MIN_SIDE = 8
@@ -68,12 +84,60 @@ _UPRIGHT = {
 
 
 def decode(path: Path) -> Image.Image:
-    """Decode the first frame and rotate it upright; every failure raises `ImageError`."""
+    """Decode the first page and rotate it upright, as Pillow does; every failure raises `ImageError`."""
+    return decode_file(path).image
+
+
+def decode_file(path: Path) -> Decoded:
+    """Decode an image file, or the page that a path such as `scan.tif[2]` selects; every failure raises `ImageError`.
+
+    Colors with 16 bits are decoded without loss, see `metalad.data.sixteen_bits`.
+    """
+    try:
+        source, page = split_page(path)
+        with source.open("rb") as file:
+            return _decode(path, file, page)
+    except Exception as error:
+        raise as_image_error(path, error) from error
+
+
+def decode_opened(path: Path, image: Image.Image) -> Decoded:
+    """Return a Pillow image as decoded, upright; what Pillow loses is decoded from the file that it was opened from.
+
+    If the image was loaded already, it is used as it is: of colors with 16 bits, the low bytes are lost.
+    """
+    if isinstance(image, ImageFile) and image.tile and image.tell() == 0 and path.is_file():
+        decoded = decode_file(path) if loses_values(image) or is_misread(image) else None
+        image.load()  # closes the file, as for other images
+        if decoded is not None:
+            return decoded
+    image.load()
+    bits = declared_bits(image) if is_gray_16(image) else 8
+    white_is_zero = is_gray_16(image) and is_white_zero(image)
+    return _upright(Decoded(image, None, bits, 1, white_is_zero), _orientation(image))
+
+
+def is_16_bit_file(path: Path) -> bool:
+    """Return whether an image file has 16 bits per channel, from its header; every failure raises `ImageError`."""
+    try:
+        source, _ = split_page(path)
+        with source.open("rb") as file:
+            try:
+                return is_16_bit(_open_header(path, file))
+            except UnsupportedTiffError:
+                return True
+    except Exception as error:
+        raise as_image_error(path, error) from error
+
+
+def count_pages(path: Path) -> int:
+    """Return the number of pages or frames of an image file; every failure raises `ImageError`."""
     try:
         with path.open("rb") as file:
-            image = _open_header(path, file)
-            _load(image)
-            return upright(image)
+            try:
+                return len(pages_of(_open_header(path, file), file))
+            except UnsupportedTiffError:
+                return decode_tiff(path, file)[0].pages
     except Exception as error:
         raise as_image_error(path, error) from error
 
@@ -81,8 +145,14 @@ def decode(path: Path) -> Image.Image:
 def header_size(path: Path) -> tuple[int, int]:
     """Return the height and width of the upright image from the header; every failure raises `ImageError`."""
     try:
-        with path.open("rb") as file:
-            width, height, orientation = _header_orientation(_open_header(path, file), file)
+        source, page = split_page(path)
+        with source.open("rb") as file:
+            try:
+                image = _open_header(path, file)
+                image = image if page is None else _select_page(path, file, image, page)[0]
+                width, height, orientation = _header_orientation(image, file)
+            except UnsupportedTiffError:
+                width, height, orientation = stored_size(path, file, page or 1)
     except Exception as error:
         raise as_image_error(path, error) from error
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
@@ -90,12 +160,79 @@ def header_size(path: Path) -> tuple[int, int]:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return the image rotated and mirrored according to its EXIF orientation."""
-    transpose = _UPRIGHT.get(_orientation(image))
+    return _transposed(image, _orientation(image))
+
+
+def _transposed(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _UPRIGHT.get(orientation)
     if transpose is None:
         return image
     transposed = image.transpose(transpose)
     transposed.format = image.format  # Pillow does not copy it
     return transposed
+
+
+def _decode(path: Path, file: BinaryIO, page: int | None) -> Decoded:
+    try:
+        image, pages = _select_page(path, file, _open_header(path, file), page)
+        if is_misread(image):
+            raise UnsupportedTiffError(path, "separate color planes with 16 bits, which Pillow misreads")
+    except UnsupportedTiffError:
+        return _upright(*_decode_tiff(path, file, page or 1))
+    if as_four_bytes(image):
+        _load(image)
+        return _upright(Decoded(*split_gray_alpha(image), 16, pages), _orientation(image))
+    bits = declared_bits(image) if is_gray_16(image) else 16 if is_16_bit(image) else 8
+    premultiplied = bits == 16 and keep_colors(image)
+    _load(image)
+    image = _with_stored_colors(path, file, image, page)
+    low = None
+    if bits == 16:
+        second, _ = _select_page(path, file, _open_header(path, file), page)
+        keep_colors(second)
+        if low_bytes(second):
+            _load(second)
+            low = second
+    white_is_zero = is_gray_16(image) and is_white_zero(image)
+    return _upright(Decoded(image, low, bits, pages, white_is_zero, premultiplied), _orientation(image))
+
+
+def _decode_tiff(path: Path, file: BinaryIO, page: int) -> tuple[Decoded, int]:
+    width, height, _ = stored_size(path, file, page)
+    check_size(path, height, width)
+    return decode_tiff(path, file, page)
+
+
+def _upright(decoded: Decoded, orientation: int) -> Decoded:
+    if decoded.image.mode == "La":  # gray multiplied by its alpha, which Pillow converts to nothing but LA
+        decoded = replace(decoded, image=decoded.image.convert("LA"))
+    low = None if decoded.low is None else _transposed(decoded.low, orientation)
+    return replace(decoded, image=_transposed(decoded.image, orientation), low=low)
+
+
+def _with_stored_colors(path: Path, file: BinaryIO, image: ImageFile, page: int | None) -> ImageFile:
+    """Decode again without division by alpha, which sets colors to 0, if the alpha channel is 0 throughout."""
+    if not isinstance(image, TiffImageFile) or image.mode != "RGBA" or image.getchannel("A").getextrema() != (0, 0):
+        return image
+    again, _ = _select_page(path, file, _open_header(path, file), page)
+    keep_colors(again)
+    _load(again)
+    return again
+
+
+def _select_page(path: Path, file: BinaryIO, image: ImageFile, page: int | None) -> tuple[ImageFile, int]:
+    """Return an opened file at a page, from 1, and its number of pages; page None is the first one."""
+    pages = pages_of(image, file)
+    number = page or 1
+    if number > len(pages):
+        raise ImageError(path, f"there is no page {number}: the file has {len(pages)}")
+    if number > 1:
+        if isinstance(image, JpegImageFile):
+            file.seek(0)
+            image = MpoImageFile(file)
+        image.seek(pages[number - 1])
+        check_size(path, image.height, image.width)
+    return image, len(pages)
 
 
 def _load(image: ImageFile) -> None:
@@ -124,6 +261,7 @@ def _limit_of_pillow_raised() -> Iterator[None]:
 
 
 def _open_header(path: Path, file: BinaryIO) -> ImageFile:
+    file.seek(0)
     start = file.read(32)
     file.seek(0)
     if not start:
@@ -138,10 +276,19 @@ def _open_header(path: Path, file: BinaryIO) -> ImageFile:
         with _limit_of_pillow_raised():
             image = kind.open(file)
     else:
-        image = kind.open(file)
+        image = _opened(path, kind, file)
     width, height = image.size
     check_size(path, height, width)
     return image
+
+
+def _opened(path: Path, kind: Format, file: BinaryIO) -> ImageFile:
+    try:
+        return kind.open(file)
+    except SyntaxError as error:
+        if kind.name == "TIFF" and "pixel mode" in str(error):
+            raise UnsupportedTiffError(path, "a kind of TIFF that Pillow cannot read", REMEDY) from error
+        raise
 
 
 def check_size(path: Path, height: int, width: int) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8, UInt16
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
-from metalad.data.decoding import as_image_error, check_size, decode, header_size, size_text, upright
+from metalad.data.decoding import as_image_error, check_size, decode_file, decode_opened, header_size, size_text
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.masks import anomalous_pixels, has_gray_edges
+from metalad.data.pages import split_page
+from metalad.data.reading import ALPHA_NOTE, FRAMES_NOTE, Reading, range_note
+from metalad.data.sixteen_bits import Decoded, is_gray_16
 from metalad.data.walking import MAPS, OVERLAYS, RESULTS, find_images, iter_images, require_folder
 from metalad.runtime.errors import DataError, ImageError
 from metalad.runtime.files import replacing
@@ -47,21 +49,33 @@ _FORMATS = {
 }
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(path: Path, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Read an image as RGB bytes, rotated upright according to its EXIF orientation.
 
-    Transparent pixels are blended with white. 16-bit gray values are scaled by their full range (65535 becomes 255),
-    not clipped; of 16-bit color values the high byte is used. Color profiles are not applied. Of several frames or
-    pages the first is read.
+    Transparent pixels are blended with white; an alpha channel that is 0 throughout is ignored, because some cameras
+    write 0 to a fourth byte that has no meaning. 16-bit values are scaled so that the white level becomes 255. Color
+    profiles are not applied. Of several pages or frames the first is read, or the one that a path such as `scan.tif[2]`
+    selects, from 1.
+
+    Args:
+        path: the file.
+        reading: gives the white level and collects notes; by default the white level is 65535.
 
     Raises:
         ImageError: not an image in one of `metalad.data.formats`; damaged, truncated, empty or unreadable; smaller than
-            `MIN_SIDE`, larger than `MAX_PIXELS`, or with pixels of an unknown range (32-bit).
+            `MIN_SIDE`, larger than `MAX_PIXELS`, or with pixels of an unknown range (32-bit); with several pages, if
+            `reading` is strict.
     """
-    return _to_rgb(path, decode(path))
+    decoded = decode_file(path)
+    reading = reading or Reading()
+    if decoded.pages > 1 and split_page(path)[1] is None:
+        if reading.strict:
+            raise ImageError(path, f"{decoded.pages} pages or frames, but one is read", "save them as separate files")
+        reading.notes.add(path, [FRAMES_NOTE])
+    return _to_rgb(path, decoded, reading)
 
 
-def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def rgb_of(image: Image.Image, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Return a Pillow image as RGB bytes; for an image opened from a file, the bytes are those of `read_image`.
 
     Raises:
@@ -70,21 +84,24 @@ def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     path = Path(str(getattr(image, "filename", "") or "the image"))
     try:
         check_size(path, image.height, image.width)
-        image.load()
-        image = upright(image)
+        decoded = decode_opened(path, image)
     except Exception as error:
         raise as_image_error(path, error) from error
-    return _to_rgb(path, image)
+    return _to_rgb(path, decoded, reading or Reading())
 
 
-def _to_rgb(path: Path, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    if _is_16_bit(image):
-        gray = _scale_to_bytes(image)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+def _to_rgb(path: Path, decoded: Decoded, reading: Reading) -> UInt8[np.ndarray, "height width 3"]:
+    values = decoded.values_16
+    if values is not None:
+        return _scale_to_bytes(path, decoded, values, reading)
+    image = decoded.image
     _require_known_range(path, image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        if image.getchannel("A").getextrema() == (0, 0):
+            reading.notes.add(path, [ALPHA_NOTE])
+        else:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
 
 
@@ -129,20 +146,23 @@ def inspect_mask(path: Path, size: tuple[int, int] | None = None) -> Mask:
     """Read a ground-truth mask as `read_mask` does, and return also whether it was cut at half brightness."""
     if path.is_dir():
         return _read_masks(path, size)
-    image = decode(path)
+    decoded = decode_file(path)
+    image = decoded.image
     actual = (image.height, image.width)
     if size is not None and actual != tuple(size):
         raise DataError(
             f"mask {path} is {size_text(*actual)} (height × width), but its image is {size_text(*size)}; "
             "make them the same size"
         )
-    if _is_16_bit(image):
+    if is_gray_16(image):
         values = np.asarray(image).astype(np.uint16)
+        values = 65535 - values if decoded.white_is_zero else values
         is_cut = has_gray_edges(values)
         return Mask(anomalous_pixels(values, is_cut), is_cut)
     _require_known_range(path, image)
     rgba = np.asarray(image.convert("RGBA"))
-    brightest = rgba[:, :, :3].max(axis=2) * (rgba[:, :, 3] > 0)
+    alpha = rgba[:, :, 3]
+    brightest = rgba[:, :, :3].max(axis=2) * ((alpha > 0) if alpha.any() else True)
     is_cut = has_gray_edges(brightest)
     return Mask(anomalous_pixels(brightest, is_cut or image.format == "JPEG"), is_cut)
 
@@ -209,19 +229,43 @@ def write_png16(path: Path, grey: UInt16[np.ndarray, "height width"]) -> None:
         Image.fromarray(grey).save(temporary, format="PNG")
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    # Pillow before version 11 decodes 16-bit gray PNG to mode I.
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+def _scale_to_bytes(
+    path: Path, decoded: Decoded, values: UInt16[np.ndarray, "..."], reading: Reading
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Scale values with 16 bits, or with fewer if the file declares so, to RGB bytes."""
+    alpha = None
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values, alpha = values[:, :, :-1], values[:, :, -1:]
+        if not alpha.any():
+            reading.notes.add(path, [ALPHA_NOTE])
+            alpha = None
+    colors = scale_16_bits(values, path, reading, decoded.bits)
+    if decoded.white_is_zero:
+        colors = 255 - colors
+    if alpha is not None:
+        opacity = alpha.astype(np.float32) / 65535
+        blended = (colors if decoded.premultiplied else colors * opacity) + 255 * (1 - opacity)
+        colors = np.rint(blended).clip(0, 255).astype(np.uint8)
+    if colors.ndim == 2:
+        colors = colors[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(colors, (*colors.shape[:2], 3)))
 
 
-def _scale_to_bytes(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
-    bits = 16
-    if isinstance(image, TiffImageFile):  # 12-bit TIFF is decoded to 16-bit pixels
-        bits = int(image.tag_v2.get(258, (16,))[0])
-    maximum = 2**bits - 1
+def scale_16_bits(
+    values: UInt16[np.ndarray, "..."], path: Path, reading: Reading, bits: int = 16
+) -> UInt8[np.ndarray, "..."]:
+    """Scale values with 16 bits to bytes: the white level becomes 255, higher values are clipped, and noted.
+
+    bits: declared by the file; if they are fewer than 16, their maximum is the white level.
+    """
+    maximum = reading.white_level
+    if bits < 16:
+        maximum = 2**bits - 1
+    elif note := range_note(int(values.max()), maximum):
+        reading.notes.add(path, [note])
     levels = (np.arange(2**16, dtype=np.uint32) * 255 + maximum // 2) // maximum
     table = np.minimum(levels, 255).astype(np.uint8)
-    return np.take(table, np.asarray(image))
+    return np.take(table, values)
 
 
 def _require_known_range(path: Path, image: Image.Image) -> None:
