@@ -17,7 +17,7 @@ from metalad.pipelines.benchmark.machine import commit
 from metalad.pipelines.benchmark.rows import ResultRow, latest, read_rows
 from metalad.pipelines.benchmark.scheduling import RUN_JOB, Resources, append_results, print_progress, run_jobs
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.files import exclusive_lock
+from metalad.runtime.lock import exclusive_lock
 
 RESULTS = Path("benchmarks/results")
 RUN_JOB_WITH_EXAMPLES = "benchmarks.harness.examples:run_job_json"

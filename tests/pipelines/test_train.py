@@ -21,6 +21,7 @@ from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
 from metalad.storage.model_file import read_model
+from metalad.storage.run_folder import RunSettings
 from metalad.training.loop import Descent, Epoch
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
@@ -435,3 +436,54 @@ def test_good_images_score_less_than_the_threshold(data: Path, finished: Path) -
     del data
     scores = model.detector(torch.from_numpy(np.moveaxis(cookies(12), -1, 1).copy()).float() / 255).score
     assert (scores < model.threshold()).all()
+
+
+def test_a_refused_training_does_not_block_its_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("these images cannot be used")
+
+    for function in ("select_precision", "fit_detector", "calibrate"):
+        with monkeypatch.context() as patch:
+            patch.setattr("metalad.training.loop.CHECKPOINT_SECONDS", 60.0)
+            patch.setattr(module, function, refuse)
+            with pytest.raises(DataError, match="cannot be used"):
+                run(data, tmp_path, seed=1)
+        assert names(tmp_path) == {"train.log"}
+    run(data, tmp_path)
+    assert names(tmp_path) == FINISHED
+
+
+def test_a_run_without_a_checkpoint_is_started_again(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("metalad.training.loop.CHECKPOINT_SECONDS", 60.0)
+        patch.setattr(module, "calibrate", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path, seed=1)
+    assert "run.json" in names(tmp_path)
+    run(data, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+
+    def second(*_: object) -> None:
+        for resume in (False, True):
+            with pytest.raises(RunError) as caught:
+                run(data, tmp_path, resume=resume)
+            refused.append(str(caught.value))
+
+    class Folder(module.RunFolder):
+        def record(self, settings: RunSettings) -> None:
+            super().record(settings)
+            second()
+
+    monkeypatch.setattr(module, "RunFolder", Folder)
+    run(data, tmp_path)
+    assert len(refused) == 2
+    assert all(f"held by another train (process {os.getpid()} on" in line for line in refused)
+    assert names(tmp_path) == FINISHED

@@ -1,6 +1,5 @@
 """Train a method on images in memory."""
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +19,12 @@ from metalad.pipelines.train import (
     VALIDATION_FRACTION,
     calibrated_model,
     fit_detector,
+    run_settings,
     select_plans,
     select_precision,
 )
 from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars
-from metalad.storage.run_folder import RunSettings
 from metalad.training.device import choose_device
 from metalad.training.loop import Callback
 from metalad.training.precision import WantedPrecision
@@ -71,18 +70,8 @@ def fit(
     precision_ = select_precision(detector, precision, None)
     with bars(shown=progress):
         plans = select_plans(detector, protocol, epochs, minutes, precision_, training, None, SINGLE_PROCESS)
-        run = RunSettings(
-            method=chosen.name,
-            config=dataclasses.asdict(config),
-            protocol=protocol,
-            plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
-            seed=seed,
-            false_alarms=false_alarms,
-            training_hash=hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest(),
-            device=detector.device.type,
-            precision=precision_,
-            threads=torch.get_num_threads(),
-        )
+        training_hash = hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+        run = run_settings(chosen.name, detector, protocol, plans, seed, false_alarms, training_hash, precision_)
         out_of_fold = fit_detector(detector, run, training, validation, None, SINGLE_PROCESS, callback)
         return Model(calibrated_model(detector, run, "images", (training, validation), 0, out_of_fold, None))
 

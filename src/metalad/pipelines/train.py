@@ -83,37 +83,53 @@ def train(
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
-        _claim(folder, category, resume=resume)
-        training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
-        folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
-        torch.manual_seed(seed)
-        detector = chosen.load()(config).to(device_)
-        stored = _stored(folder, group)
-        precision_ = select_precision(detector, precision, stored)
-        plans = select_plans(detector, protocol, epochs, minutes, precision_, training.pixels, stored, group)
-        run = RunSettings(
-            method=chosen.name,
-            config=dataclasses.asdict(config),
-            protocol=protocol,
-            plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
-            seed=seed,
-            false_alarms=false_alarms,
-            training_hash=data_hash((*training.samples, *validation.samples)),
-            device=detector.device.type,
-            precision=precision_,
-            threads=torch.get_num_threads(),
-            processes=group.size,
-        )
-        # Measured values, such as the precision, might differ between processes.
-        run = RunSettings(**group.broadcast(dataclasses.asdict(run)))
-        folder.record(run)
-        with bars(shown=progress and group.is_main):
-            out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder, group, callback)
-            model = None
-            if group.is_main:
-                model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
-        group.broadcast(None)  # the others wait for the model file
-        return Model(model or read_model(folder.path))
+        with folder.claimed(resume=resume):
+            for line in category.train_notes:
+                folder.note(line)
+            training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
+            folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
+            torch.manual_seed(seed)
+            detector = chosen.load()(config).to(device_)
+            stored = _stored(folder, group)
+            precision_ = select_precision(detector, precision, stored)
+            plans = select_plans(detector, protocol, epochs, minutes, precision_, training.pixels, stored, group)
+            training_hash = data_hash((*training.samples, *validation.samples))
+            run = run_settings(chosen.name, detector, protocol, plans, seed, false_alarms, training_hash, precision_)
+            # Measured values, such as the precision, might differ between processes.
+            run = RunSettings(**group.broadcast(dataclasses.asdict(dataclasses.replace(run, processes=group.size))))
+            folder.record(run)
+            with bars(shown=progress and group.is_main):
+                out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder, group, callback)
+                model = None
+                if group.is_main:
+                    model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
+            group.broadcast(None)  # the others wait for the model file
+            return Model(model or read_model(folder.path))
+
+
+def run_settings(
+    method: str,
+    detector: Detector,
+    protocol: Protocol,
+    plans: Sequence[Training],
+    seed: int,
+    false_alarms: float,
+    training_hash: str,
+    precision: Precision,
+) -> RunSettings:
+    """Return the settings of a run of one process on this machine."""
+    return RunSettings(
+        method=method,
+        config=dataclasses.asdict(detector.config),
+        protocol=protocol,
+        plan={plan.stage: dataclasses.asdict(plan) for plan in plans},
+        seed=seed,
+        false_alarms=false_alarms,
+        training_hash=training_hash,
+        device=detector.device.type,
+        precision=precision,
+        threads=torch.get_num_threads(),
+    )
 
 
 def fit_detector(
@@ -232,12 +248,6 @@ def calibrated_model(
     # With lists for tuples, as a header that is read from a file.
     header = Header(**json.loads(json.dumps(dataclasses.asdict(header))))
     return StoredModel(detector, header, None)
-
-
-def _claim(folder: RunFolder, category: Category, *, resume: bool) -> None:
-    folder.claim(resume=resume)
-    for line in category.train_notes:
-        folder.note(line)
 
 
 def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], epochs: int | None) -> Model:

@@ -40,30 +40,6 @@ def delete_temporaries(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, command: str) -> Iterator[None]:
-    """Hold a lock file, so that two processes do not run the same command; the lock of a killed process is released.
-
-    Without effect on systems without file locks (Windows, some network drives).
-
-    Raises:
-        RunError: another process holds the lock, or the file cannot be created.
-    """
-    with os_errors_as_run_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{path} is held by another {command}; wait for it, or choose another --out") from None
-        except (ImportError, OSError):
-            pass
-        yield
-
-
-@contextlib.contextmanager
 def os_errors_as_run_errors(path: Path) -> Iterator[None]:
     """Convert an `OSError` raised while writing `path` to a `RunError` with a remedy."""
     try:

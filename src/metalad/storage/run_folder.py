@@ -1,15 +1,17 @@
 """The run folder: the settings that a training run was started with, its log, and whether it can be resumed."""
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from metalad.runtime.errors import RunError, printable
 from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
+from metalad.runtime.lock import exclusive_lock
 from metalad.storage.migration import migrate_settings
 
 logger = logging.getLogger("metalad")
@@ -46,21 +48,51 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.settings = path / "run.json"
         self.checkpoint = path / "checkpoint.safetensors"
+        self.history = path / "history.jsonl"
+        self._is_new = False
 
-    def claim(self, *, resume: bool) -> None:
-        """Create the folder; check that it can be written, and that no other run would be overwritten.
+    @contextlib.contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """Create the folder and lock it for one training; check that no other run would be overwritten.
+
+        If the training raises before its first checkpoint, there is nothing to resume: its record is deleted, so that
+        the folder can be used again with other settings.
 
         Raises:
-            RunError: it cannot be written, or holds a run and `resume` is not set.
+            RunError: it cannot be written, another process trains in it, or it holds a run and `resume` is not set.
         """
         if self.mute:
+            yield
             return
-        if not resume and any(file.exists() for file in (self.settings, self.model, self.checkpoint)):
-            raise RunError(f"{self.path} already holds a run; continue it with --resume, or choose another folder")
+        with exclusive_lock(self.path / ".lock", "train"):
+            self._claim(resume=resume)
+            try:
+                yield
+            except Exception:
+                if self._is_new and not self._has_run:
+                    self._forget()
+                raise
+
+    @property
+    def _has_run(self) -> bool:
+        """Whether the folder holds more of a run than its settings and its log."""
+        return self.model.exists() or self.checkpoint.exists()
+
+    def _claim(self, *, resume: bool) -> None:
+        if not resume:
+            if self._has_run:
+                raise RunError(f"{self.path} already holds a run; continue it with --resume, or choose another folder")
+            if self.stored() is not None:  # refused or killed before its first checkpoint
+                self._forget()
         delete_temporaries(self.path)
         with replacing(self.path / ".writable") as temporary:
             temporary.touch()
         (self.path / ".writable").unlink(missing_ok=True)
+
+    def _forget(self) -> None:
+        with os_errors_as_run_errors(self.path):
+            self.settings.unlink(missing_ok=True)
+            self.history.unlink(missing_ok=True)
 
     def stored(self) -> RunSettings | None:
         """Return the settings of the run in this folder, if there is one.
@@ -87,6 +119,7 @@ class RunFolder:
             return
         old = self.stored()
         if old is None:
+            self._is_new = True
             write_json(self.settings, asdict(settings))
             return
         require_same(self.path, asdict(old), asdict(settings))

@@ -14,7 +14,7 @@ from metalad.pipelines.benchmark import BenchmarkReport, ResultRow, benchmark, e
 from metalad.pipelines.benchmark.job import Failure, Job
 from metalad.pipelines.benchmark.rows import read_rows
 from metalad.runtime.errors import ConfigError, RunError
-from metalad.runtime.files import exclusive_lock
+from metalad.runtime.lock import exclusive_lock
 from tests.pipelines.benchmark.material import put_category, row_of
 from tests.tiny import tiny_category
 

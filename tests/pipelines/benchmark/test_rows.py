@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metalad.pipelines.benchmark import rows as module
 from metalad.pipelines.benchmark.rows import append_row, comparable, latest, read_rows
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import exclusive_lock
+from metalad.runtime.lock import exclusive_lock
 from tests.pipelines.benchmark.material import CELLS, row_of
 
 ROWS = [row_of(cell) for cell in CELLS]

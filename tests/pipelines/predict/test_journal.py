@@ -20,7 +20,7 @@ from metalad.data.images import read_image
 from metalad.pipelines.predict import predict, saving
 from metalad.pipelines.predict.journal import FOLDER, Journal, ShardFile, shard_size, stored_lines
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import exclusive_lock
+from metalad.runtime.lock import exclusive_lock
 from tests.noise import draw_many, files_in, noise_run
 
 

@@ -14,7 +14,8 @@ from metalad.pipelines.benchmark.report import BenchmarkReport, CellFailure
 from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.pipelines.benchmark.scheduling import Resources, append_results, print_progress, run_jobs
 from metalad.pipelines.benchmark.table import csv_table, markdown_table, table_lines, text_table
-from metalad.runtime.files import exclusive_lock, write_text
+from metalad.runtime.files import write_text
+from metalad.runtime.lock import exclusive_lock
 
 if TYPE_CHECKING:
     from metalad.detectors.base import DetectorConfig

@@ -21,7 +21,8 @@ from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.results.prediction import SavedPrediction
 from metalad.runtime.choices import Format
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.files import exclusive_lock, replacing
+from metalad.runtime.files import replacing
+from metalad.runtime.lock import exclusive_lock
 from metalad.runtime.progress import counted
 from metalad.storage.model_file import StoredModel
 from metalad.storage.run_folder import require_same
