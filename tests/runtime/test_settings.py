@@ -101,7 +101,7 @@ def test_last_value_wins() -> None:
         ("size=1,2,3", "size='1,2,3': expected 2 values of a whole number, or one for all"),
         ("size=", "size='': expected 2 values"),
         ("shelves=top,roof", "shelves='top,roof': expected a comma-separated list, each one of top, middle, low"),
-        ("mode=boil", "mode='boil': expected one of bake, grill"),
+        ("mode=boil", "mode='boil': it must be one of bake, grill"),
         ("timer=soon", "timer='soon': expected a whole number, or none"),
     ],
 )
@@ -135,8 +135,8 @@ def test_unknown_setting_in_json_raises_config_error() -> None:
 
 
 def test_invalid_choice_raises_config_error() -> None:
-    with pytest.raises(ConfigError, match="mode='boil': expected one of bake, grill"):
+    with pytest.raises(ConfigError, match="mode='boil': it must be one of bake, grill"):
         check_choices(Oven(mode="boil"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"shelves=.*each one of top, middle, low"):
+    with pytest.raises(ConfigError, match=r"shelves=.*it must be one of top, middle, low"):
         check_choices(Oven(shelves=("top", "roof")))  # type: ignore[arg-type]
     check_choices(Oven(mode="grill", shelves=("top", "low")))

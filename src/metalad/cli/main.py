@@ -21,6 +21,7 @@ from metalad.cli.options import (
     add_predict_options,
     add_train_options,
 )
+from metalad.cli.parser import Parser, check_command
 from metalad.cli.terminal import BAD_INPUT, escape_odd_file_names, explain, logged
 from metalad.runtime.streams import discard_unwritable_output, open_closed_streams
 
@@ -46,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_unwritable_output()
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of all commands."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="metalad",
         description="Train on good images, and find which images are anomalous, and where.",
         epilog="`metalad COMMAND --help` shows more; start with `metalad demo`.",
@@ -71,6 +72,8 @@ def build_parser() -> ArgumentParser:
 
 def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    check_command(parser, arguments, COMMANDS)
     options = parser.parse_args(arguments)
     if options.version:
         from importlib.metadata import version

@@ -4,9 +4,11 @@ from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from metalad.cli.parser import false_alarm_rate
 from metalad.cli.signature import add_parameters
 
 RUN: dict[str, Any] = {"metavar": "RUN", "type": Path}
+RATE: dict[str, Any] = {"metavar": "RATE", "type": false_alarm_rate}
 RAY: dict[str, Any] = {"metavar": "ADDRESS", "nargs": "?", "const": "local"}
 
 
@@ -18,7 +20,7 @@ def add_train_options(parser: ArgumentParser) -> None:
         "train",
         positional=("data",),
         skip=("callback", "progress", "settings"),
-        overrides={"data": {"metavar": "DATA"}, "out": {"metavar": "RUN"}, "false_alarms": {"metavar": "RATE"}},
+        overrides={"data": {"metavar": "DATA"}, "out": {"metavar": "RUN"}, "false_alarms": RATE},
     )
     parser.add_argument(
         "--set",
@@ -57,7 +59,7 @@ def add_evaluate_options(parser: ArgumentParser) -> None:
                 "metavar": "DIR",
                 "help": "a folder that gets report.json and a self-contained report.html; RUN/evaluation by default",
             },
-            "false_alarms": {"metavar": "RATE"},
+            "false_alarms": RATE,
         },
     )
     _output_options(parser)
@@ -75,7 +77,7 @@ def add_predict_options(parser: ArgumentParser) -> None:
             "run": RUN,
             "paths": {"metavar": "PATH", "type": Path, "nargs": "+"},
             "out": {"metavar": "DIR"},
-            "false_alarms": {"metavar": "RATE"},
+            "false_alarms": RATE,
             "ray": RAY,
         },
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import metalad
+from metalad.cli.parser import one_of
 from metalad.runtime import choices
 
 NO_PARAMETERS: Mapping[str, Mapping[str, Any]] = {}
@@ -97,7 +98,8 @@ def _keywords(parameter: Parameter) -> dict[str, Any]:
         keywords["help"] = f"{text}; %(default)s by default"
     names = parameter.annotation.split(" | ")
     if names[0] in vars(choices):
-        return keywords | {"choices": get_args(getattr(choices, names[0]))}
+        texts = get_args(getattr(choices, names[0]))
+        return keywords | {"type": one_of(texts), "metavar": f"{{{','.join(texts)}}}"}
     kind = next((name for name in TYPES if name in names), "str")
     convert, placeholder = TYPES[kind]
     if kind == "Path" and isinstance(parameter.default, str):

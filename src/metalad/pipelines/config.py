@@ -7,8 +7,9 @@ from typing import Any
 
 from metalad.detectors.base import DetectorConfig
 from metalad.methods import Method, method_named, methods
+from metalad.runtime.choices import Protocol, WantedPrecision
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import from_values
+from metalad.runtime.settings import check_choice, from_values, number, whole_number
 
 DEFAULT_METHOD = "metal_features"
 
@@ -29,17 +30,19 @@ def method_and_config(method: str | DetectorConfig, settings: Mapping[str, Any])
     raise ConfigError(f"{type(method).__name__} belongs to no registered method; there are: {', '.join(methods())}")
 
 
-def check_training(epochs: int | None, minutes: float | None, false_alarms: float, seed: int) -> None:
+def check_training(
+    epochs: int | None, minutes: float | None, seed: int, protocol: Protocol, precision: WantedPrecision
+) -> None:
     """Check the settings that `train` and `fit` share.
 
     Raises:
         ConfigError: an impossible value.
     """
-    if epochs is not None and epochs < 1:
+    if epochs is not None and whole_number("epochs", epochs) < 1:
         raise ConfigError(f"epochs is {epochs}; it must be at least 1")
-    if minutes is not None and not 0 < minutes < math.inf:
+    if minutes is not None and not 0 < number("minutes", minutes) < math.inf:
         raise ConfigError(f"minutes is {minutes}; it must be more than 0")
-    if not 0 < false_alarms < 1:
-        raise ConfigError(f"false_alarms is {false_alarms}; it is a probability between 0 and 1, such as 0.01")
-    if not 0 <= seed < 2**63:
+    check_choice("protocol", protocol, Protocol)
+    check_choice("precision", precision, WantedPrecision)
+    if not 0 <= whole_number("seed", seed) < 2**63:
         raise ConfigError(f"seed is {seed}; it must not be negative, nor 2^63 or more")

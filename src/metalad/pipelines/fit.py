@@ -25,6 +25,7 @@ from metalad.pipelines.train import (
 )
 from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars
+from metalad.runtime.settings import rate
 from metalad.training.device import choose_device
 from metalad.training.loop import Callback
 from metalad.training.precision import WantedPrecision
@@ -60,7 +61,8 @@ def fit(
         DataError: fewer than two images, or an array of another shape, type or range. ImageError: a file cannot be
         read. ConfigError: an impossible setting.
     """
-    check_training(epochs, minutes, false_alarms, seed)
+    check_training(epochs, minutes, seed, protocol, precision)
+    false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
     device_ = choose_device(device)
     pixels, hashes = _pixels(images, config.image_size)

@@ -15,6 +15,7 @@ from jaxtyping import Float32, UInt8
 from metalad.data.convert import is_image, to_rgb
 from metalad.data.images import read_image, resize_map
 from metalad.data.products import logged_products
+from metalad.data.reading import Reading, with_pages
 from metalad.detectors.base import Scoring
 from metalad.pipelines.inference import (
     InferredImage,
@@ -27,6 +28,7 @@ from metalad.pipelines.inference import (
 from metalad.results.prediction import Result
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import logger
+from metalad.runtime.settings import whole_number
 from metalad.storage.model_file import Header, StoredModel, read_model, write_model
 from metalad.training.device import choose_device
 
@@ -37,12 +39,13 @@ class _Input:
 
     pixels: UInt8[np.ndarray, "height width 3"] | None
     path: Path | None
+    reading: Reading
 
     def load(self) -> UInt8[np.ndarray, "height width 3"]:
         if self.pixels is not None:
             return self.pixels
         assert self.path is not None
-        return read_image(self.path)
+        return read_image(self.path, self.reading)
 
 
 class Model:
@@ -141,8 +144,9 @@ class Model:
 
         Args:
             x: one image: the path of a file, a Pillow image, a NumPy array [height, width] or [height, width, 3], a
-                torch tensor [3, height, width], each of uint8 or of floats in [0, 1]. Or many: a folder, whose images
-                are found at any depth, a pattern such as `line/*.png`, or a list or an iterator of images.
+                torch tensor [3, height, width], each of uint8, uint16 or floats in [0, 1]. Or many: a folder, whose
+                images are found at any depth, a pattern such as `line/*.png`, or a list or an iterator of images. Of a
+                file with several pages, a folder or pattern gives all; a path gives the first, `scan.tif[2]` another.
             stream: of many images, return a generator, whose memory does not grow, instead of a list.
             scoring: `calibrated` or `raw`; the model's own by default.
             false_alarms: wanted fraction of good images above the threshold; the model's own by default.
@@ -158,9 +162,12 @@ class Model:
             shape, type or range. ConfigError: an impossible setting.
         """
         reader = _Reader(self._stored, scoring, false_alarms, batch_size)
-        if not stream and (one := _one_input(x)) is not None:
-            return reader.one(one)
-        results = reader.many(_inputs(x), strict)
+        reading = Reading(self.header.white_level, strict=strict)
+        if not stream and (one := _one_input(x, reading)) is not None:
+            result = reader.one(one)
+            _log_notes(reading)
+            return result
+        results = reader.many(_inputs(x, reading), strict, reading)
         return results if stream else list(results)
 
     def save(self, path: str | Path) -> Path:
@@ -201,7 +208,7 @@ class _Reader:
     ) -> None:
         self.scoring = model.scoring(scoring)
         self.threshold = model.threshold(false_alarms, scoring)
-        if batch_size is not None and batch_size < 1:
+        if batch_size is not None and whole_number("batch_size", batch_size) < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         size = batch_size or default_batch_size(model.detector.device.type)
         self.predictor = Predictor(model.detector, (self.scoring,), size)
@@ -209,12 +216,13 @@ class _Reader:
     def one(self, source: _Input) -> Result:
         return self._result(infer_one(self.predictor, source, source.load))
 
-    def many(self, sources: Iterable[_Input], strict: bool) -> Generator[Result, None, None]:
+    def many(self, sources: Iterable[_Input], strict: bool, reading: Reading) -> Generator[Result, None, None]:
         stream = infer_stream(self.predictor, sources, _Input.load, lambda item: self._finish(item, strict))
         with contextlib.closing(stream) as results:
             for result in results:
                 if result is not None:
                     yield result
+        _log_notes(reading)
 
     def _finish(self, item: InferredImage[_Input] | UnreadableImage[_Input], strict: bool) -> Result | None:
         if isinstance(item, InferredImage):
@@ -242,44 +250,50 @@ def stored_model(model: "str | Path | Model | StoredModel", device: str) -> Stor
     return read_model(Path(model), str(choose_device(device)))
 
 
-def _one_input(x: Any) -> _Input | None:
+def _one_input(x: Any, reading: Reading) -> _Input | None:
     """Return the one image that `x` is, or None if it is many."""
     if is_image(x):
-        return _Input(to_rgb(x, "the image"), None)
+        return _Input(to_rgb(x, "the image", reading), None, reading)
     if isinstance(x, str | Path) and not _is_many(x):
-        return _Input(None, Path(x))
+        return _Input(None, Path(x), reading)
     return None
+
+
+def _log_notes(reading: Reading) -> None:
+    for line in reading.notes.lines():
+        logger.warning("%s", line)
 
 
 def _is_many(path: str | Path) -> bool:
     return Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists())
 
 
-def _inputs(x: Any) -> Iterator[_Input]:
-    if (one := _one_input(x)) is not None:
+def _inputs(x: Any, reading: Reading) -> Iterator[_Input]:
+    if (one := _one_input(x, reading)) is not None:
         return iter([one])
     if isinstance(x, str | Path):
-        return _files(x)
+        return _files(x, reading)
     if not isinstance(x, Iterable):
         raise DataError(f"x is a {type(x).__name__}; give a path, an array, a Pillow image, a tensor, or many of them")
-    return itertools.chain.from_iterable(_numbered(number, value) for number, value in enumerate(x))
+    return itertools.chain.from_iterable(_numbered(number, value, reading) for number, value in enumerate(x))
 
 
-def _numbered(number: int, value: Any) -> Iterator[_Input]:
+def _numbered(number: int, value: Any, reading: Reading) -> Iterator[_Input]:
     if isinstance(value, str | Path):
-        return _inputs(value)
+        return _inputs(value, reading)
     if not is_image(value):
         raise DataError(f"x[{number}] is a {type(value).__name__}; give paths, arrays, Pillow images or tensors")
     # Copied now, not in a worker thread later: a camera may reuse the buffer, or a file may be closed.
-    return iter([_Input(to_rgb(value, f"x[{number}]"), None)])
+    return iter([_Input(to_rgb(value, f"x[{number}]", reading), None, reading)])
 
 
-def _files(path: str | Path) -> Iterator[_Input]:
+def _files(path: str | Path, reading: Reading) -> Iterator[_Input]:
     if Path(path).is_dir():
         found: Iterator[Path] = logged_products(Path(path))
     else:
         found = map(Path, sorted(glob.iglob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute patterns)
+    found = with_pages(found)
     first = next(found, None)
     if first is None:
         raise DataError(f"no images in {path}; give a folder or a pattern that contains image files")
-    return (_Input(None, file) for file in itertools.chain([first], found))
+    return (_Input(None, file, reading) for file in itertools.chain([first], found))

@@ -17,7 +17,7 @@ from metalad.nn.pixels import Pixels
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
 from metalad.runtime.progress import bars, logger
-from metalad.runtime.settings import from_json
+from metalad.runtime.settings import from_json, rate
 from metalad.runtime.versions import versions
 from metalad.storage.model_file import Header, StoredModel, read_model, write_model
 from metalad.storage.run_folder import RunFolder, RunSettings, require_same
@@ -73,7 +73,8 @@ def train(
     Raises:
         DataError: no usable images. ConfigError: an impossible setting. RunError: `out` cannot be used.
     """
-    check_training(epochs, minutes, false_alarms, seed)
+    check_training(epochs, minutes, seed, protocol, precision)
+    false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
     device_ = choose_device(device)
     with join_process_group(device_) as group:

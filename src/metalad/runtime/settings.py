@@ -1,7 +1,9 @@
 """Settings: frozen dataclasses with a help text per field, parsed from `name=value` texts."""
 
+import contextlib
 import dataclasses
 import difflib
+import numbers
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,6 +73,70 @@ def from_json(config: type[Config], values: Mapping[str, Any]) -> Config:
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Check an argument with a fixed set of values, which are those of the type `Literal[...]` given as `choices`.
+
+    Raises:
+        ConfigError: the value is not one of the choices; the text names a similar one, or all.
+    """
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}; {similar_or_all(value, get_args(choices))}")
+
+
+def similar_or_all(value: Any, choices: Iterable[str]) -> str:
+    """Return a question that suggests the choices similar to a misspelt value, or a list of all choices."""
+    known = list(choices)
+    similar = difflib.get_close_matches(str(value).lower(), known)
+    return f"did you mean {' or '.join(similar)}?" if similar else f"it must be one of {', '.join(known)}"
+
+
+def rate(name: str, value: Any) -> float:
+    """Return a false-alarm rate: a number in (0, 1), or a text such as "5%", which is 0.05.
+
+    Raises:
+        ConfigError: not a number, or not between 0 and 1.
+    """
+    number_ = number(name, value)
+    if not 0 < number_ < 1:
+        raise ConfigError(f"{name} is {value}; it is a probability between 0 and 1, such as 0.01 or 1%")
+    return number_
+
+
+def number(name: str, value: Any) -> float:
+    """Return an argument as a number; a text may end with "%", which divides by 100.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float_of(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigError(f"{name} is {value!r}; it must be a number")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return an argument as an integer.
+
+    Raises:
+        ConfigError: not a whole number.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise ConfigError(f"{name} is {value!r}; it must be a whole number")
+
+
+def float_of(text: str) -> float:
+    """Convert a text to a number; "5%" is 0.05.
+
+    Raises:
+        ValueError: not a number.
+    """
+    text = text.strip()
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def check_choices(config: Any) -> None:
     """Check that each field with a fixed set of values holds one of them.
 
@@ -82,12 +148,13 @@ def check_choices(config: Any) -> None:
         is_tuple = get_origin(hint) is tuple
         choices = get_args(hint)[0] if is_tuple else hint
         if get_origin(choices) is Literal and not set(value if is_tuple else (value,)) <= set(get_args(choices)):
-            raise ConfigError(f"setting {name}={_formatted(value)!r}: expected {_expected(hint)}")
+            wrong = next(part for part in (value if is_tuple else (value,)) if part not in get_args(choices))
+            raise ConfigError(f"setting {name}={_formatted(value)!r}: {similar_or_all(wrong, get_args(choices))}")
 
 
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
     if name not in hints:
-        similar = difflib.get_close_matches(name, hints)
+        similar = difflib.get_close_matches(name.replace("-", "_"), hints)
         hint = f"did you mean {' or '.join(similar)}?" if similar else f"available: {', '.join(sorted(hints))}"
         raise ConfigError(f"{config.__name__} has no setting {name!r}; {hint}")
 
@@ -117,6 +184,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     try:
         return _value(text.strip(), hint)
     except ValueError:
+        if get_origin(hint) is Literal:
+            raise ConfigError(f"setting {name}={text!r}: {similar_or_all(text, get_args(hint))}") from None
         raise ConfigError(f"setting {name}={text!r}: expected {_expected(hint)}") from None
 
 
@@ -137,7 +206,7 @@ def _value(text: str, hint: Any) -> Any:
         return None if text.lower() == "none" else _value(text, arguments[0])
     if hint is bool:
         return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _invalid(text)
-    return hint(text)
+    return float_of(text) if hint is float else hint(text)
 
 
 def _invalid(text: str) -> bool:

@@ -23,7 +23,7 @@ from metalad.methods import method_named
 from metalad.nn.fitted import load_fitted
 from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.runtime.files import write_bytes
-from metalad.runtime.settings import from_json
+from metalad.runtime.settings import check_choice, from_json, rate
 from metalad.storage.migration import OLDEST_FORMAT, migrate_header, migrate_tensors
 
 FORMAT = 5
@@ -63,23 +63,35 @@ class StoredModel:
     path: Path | None
 
     def scoring(self, wanted: Scoring | None) -> Scoring:
-        """Return the wanted scoring, by default the model's own."""
-        return wanted or self.detector.config.scoring
+        """Return the wanted scoring, by default the model's own.
+
+        Raises:
+            ConfigError: no such scoring.
+        """
+        if wanted is None:
+            return self.detector.config.scoring
+        check_choice("scoring", wanted, Scoring)
+        return wanted
 
     def threshold(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> float:
         """Return the image score that good images exceed with probability `false_alarms`, by default the model's own.
 
         Raises:
+            ConfigError: `false_alarms` is not between 0 and 1, or no such scoring.
+        """
+        return self.detector.threshold(self.rate(false_alarms), self.scoring(scoring))
+
+    def rate(self, false_alarms: float | None = None) -> float:
+        """Return a false-alarm rate, by default the model's own.
+
+        Raises:
             ConfigError: `false_alarms` is not between 0 and 1.
         """
-        rate = self.header.false_alarms if false_alarms is None else false_alarms
-        if not 0 < rate < 1:
-            raise ConfigError(f"false_alarms is {rate}; it is a probability between 0 and 1, such as 0.01")
-        return self.detector.threshold(rate, self.scoring(scoring))
+        return self.header.false_alarms if false_alarms is None else rate("false_alarms", false_alarms)
 
     def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
         """Return a warning if the good images are too few to support a false-alarm rate, else None."""
-        rate = self.header.false_alarms if false_alarms is None else false_alarms
+        rate = self.rate(false_alarms)
         images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
         if images * rate >= 1:
             return None

@@ -23,7 +23,7 @@ def choose_device(wanted: str) -> torch.device:
         return _process_gpu() if torch.cuda.is_available() else torch.device("cpu")
     if wanted == "cpu":
         return torch.device("cpu")
-    if wanted.partition(":")[0] != "cuda":
+    if not isinstance(wanted, str) or wanted.partition(":")[0] != "cuda":
         raise ConfigError(f"there is no device {wanted!r}; use cpu, cuda or auto")
     if not torch.cuda.is_available():
         raise ConfigError(f"device {wanted} is not available: this machine has no usable GPU; use cpu or auto")

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 from metalad.data.content import file_hash
 from metalad.detectors.base import Scoring
@@ -24,6 +23,7 @@ from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import replacing
 from metalad.runtime.lock import exclusive_lock
 from metalad.runtime.progress import counted
+from metalad.runtime.settings import check_choice, whole_number
 from metalad.storage.model_file import StoredModel
 from metalad.storage.run_folder import require_same
 
@@ -104,12 +104,11 @@ def predict(
 
 
 def _check(batch_size: int | None, workers: int | None, format: str) -> None:
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and whole_number("batch_size", batch_size) < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-    if workers is not None and workers < 1:
+    if workers is not None and whole_number("workers", workers) < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1")
-    if format not in get_args(Format):
-        raise ConfigError(f"format is {format!r}; it must be one of {', '.join(get_args(Format))}")
+    check_choice("format", format, Format)
 
 
 def _digest(paths: Sequence[Path]) -> str:
