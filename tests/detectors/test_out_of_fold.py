@@ -10,12 +10,15 @@ from scipy import stats
 from torch import Tensor
 
 from metalad.detectors import out_of_fold
-from metalad.detectors.base import SCORINGS, Detector, DetectorConfig
+from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, fold_of_each
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import threshold
+from metalad.methods.padim import Padim, PadimConfig
+from metalad.methods.variation_model import VariationModel, VariationModelConfig
 from metalad.nn.pixels import to_batch
+from metalad.runtime.errors import DataError
 
 SIZE = 16
 KNOWN, NEW = 0, 255
@@ -185,3 +188,76 @@ def test_good_images_exceed_the_threshold_at_most_at_the_wanted_rate(known: int,
     # Few images give the level, all give the deviation: without widening, there would be too many alarms. The maximum
     # of two correct thresholds gives somewhat fewer alarms than wanted.
     assert 0.5 * 0.05 < false_alarms.mean() < 0.05 + 4 * error + 0.005
+
+
+# Methods with a closed form
+
+
+def variation_model() -> VariationModel:
+    return VariationModel(VariationModelConfig(image_size=(SIZE, SIZE), smoothing_sigma=1.0))
+
+
+def test_a_fitted_method_scores_each_image_by_a_model_of_the_others() -> None:
+    """With six images, each is a fold of its own; the final model is fitted on all."""
+    detector, images = variation_model(), pixels(0, 6, NEW)
+    detector.fit(images, 0)
+    calibrate(detector, images, images[:0])
+    expected = []
+    for left_out in range(6):
+        other = variation_model()
+        other.fit(images[np.arange(6) != left_out], 0)
+        batch = to_batch(images[left_out : left_out + 1])
+        expected.append(float(other.image_scores(other.residuals(batch), "raw")))
+    np.testing.assert_allclose(scores(detector)[SCORINGS.index("raw")], expected, rtol=1e-5)
+    together = variation_model()
+    together.fit(images, 0)
+    assert torch.equal(detector.normal, together.normal)
+
+
+def test_out_of_fold_fits_use_the_seed_of_the_final_fit() -> None:
+    detector = Padim(PadimConfig(image_size=(64, 64), channels=4, grid="s8"))
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    detector.fit(images, 7)
+    other = Padim(PadimConfig(image_size=(64, 64), channels=4, grid="s8"))
+    other.fit(images[:2], 7)
+    assert torch.equal(detector.kept, other.kept)
+    torch.testing.assert_close(
+        detector.out_of_fold_residuals(images, 7).values[2], other.residuals_of(images[2:]).values[0]
+    )
+
+
+def test_a_fitted_method_is_calibrated_to_about_1_on_new_images() -> None:
+    """The moments are those of training residuals, scaled to the out-of-fold ones."""
+    detector, images = variation_model(), pixels(0, 40, NEW)
+    detector.fit(images[:20], 0)
+    calibrate(detector, images[:20], images[:0])
+    assert detector.calibration is not None
+    maps = detector.calibration(detector.residuals(to_batch(images[20:])))
+    assert 0.5 < float(maps.mean()) < 2
+
+
+@pytest.mark.parametrize(
+    ("images", "folds"), [(2, 2), (9, 9), (10, 10), (20, 10), (28, 7), (40, 5), (200, 5), (1000, 5)]
+)
+def test_few_images_get_more_folds(images: int, folds: int) -> None:
+    different = np.arange(12 * images, dtype="<u2").view(np.uint8).reshape(images, 2, 4, 3)
+    fold = fold_of_each(different)
+    assert set(fold.tolist()) == set(range(folds))
+    assert np.bincount(fold).max() - np.bincount(fold).min() <= 1
+
+
+def test_identical_images_are_in_the_same_fold() -> None:
+    images = pixels(0, 12, NEW)
+    images[7] = images[2]
+    fold = fold_of_each(images)
+    assert fold[7] == fold[2]
+    assert set(fold.tolist()) == set(range(10))
+    # Of copies of one image alone there is no other to fit on.
+    assert fold_of_each(np.repeat(images[:1], 4, 0)).tolist() == [0, 1, 2, 3]
+
+
+def test_too_few_images_for_a_fit_and_a_score_are_refused() -> None:
+    detector, images = variation_model(), pixels(0, 2, NEW)
+    detector.fit(images, 0)
+    with pytest.raises(DataError, match=r"variation_model needs at least 3 good images, 2 to fit .* got 2"):
+        detector.out_of_fold_residuals(images)

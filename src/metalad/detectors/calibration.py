@@ -179,13 +179,18 @@ def choose(training: Residuals, held_out: Residuals) -> CalibrationSummary:
     A network reconstructs its training images better than new ones; the training residuals are therefore first
     scaled to the overall size of the held-out ones, so that no kind has an advantage.
     """
-    scale = float((held_out.values.square().mean() / training.values.square().mean().clamp_min(1e-12)).sqrt())
-    training = training._replace(values=training.values * scale, distances=None)
+    training = scaled_to(training, held_out)._replace(distances=None)
     kinds = KINDS if training.reconstruction is not None else tuple(kind for kind in KINDS if kind != "content")
     scores: dict[str, float] = {
         kind: Calibration.fit(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
     }
     return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
+
+
+def scaled_to(training: Residuals, held_out: Residuals) -> Residuals:
+    """Return the residuals of training images, their values scaled to the mean square of the held-out ones."""
+    scale = float((held_out.values.square().mean() / training.values.square().mean().clamp_min(1e-12)).sqrt())
+    return training._replace(values=training.values * scale)
 
 
 def _reconstruction(residuals: Residuals) -> Tensor:

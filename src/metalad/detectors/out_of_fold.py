@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalad.detectors.base import SCORINGS, Detector, Scoring
-from metalad.detectors.calibration import Calibration, CalibrationSummary, choose
+from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring
+from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import MEDIAN_VARIANCE, MIN_IMAGES
 from metalad.nn.pixels import Pixels, subsampled
@@ -23,7 +23,7 @@ the held-out images tell what new good images are like."""
 
 
 def calibrate(
-    detector: Detector, training: Pixels, held_out: Pixels, out_of_fold: Residuals | None = None
+    detector: Detector, training: Pixels, held_out: Pixels, out_of_fold: Residuals | None = None, seed: int = 0
 ) -> CalibrationSummary:
     """Select and fit the calibration, and store the scores that new good images would get.
 
@@ -36,32 +36,44 @@ def calibrate(
     Args:
         detector: trained; it is left on the CPU, calibrated.
         training: good images that the detector was trained on.
-        held_out: good images that it was not trained on (the validation images).
+        held_out: good images that it was not trained on (the validation images); none are needed for a method with a
+            closed form, whose training images are all scored out-of-fold.
         out_of_fold: the training images' out-of-fold residuals, if fitting returned them.
+        seed: with which the detector was fitted.
     """
     detector.eval()
-    new = detector.residuals_of(subsampled(held_out, MAX_IMAGES))
-    old = out_of_fold or detector.out_of_fold_residuals(subsampled(training, MAX_IMAGES))
-    summary, residuals, trained_on = _select(detector, old, new)
+    old = out_of_fold or detector.out_of_fold_residuals(subsampled(training, MAX_IMAGES), seed)
+    new = detector.residuals_of(subsampled(held_out, MAX_IMAGES)) if len(held_out) else old.select(torch.arange(0))
+    summary, fitted_on, residuals, trained_on = _select(detector, training, old, new)
     is_new = np.arange(len(residuals.values)) >= trained_on
     detector.cpu()  # the residuals are there
     for scoring in SCORINGS:
-        scores = _cross_validated_scores(detector, summary, residuals, scoring)
+        scores = _cross_validated_scores(detector, summary, fitted_on, residuals, scoring)
         raised = _raised_to_held_out_level(scores, is_new | detector.training_scores_are_out_of_fold(scoring))
         detector.register_buffer(f"normal_scores_{scoring}", raised)
-    detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, residuals)
+    detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, fitted_on)
     return summary
 
 
-def _select(detector: Detector, old: Residuals, new: Residuals) -> tuple[CalibrationSummary, Residuals, int]:
-    """Return the calibration's summary, the residuals to fit it on, and how many of them are of training images."""
+def _select(
+    detector: Detector, training: Pixels, old: Residuals, new: Residuals
+) -> tuple[CalibrationSummary, Residuals, Residuals, int]:
+    """Return the calibration's summary, the residuals to fit it on, and those to score, in the same order of images.
+
+    The last value is how many of these are of training images.
+    """
     both = Residuals.concatenate((old, new))
     if detector.self_calibrated:
-        return CalibrationSummary("own", {}), both, len(old.values)
+        return CalibrationSummary("own", {}), both, both, len(old.values)
+    if isinstance(detector, FittedDetector):
+        # Residuals of unusual images are far larger out-of-fold: they would dominate the moments at their positions.
+        in_sample = scaled_to(detector.residuals_of(subsampled(training, MAX_IMAGES)), old)
+        fitted_on = Residuals.concatenate((in_sample._replace(distances=old.distances), new))
+        return choose(in_sample, old), fitted_on, both, len(old.values)
     if len(new.values) >= MIN_IMAGES and _overfits(old, new):
         index = torch.arange(len(new.values))
-        return choose(new.select(index % 2 == 0), new.select(index % 2 == 1)), new, 0
-    return choose(old, new), both, len(old.values)
+        return choose(new.select(index % 2 == 0), new.select(index % 2 == 1)), new, new, 0
+    return choose(old, new), both, both, len(old.values)
 
 
 def _overfits(old: Residuals, new: Residuals) -> bool:
@@ -73,12 +85,12 @@ def _energy(residuals: Residuals) -> float:
 
 
 def _cross_validated_scores(
-    detector: Detector, summary: CalibrationSummary, residuals: Residuals, scoring: Scoring
+    detector: Detector, summary: CalibrationSummary, fitted_on: Residuals, residuals: Residuals, scoring: Scoring
 ) -> Float[np.ndarray, " images"]:
     scores = np.zeros(len(residuals.values))
     for fold in _folds(len(scores)):
         if scoring == "calibrated" and summary.kind != "own":
-            detector.calibration = Calibration.fit(summary.kind, residuals.select(~fold))
+            detector.calibration = Calibration.fit(summary.kind, fitted_on.select(~fold))
         with torch.no_grad():
             scores[fold.numpy()] = detector.image_scores(residuals.select(fold), scoring).numpy()
     return scores

@@ -208,7 +208,7 @@ class Metal(Reconstructor):
         pca_residual = self.appearance.components(target_image) - target_image
         return Residuals(torch.cat([residual, pca_residual], 1), expected, distances=self.appearance(images))
 
-    def out_of_fold_residuals(self, training: Pixels) -> Residuals:
+    def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
         """Return the residuals of training images, each by an auxiliary density model fitted without that image."""
         auxiliary_density = self.appearance
         if auxiliary_density is None:

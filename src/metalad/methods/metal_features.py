@@ -204,7 +204,7 @@ class MetalFeatures(FittedDetector):
             self.density_weights[self.densities.names.index("position")] = weight
         return self._out_of_fold(pixels, features)
 
-    def out_of_fold_residuals(self, training: Pixels) -> Residuals:
+    def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
         """Return residuals of the training images from densities that were fitted without them."""
         with torch.no_grad():
             parts = [self.features(batch) for batch in self._with_copies(training, np.random.default_rng(0))]

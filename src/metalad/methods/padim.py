@@ -55,6 +55,7 @@ class Padim(FittedDetector):
     """
 
     name = "padim"
+    min_images = 2
     config: PadimConfig
     kept: Tensor
     mean: Tensor

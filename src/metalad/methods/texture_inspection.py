@@ -72,6 +72,7 @@ class TextureInspection(FittedDetector):
     """
 
     name = "texture_inspection"
+    min_images = 2
     config: TextureInspectionConfig
     projection: Tensor
     log_weight: Tensor

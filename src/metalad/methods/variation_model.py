@@ -49,6 +49,7 @@ class VariationModel(FittedDetector):
     """
 
     name = "variation_model"
+    min_images = 2
     config: VariationModelConfig
     normal: Tensor
     variation: Tensor
