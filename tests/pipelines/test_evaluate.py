@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metalad.data import load_images, read_category
 from metalad.data.corruptions import CORRUPTIONS
@@ -132,7 +133,39 @@ def test_the_report_and_the_page_are_complete(report: Report, out: Path) -> None
     page = (out / "report.html").read_text()
     assert page.count('src="data:image/') >= 4 * len(report.images)
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
-    assert {file.name for file in out.iterdir()} == {"report.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == {"report.json", "report.html", "report_files"}
+
+
+def test_pictures_are_written_at_full_size_unless_thumbnails_have_it(
+    report: Report, out: Path, model: Model, category: Path, tmp_path: Path
+) -> None:
+    folder, kinds = out / "report_files", ("anomaly-map.jpg", "ground-truth.png", "input.jpg")
+    numbers = range(len(report.images))
+    assert sorted(file.name for file in folder.iterdir()) == [f"{n:05}-{kind}" for n in numbers for kind in kinds]
+    for number, image in enumerate(report.images):
+        with Image.open(folder / f"{number:05}-input.jpg") as picture:
+            assert np.abs(np.asarray(picture, np.int16) - read_image(category / image.path)).mean() < 3
+    page = (out / "report.html").read_text()
+    assert page.count('data-full="report_files/') == 3 * len(report.images)
+    assert page.count("data-peak=") == len(report.images)
+
+    small = shutil.copytree(category, tmp_path / "cookie")
+    for file in (*(small / "test").rglob("*.jpg"), *(small / "ground_truth").rglob("*.png")):
+        with Image.open(file) as picture:
+            picture.resize((150, 200)).save(file)
+    again = shutil.copytree(out, tmp_path / "out")
+    evaluate(model, small, out=again)
+    assert not (again / "report_files").exists()
+    assert "data-peak=" not in (again / "report.html").read_text()
+
+
+def test_the_report_contains_the_threshold_of_many_rates(report: Report, model: Model) -> None:
+    for scoring in report.scorings:
+        assert all(model.stored.threshold(rate, scoring.name) == limit for rate, limit in scoring.rate_thresholds)
+        rates, limits = (list(column) for column in zip(*scoring.rate_thresholds, strict=True))
+        assert rates == sorted(rates)
+        assert limits == sorted(limits, reverse=True)
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
 
 
 def test_masks_are_optional(model: Model, category: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from metalad.visualization.plots import Curve, bar_plot, curve_plot, curve_plots, score_histogram
+from metalad.visualization.plots import Curve, bar_plot, curve_plot, curve_plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = Curve("calibrated", (0.0, 0.1, 1.0), (0.0, 0.9, 1.0), 0.9321)
@@ -11,13 +11,6 @@ STEPS = Curve("calibrated", (0.0, 0.1, 1.0), (0.0, 0.9, 1.0), 0.9321)
 
 def texts(svg: str) -> list[str]:
     return ["".join(element.itertext()).strip() for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
-
-
-def threshold_x(svg: str) -> float:
-    root = ElementTree.fromstring(svg)
-    line = next(group for group in root.iter(f"{SVG}g") if group.get("id", "").endswith("-threshold"))
-    path = next(line.iter(f"{SVG}path"))
-    return float(path.attrib["d"].split()[1])
 
 
 def test_a_curve_plot_is_valid_svg_with_labels_and_areas() -> None:
@@ -32,34 +25,6 @@ def test_a_curve_plot_is_valid_svg_with_labels_and_areas() -> None:
 
 def test_the_limit_is_drawn_if_given() -> None:
     assert curve_plot([STEPS], "t", "x", "y", 0.3).count("<path") > curve_plot([STEPS], "t", "x", "y").count("<path")
-
-
-def test_the_threshold_is_drawn_at_its_position() -> None:
-    good, anomalous = [1.0, 2.0, 3.0], [3.0, 4.0, 5.0]
-    low, middle, high = (threshold_x(score_histogram(good, anomalous, value)) for value in (2.0, 3.0, 4.0))
-    assert low < middle < high
-    assert middle == pytest.approx((low + high) / 2, abs=0.5)
-    assert "threshold 3.25" in texts(score_histogram(good, anomalous, 3.25))
-
-
-@pytest.mark.parametrize(
-    ("good", "anomalous", "threshold"),
-    [
-        ([], [], 1.0),
-        ([2.0, 2.0], [], 2.0),
-        ([0.0], [0.0], 0.0),
-        ([1.0, float("inf")], [float("nan")], float("inf")),
-        ([-5.0], [1e6], 3.0),
-        ([0.001, 0.002], [5000.0], 1.0),
-    ],
-)
-def test_special_scores_give_a_valid_plot(good: list[float], anomalous: list[float], threshold: float) -> None:
-    ElementTree.fromstring(score_histogram(good, anomalous, threshold))
-
-
-def test_scores_over_several_decades_get_a_logarithmic_axis() -> None:
-    assert "score (logarithmic)" in texts(score_histogram([0.01, 0.02], [900.0], 1.0))
-    assert "score" in texts(score_histogram([1.0, 2.0], [4.0], 3.0))
 
 
 def test_plots_are_reproducible_and_have_different_ids() -> None:

@@ -33,8 +33,18 @@ from metalad.runtime.errors import DataError, ImageError
 from metalad.runtime.files import write_json
 from metalad.runtime.progress import counted, logger
 from metalad.storage.model_file import StoredModel
-from metalad.visualization.pictures import EmbeddedPicture, PictureStore, embed
+from metalad.visualization.picture_folder import PictureFolder
+from metalad.visualization.pictures import EmbeddedPicture, PictureStore, embed, embed_crop
 
+RATES = tuple(
+    float(f"{mantissa}e-{power}")
+    for power in (4, 3, 2, 1)
+    for mantissa in (1, 1.5, 2, 3, 5, 7)
+    if mantissa / 10**power <= 0.5
+)
+"""False-alarm rates whose thresholds are reported, so that a page can show the rate of a threshold."""
+
+PAGE = "report.html"
 Pictures = Mapping[str, EmbeddedPicture | None]
 
 
@@ -56,7 +66,7 @@ def evaluate(
     Args:
         model: a run folder or a model file; in Python also a model.
         data: a category with test images; its masks, where there are any, give the pixel metrics.
-        out: a folder that gets `report.json` and a self-contained `report.html`.
+        out: a folder that gets `report.json`, the page `report.html`, and pictures at full size in `report_files`.
         scoring: `calibrated` or `raw` decides, by default the model's own; the report has both.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
         corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
@@ -75,13 +85,15 @@ def evaluate(
         raise DataError(f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders")
     chosen = stored.scoring(scoring)
     thresholds = {name: stored.threshold(false_alarms, name) for name in SCORINGS}
-    with contextlib.closing(PictureStore()) as pictures:
-        worker = _Worker(stored.detector, chosen, thresholds[chosen], out is not None, corruptions, maps)
+    folder = None if out is None else PictureFolder(Path(out) / PAGE)
+    closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
+    with contextlib.closing(PictureStore()) as pictures, closing_folder:
+        worker = _Worker(stored.detector, chosen, thresholds[chosen], folder, corruptions, maps)
         found = _evaluated(worker, category, pictures, strict, progress)
         report = _report(stored, category, found, thresholds, chosen, false_alarms, corruptions)
         if out is not None:
             write_json(Path(out) / "report.json", report.to_json())
-            write_html_report(Path(out) / "report.html", report, pictures.read)
+            write_html_report(Path(out) / PAGE, report, pictures.read, folder)
     return report
 
 
@@ -110,7 +122,7 @@ class _Worker:
     detector: Detector
     scoring: Scoring
     threshold: float
-    pictures: bool
+    folder: PictureFolder | None
     corruptions: bool
     maps: bool
 
@@ -133,7 +145,7 @@ class _Worker:
             corrupted=self._corrupted(item.decoded.pixels, number) if self.corruptions and not sample.abnormal else {},
         )
         try:
-            pictures = self._pictures(item, mask) if self.pictures else {}
+            pictures = self._pictures(item, mask, self.folder) if self.folder else {}
         except ImageError as error:  # a large image could be read once, but not again
             return error
         anomaly_map = resize_map(item.maps[self.scoring], item.decoded.size) if self.maps else None
@@ -152,13 +164,22 @@ class _Worker:
             for index, name in enumerate(CORRUPTIONS)
         }
 
-    def _pictures(self, item: InferredImage[_Numbered], mask: np.ndarray | None) -> Pictures:
-        rendering = render(item, mask, self.scoring)
+    def _pictures(self, item: InferredImage[_Numbered], mask: np.ndarray | None, folder: PictureFolder) -> Pictures:
+        rendering, (number, sample) = render(item, mask, self.scoring), item.source
+        pictures = {
+            "Input": rendering.image,
+            "Anomaly map": rendering.overlay(self.threshold),
+            "Ground truth": rendering.white_truth,
+        }
+        is_wrong = (rendering.score > self.threshold) != sample.abnormal
+        files = folder.write_full_size(number, pictures, is_wrong)
+        found = {label: embed(picture, files[label]) for label, picture in pictures.items()}
         return {
-            "Input": embed(rendering.image),
+            "Input": found["Input"],
+            "Peak": embed_crop(rendering.image, *rendering.peak),
             "Reconstruction": embed(rendering.reconstruction),
-            "Anomaly map": embed(rendering.overlay(self.threshold)),
-            "Ground truth": embed(rendering.white_truth),
+            "Anomaly map": found["Anomaly map"],
+            "Ground truth": found["Ground truth"],
         }
 
 
@@ -217,7 +238,10 @@ def _report(
         resolution=config.image_size,
         smoothing_sigma=config.smoothing_sigma,
         scorings=tuple(
-            found.evaluation.report(name, thresholds[name], rate)
+            dataclasses.replace(
+                found.evaluation.report(name, thresholds[name], rate),
+                rate_thresholds=tuple((each, model.threshold(each, name)) for each in RATES),
+            )
             for name in sorted(SCORINGS, key=lambda name: name != chosen)
         ),
         images=tuple(

@@ -31,6 +31,12 @@ class Rendering:
         """The ground truth as a picture, white where the image is anomalous."""
         return None if self.truth is None else self.truth.astype(np.uint8) * np.uint8(255)
 
+    @property
+    def peak(self) -> tuple[int, int]:
+        """Row and column of the map's maximum."""
+        row, column = divmod(int(self.anomaly_map.argmax()), self.anomaly_map.shape[1])
+        return row, column
+
     def overlay(self, threshold: float) -> UInt8[np.ndarray, "height width 3"]:
         """Return the map over the image; see `metalad.visualization.maps.verdict_overlay`."""
         return verdict_overlay(self.image, self.anomaly_map, threshold)

@@ -118,7 +118,8 @@ class ScoringReport:
     """The results by one scoring: metrics at the model's and at the images' own resolution.
 
     `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if there was one;
-    `per_corruption` is empty unless corruptions were evaluated.
+    `per_corruption` is empty unless corruptions were evaluated. `rate_thresholds`: pairs of a false-alarm rate and the
+    threshold that the model sets for it, by increasing rate.
     """
 
     name: Literal["calibrated", "raw"]
@@ -131,6 +132,7 @@ class ScoringReport:
     false_alarm_rate: float | None = None
     per_size: tuple[SizeRow, ...] = ()
     per_corruption: tuple[CorruptionRow, ...] = ()
+    rate_thresholds: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ def _scoring_from(values: Mapping[str, Any]) -> ScoringReport:
             _made(SizeRow, row, metrics=_made(Metrics, row["metrics"])) for row in values.get("per_size", ())
         ),
         per_corruption=tuple(map(_corruption_from, values.get("per_corruption", values.get("per_nuisance", ())))),
+        rate_thresholds=tuple((rate, _number(limit, math.inf)) for rate, limit in values.get("rate_thresholds", ())),
         curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
     )
 

@@ -101,6 +101,12 @@ def _octaves(
     return np.asarray(ratio, dtype=np.float32)
 
 
+def color_stops(count: int = 9) -> list[str]:
+    """Return colors of the heat map at equal steps, from the lowest value to the highest, as `#rrggbb` for a page."""
+    table = _color_table()
+    return ["#" + bytes(table[round(255 * index / (count - 1))].tolist()).hex() for index in range(count)]
+
+
 def outline_width(height: int, width: int) -> int:
     """Return a line width, in pixels, that stays visible when an image of this size is shrunk to 256 px."""
     return max(1, round(max(height, width) / 170))

@@ -5,7 +5,8 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,11 +22,17 @@ FEW_COLORS = 64
 
 @dataclass(frozen=True)
 class EmbeddedPicture:
-    """One picture in the page: its data URI, and its size in pixels, which keeps the page layout stable."""
+    """One picture in the page: its URI, and its size in pixels, which keeps the page layout stable.
+
+    full: the same picture at full size, a file named relative to the page. center: of a crop: its center in the image,
+    as fractions of width and height.
+    """
 
     uri: str
     width: int
     height: int
+    full: str | None = None
+    center: tuple[float, float] | None = None
 
 
 def thumbnail(picture: Picture, side: int = THUMBNAIL_SIDE) -> Image.Image:
@@ -35,12 +42,25 @@ def thumbnail(picture: Picture, side: int = THUMBNAIL_SIDE) -> Image.Image:
     return small
 
 
-def embed(picture: Picture | None) -> EmbeddedPicture | None:
-    """Convert a picture to a thumbnail with a data URI; None for None."""
+def embed(picture: Picture | None, full: str | None = None) -> EmbeddedPicture | None:
+    """Convert a picture to a thumbnail with a data URI; None for None. `full` is the name of a file of full size."""
     if picture is None:
         return None
     small = thumbnail(picture)
-    return EmbeddedPicture(data_uri(small), small.width, small.height)
+    return EmbeddedPicture(data_uri(small), small.width, small.height, full)
+
+
+def embed_crop(picture: Picture, row: int, column: int, side: int = THUMBNAIL_SIDE) -> EmbeddedPicture | None:
+    """Embed the surroundings of a pixel at full resolution, up to `side` pixels wide and high.
+
+    None if the picture is not larger than that: then its thumbnail has full resolution already.
+    """
+    height, width = picture.shape[:2]
+    if max(height, width) <= side:
+        return None
+    top, left = (min(max(at - side // 2, 0), max(length - side, 0)) for at, length in ((row, height), (column, width)))
+    crop = embed(picture[top : top + side, left : left + side])
+    return crop and replace(crop, center=((column + 0.5) / width, (row + 0.5) / height))
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -54,6 +74,10 @@ def _encode(picture: Image.Image, kind: str, **options: int | bool) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _embedded_from(values: dict[str, Any]) -> EmbeddedPicture:
+    return EmbeddedPicture(**{**values, "center": values["center"] and tuple(values["center"])})
 
 
 class PictureStore:
@@ -76,7 +100,7 @@ class PictureStore:
         start, length = self._places[index]
         self._file.seek(start)
         values = json.loads(self._file.read(length))
-        return {label: None if picture is None else EmbeddedPicture(**picture) for label, picture in values.items()}
+        return {label: None if each is None else _embedded_from(each) for label, each in values.items()}
 
     def close(self) -> None:
         """Delete the file."""

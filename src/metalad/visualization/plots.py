@@ -1,4 +1,4 @@
-"""Curves and histograms as SVG text for a page; the SVG uses the colors and fonts of the page.
+"""Curves and bars as SVG text for a page; the SVG uses the colors and fonts of the page.
 
 In a page, the CSS variables --plot-ink, --plot-faint and --plot-1 ... --plot-4 set the colors, so that a dark page
 has light axes. Outside a page, the SVG uses fallback colors for a white background.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64
 from markupsafe import Markup
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ _VARIABLES = {
     "#010208": ("--plot-4", "#8a5a9e"),
 }
 _INK, _FAINT, *_LINES = _VARIABLES
-_GOOD, _ANOMALOUS = _LINES[0], _LINES[1]
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # so that curves differ without color, too
 
 _STYLE: dict[Any, Any] = {
@@ -91,10 +89,6 @@ class Plot:
     svg: Markup
 
 
-# Scores whose maximum exceeds the minimum by more than this factor are binned on a logarithmic axis.
-_LOG_SPAN = 30.0
-
-
 def curve_plots(curves: Iterable[tuple[str, Curve]], group: str = "") -> Iterator[Plot]:
     """Yield one plot for each kind of curve, in order of first occurrence.
 
@@ -138,44 +132,6 @@ def curve_plot(curves: Sequence[Curve], title: str, xlabel: str, ylabel: str, li
     return _svg(draw, title)
 
 
-def score_histogram(good: Sequence[float], anomalous: Sequence[float], threshold: float) -> str:
-    """Plot the histograms of the scores of good and of anomalous images. The threshold is a labeled line."""
-    from matplotlib.ticker import MaxNLocator
-
-    edges, logarithmic = _bins(np.array([*good, *anomalous, threshold], dtype=np.float64))
-
-    def draw(axes: "Axes") -> None:
-        for scores, name, color in ((good, "good", _GOOD), (anomalous, "defective", _ANOMALOUS)):
-            finite = [score for score in scores if math.isfinite(score)]
-            axes.hist(
-                finite,
-                bins=edges.tolist(),
-                color=color,
-                alpha=0.62,
-                label=f"{name}  {len(scores)}",
-                linewidth=0,
-            )
-        if math.isfinite(threshold):
-            axes.axvline(threshold, color=_INK, linewidth=1.4, linestyle="--", gid="threshold")
-            axes.annotate(
-                f"threshold {threshold:.4g}",
-                (threshold, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-            )
-        if logarithmic:
-            axes.set_xscale("log")
-        axes.set(xlabel="score (logarithmic)" if logarithmic else "score", ylabel="images")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(True, axis="y")
-        axes.set_axisbelow(True)
-        axes.legend(loc="best")
-
-    return _svg(draw, "Image scores")
-
-
 def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], title: str, xlabel: str) -> str:
     """Plot fractions as horizontal bars in percent, one per name in each group of `bars`; None has no bar."""
     positions = np.arange(len(names))
@@ -201,18 +157,6 @@ def bar_plot(names: Sequence[str], bars: Mapping[str, Sequence[float | None]], t
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars))  # above the axes
 
     return _svg(draw, title)
-
-
-def _bins(values: Float64[np.ndarray, " n"], count: int = 36) -> tuple[Float64[np.ndarray, " edges"], bool]:
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return np.linspace(0.0, 1.0, count + 1), False
-    low, high = float(finite.min()), float(finite.max())
-    if low > 0 and high / low > _LOG_SPAN:
-        return np.geomspace(low, high, count + 1), True
-    # If all scores are equal, the bins still need a width above 0.
-    margin = 0.0 if high > low else max(abs(high), 1.0) * 0.05
-    return np.linspace(low - margin, high + margin, count + 1), False
 
 
 def _svg(draw: Callable[["Axes"], None], title: str) -> str:

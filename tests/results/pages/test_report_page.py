@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalad.results.pages.report_page import default_order, write_html_report
+from metalad.results.pages.page import digits, times_threshold
+from metalad.results.pages.report_page import default_order, nothing_lost, write_html_report
 from metalad.results.report import (
     Confusion,
     CorruptionRow,
@@ -22,6 +24,7 @@ from metalad.results.report import (
     SizeRow,
 )
 from metalad.runtime.errors import RunError
+from metalad.visualization.picture_folder import PictureFolder
 from metalad.visualization.pictures import EmbeddedPicture, embed
 from metalad.visualization.plots import Curve
 
@@ -117,10 +120,12 @@ def page(path: Path) -> Page:
     return Page(path)
 
 
-def test_the_page_shows_the_result_then_images_then_curves(path: Path, page: Page) -> None:
+def test_the_page_shows_the_result_then_scores_then_images_then_curves(path: Path, page: Page) -> None:
     assert ("h1", "2 of 3 defective found, 1 of 2 good rejected") in page.texts
     html = path.read_text(encoding="utf-8")
-    positions = [html.index(text) for text in ("<h1", "set to reject 5 % of good", 'id="images"', 'id="curves"')]
+    positions = [
+        html.index(text) for text in ("<h1", "set to reject 5 % of good", 'id="scores"', 'id="images"', 'id="curves"')
+    ]
     assert positions == sorted(positions)
 
 
@@ -144,7 +149,7 @@ def test_ids_are_unique_and_links_have_targets(page: Page) -> None:
 
 
 def test_markup_in_a_file_name_is_escaped(page: Page) -> None:
-    assert len(page.all("script")) == 1
+    assert [attrs.get("type") for attrs in page.all("script")] == ["application/json", None]
     assert not any("onload" in attrs for _, attrs in page.elements)
     assert MARKUP_NAME in page.rows()
     assert ("span", "truncated <JPEG>") in page.texts
@@ -152,7 +157,7 @@ def test_markup_in_a_file_name_is_escaped(page: Page) -> None:
 
 def test_embedded_pictures_decode_to_the_given_pictures(page: Page) -> None:
     images = {str(attrs["alt"]): attrs for attrs in page.all("img")}
-    assert len(page.all("img")) == 3 * len(IMAGES) + 3  # the three defective images have a ground truth
+    assert len(page.all("img")) == 3 * len(IMAGES) + 3 + 1  # three ground truths, and the picture of the viewer
     attrs = images["Input of 002.png"]
     picture = Image.open(io.BytesIO(base64.b64decode(str(attrs["src"]).split(",", 1)[1])))
     assert (str(picture.width), str(picture.height)) == (attrs["width"], attrs["height"]) == ("60", "80")
@@ -176,9 +181,11 @@ def test_rows_contain_the_attributes_for_sorting_and_filtering(page: Page) -> No
     assert all(f"data-{key}" in attrs for key in keys for attrs in rows)
 
 
-def test_a_verdict_is_shown_as_text_and_not_only_as_a_color(page: Page) -> None:
-    verdicts = [text for tag, text in page.texts if tag == "span" and text in ("NG", "OK")]
-    assert verdicts == ["NG", "OK", "NG", "NG", "OK"]
+def test_a_decision_is_colored_by_whether_it_was_right_and_also_shown_as_text(page: Page) -> None:
+    chips = [attrs["class"] for attrs in page.all("span") if str(attrs.get("class")).startswith("chip")]
+    assert chips == ["chip wrong", "chip wrong", "chip right", "chip right", "chip right"]
+    decisions = [text for tag, text in page.texts if tag == "span" and text in ("rejected", "passed")]
+    assert decisions == ["rejected", "passed", "rejected", "rejected", "passed"]
     outcomes = [
         text for tag, text in page.texts if tag == "small" and text in ("correct", "missed defect", "false alarm")
     ]
@@ -195,8 +202,8 @@ def test_an_undefined_metric_is_shown_as_a_dash(page: Page) -> None:
 
 def test_curves_of_both_scorings_share_a_plot_and_settings_are_shown(page: Page) -> None:
     captions = [text for tag, text in page.texts if tag == "figcaption"]
-    assert captions == ["Image scores, calibrated", "Pixel ROC", "mine"]
-    assert sum(attrs.get("class") == "plot" for attrs in page.all("svg")) == 3
+    assert captions == ["Anomaly map", "Pixel ROC", "mine"]
+    assert sum(attrs.get("class") == "plot" for attrs in page.all("svg")) == 2
     assert any(tag == "pre" and '"seed": 7' in text for tag, text in page.texts)
 
 
@@ -222,8 +229,80 @@ def test_defect_sizes_and_corruptions_are_shown_only_if_they_were_evaluated(page
         starts = [index for index, text in enumerate(cells) if text == row[0]]
         assert [cells[start : start + len(row)] for start in starts] == [row, row]  # one table per scoring
     captions = [text for tag, text in complete.texts if tag == "figcaption"]
-    assert captions[:2] == ["Image AUROC lost", "False alarms"]
+    assert captions[1:3] == ["Image AUROC lost", "False alarms"]
     assert "corruption" in {attrs.get("id") for attrs in complete.all("section")}
+
+
+def test_corruptions_are_one_line_if_nothing_is_lost(tmp_path: Path) -> None:
+    def summary(*rows: CorruptionRow) -> tuple[str, list[str]]:
+        scorings = tuple(dataclasses.replace(each, per_corruption=rows) for each in report().scorings)
+        changed = dataclasses.replace(report(), scorings=scorings)
+        write_html_report(tmp_path / "report.html", changed, pictures)
+        return nothing_lost(changed), [text for tag, text in Page(tmp_path / "report.html").texts if tag == "summary"]
+
+    harmless = CorruptionRow("blur", 20, 0.9500, 0.00001, 0.05, 0.05)
+    undefined = CorruptionRow("shift", 20, None, None, 0.0, 0.05)
+    line, summaries = summary(harmless, undefined)
+    assert line == "Nothing is lost under 2 corruptions: no lower image AUROC, no further false alarms"
+    assert summaries[0] == line
+    for lost in (
+        dataclasses.replace(harmless, image_auroc_loss=0.0002),
+        dataclasses.replace(harmless, false_alarm_rate=0.1),
+    ):
+        line, summaries = summary(harmless, lost)
+        assert line == ""
+        assert summaries == ["All settings needed to reproduce this run"]
+
+
+def test_without_masks_there_are_no_columns_of_pixels(page: Page, tmp_path: Path) -> None:
+    assert "Ground truth" in [text for tag, text in page.texts if tag == "th"]
+    image_only = Metrics(image_auroc=0.95, image_ap=0.97, image_f1max=0.93)
+    scorings = tuple(
+        dataclasses.replace(
+            each,
+            metrics_model=image_only,
+            metrics_original=image_only,
+            per_defect=(DefectRow("scratch", 3, 2, image_only, image_only),),
+        )
+        for each in report().scorings
+    )
+    write_html_report(tmp_path / "report.html", dataclasses.replace(report(), scorings=scorings), pictures)
+    unmasked = Page(tmp_path / "report.html")
+    headings = [text for tag, text in unmasked.texts if tag in ("th", "dt")]
+    assert not [text for text in headings if "ixel" in text or "AUPRO" in text or text == "Ground truth"]
+    assert {"image AUROC", "image AP", "Image AUROC"} <= set(headings)
+    assert len(unmasked.all("img")) == 3 * len(IMAGES) + 1  # none of ground truth; one of the viewer
+    assert not any("undefined" in str(attrs.get("class")) for attrs in unmasked.all("td"))
+
+
+def test_a_score_near_the_threshold_gets_the_digits_that_show_its_side() -> None:
+    scores = (0.997, 0.99999, 1.0, 1.00001, 1.02, 0.5, float("inf"))
+    expected = ["0.997", "0.99999", "1.00", "1.00001", "1.02", "0.50", ""]
+    assert [times_threshold(2 * score, 2.0).removesuffix(" × threshold") for score in scores] == expected
+    assert times_threshold(1.0, 0.0) == times_threshold(1.0, -1.0) == ""
+    assert [digits(value, 41.36) for value in (41.36, 41.362, 41.359999, 40.0)] == [
+        "41.36",
+        "41.362",
+        "41.359999",
+        "40.00",
+    ]
+    assert digits(math.nextafter(1.0, 2.0), 1.0) == "1.0000000000000002"
+
+
+def test_thumbnails_of_the_images_after_the_first_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalad.results.pages.report_page.EMBEDDED_ROWS", 2)
+    path = tmp_path / "report.html"
+    (tmp_path / "report_files").mkdir()
+    (tmp_path / "report_files" / "old.jpg").write_text("of the former page")
+    write_html_report(path, report(), pictures, PictureFolder(path))
+    sources = [str(attrs["src"]) for attrs in Page(path).all("img") if attrs.get("src")]
+    assert [source.startswith("data:") for source in sources] == [True] * 7 + [False] * 11
+    files = sources[7:]
+    assert {file.name for file in tmp_path.iterdir()} == {"report.html", "report_files"}
+    assert {f"report_files/{file.name}" for file in (tmp_path / "report_files").iterdir()} == set(files)
+    assert "report_files/00004-input-small.png" in files
+    assert all(attrs.get("loading") == "lazy" for attrs in Page(path).all("img") if attrs.get("src") in files)
+    np.testing.assert_allclose(np.asarray(Image.open(tmp_path / files[0]).convert("RGB")), 160, atol=2)
 
 
 def test_pictures_are_requested_one_at_a_time_while_the_page_is_written(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Render a self-contained HTML page from a template of this package, as a stream.
+"""Render an HTML page from a template of this package, as a stream.
 
-A page loads no external resources. Its content security policy makes the browser enforce this.
+A page loads nothing from the network. Its content security policy makes the browser enforce this.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import jinja2
@@ -24,22 +25,28 @@ METRIC_LABELS = {
     "image_f1max": "Image F1, maximum",
 }
 
+MAX_DIGITS = 17
+"""Significant digits that distinguish any two numbers in double precision."""
 
-def write_html_page(path: Path, template: str, values: Mapping[str, object]) -> None:
+
+def write_html_page(
+    path: Path, template: str, values: Mapping[str, object], before_replacing: Callable[[], None] | None = None
+) -> None:
     """Render `template` (a file in templates/) to `path`, atomically; all values except `Markup` are escaped.
 
     The page is written while it is rendered, so the items of a generator are not all held in memory at the same time.
+    `before_replacing` is called when the page is complete, before it replaces the former one.
 
     Raises:
         RunError: the file cannot be written.
     """
     stream = _environment().get_template(template).stream(values)
     # A file name that is not valid UTF-8 contains lone surrogates: write them as \\udc.. instead of failing.
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace") as page,
-    ):
-        page.writelines(stream)
+    with replacing(path) as temporary:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as page:
+            page.writelines(stream)
+        if before_replacing:
+            before_replacing()
 
 
 @functools.cache
@@ -56,9 +63,16 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def digits(value: float) -> str:
-    """Format a score with four significant digits. Trailing zeros are kept, so that a column of scores is aligned."""
-    return f"{value:#.4g}".removesuffix(".")
+def digits(value: float, threshold: float | None = None) -> str:
+    """Format a score with four significant digits, and with more if it would look equal to another threshold.
+
+    Trailing zeros are kept, so that a column of scores is aligned.
+    """
+    for count in range(4, MAX_DIGITS + 1):
+        text = f"{value:#.{count}g}".removesuffix(".")
+        if threshold is None or value == threshold or text != f"{threshold:#.{count}g}".removesuffix("."):
+            break
+    return text
 
 
 def outcome(verdict: EvaluatedImage) -> str:
@@ -75,5 +89,15 @@ def name_and_folder(path: str) -> tuple[str, str]:
 
 
 def times_threshold(score: float, threshold: float) -> str:
-    """Format a score as a multiple of its threshold; an empty string if the threshold is not above 0."""
-    return f"{score / threshold:.2f} × threshold" if threshold > 0 else ""
+    """Format a score as a multiple of its threshold; an empty string if the threshold is not above 0.
+
+    Two decimals, and more near the threshold: 0.997 must not be shown as 1.00, which would hide the decision.
+    """
+    if not (threshold > 0 and math.isfinite(score / threshold)):
+        return ""
+    ratio = score / threshold
+    for decimals in range(2, MAX_DIGITS + 1):
+        text = f"{ratio:.{decimals}f}"
+        if ratio == 1 or float(text) != 1:
+            break
+    return f"{text} × threshold"
