@@ -13,6 +13,7 @@ from metalad.data.images import resize_map, resize_mask
 from metalad.data.sample import GOOD
 from metalad.results.metrics import PixelMetrics, UndefinedMetric, auroc, average_precision, f1_max, roc_curve
 from metalad.results.report import Confusion, CorruptionRow, DefectRow, Metrics, ScoringReport, SizeRow
+from metalad.results.separation import separation
 from metalad.visualization.plots import Curve
 
 CURVE_POINTS = 500
@@ -119,6 +120,7 @@ class Evaluation:
             per_corruption=tuple(self._corruption_rows(scoring, threshold)),
             curves=tuple(_curves(scores, labels, everything.model)),
             false_alarm_rate=rate,
+            separation=separation(scores, labels),
         )
 
     def _group(self, scoring: ScoringName, defect: str) -> ImagePixels:

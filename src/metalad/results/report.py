@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float32
 
+from metalad.results.separation import Separation
 from metalad.visualization.plots import Curve, curve_plots, percent
 
 
@@ -119,7 +120,8 @@ class ScoringReport:
 
     `false_alarm_rate` is the fraction of good images that `threshold` was set to reject, if there was one;
     `per_corruption` is empty unless corruptions were evaluated. `rate_thresholds`: pairs of a false-alarm rate and the
-    threshold that the model sets for it, by increasing rate.
+    threshold that the model sets for it, by increasing rate. `separation`: which threshold would separate the test
+    images; None without good or without anomalous ones.
     """
 
     name: Literal["calibrated", "raw"]
@@ -133,6 +135,7 @@ class ScoringReport:
     per_size: tuple[SizeRow, ...] = ()
     per_corruption: tuple[CorruptionRow, ...] = ()
     rate_thresholds: tuple[tuple[float, float], ...] = ()
+    separation: Separation | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ class Report:
         flat = {
             **asdict(self.chosen.metrics_model),
             "threshold": self.chosen.threshold,
+            "separation": self.chosen.separation,
             "resolution": self.resolution,
             "per_defect": {row.defect: row.metrics for row in self.chosen.per_defect},
             "per_defect_original": {row.defect: row.metrics_original for row in self.chosen.per_defect},
@@ -285,6 +289,7 @@ def _scoring_from(values: Mapping[str, Any]) -> ScoringReport:
             _made(SizeRow, row, metrics=_made(Metrics, row["metrics"])) for row in values.get("per_size", ())
         ),
         per_corruption=tuple(map(_corruption_from, values.get("per_corruption", values.get("per_nuisance", ())))),
+        separation=_made(Separation, values["separation"]) if values.get("separation") else None,
         rate_thresholds=tuple((rate, _number(limit, math.inf)) for rate, limit in values.get("rate_thresholds", ())),
         curves=tuple(_made(Curve, curve, x=tuple(curve["x"]), y=tuple(curve["y"])) for curve in values["curves"]),
     )

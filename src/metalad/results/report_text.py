@@ -19,7 +19,9 @@ from metalad.visualization.plots import percent
 def report_table(report: Report) -> str:
     """Return the summary for a terminal, ASCII if the names are: result, scorings, a row for each defect and so on."""
     blocks = [
-        "\n".join([_title(report), verdict_line(report), threshold_line(report), *_skipped_line(report)]),
+        "\n".join(
+            [_title(report), verdict_line(report), threshold_line(report), *_separation(report), *_skipped_line(report)]
+        ),
         _scorings_table(report),
     ]
     if report.chosen.per_defect:
@@ -35,6 +37,10 @@ def report_table(report: Report) -> str:
 def _title(report: Report) -> str:
     height, width = report.resolution
     return printable(f"{report.category}: {report.method}, {height} x {width} px, run {report.run}")
+
+
+def _separation(report: Report) -> list[str]:
+    return [report.chosen.separation.text()] if report.chosen.separation else []
 
 
 def _skipped_line(report: Report) -> list[str]:
