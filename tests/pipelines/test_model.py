@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import metalad
 from metalad.cli.main import main
 from metalad.data.formats import readable_names
 from metalad.data.images import find_images, read_image
+from metalad.data.reading import Reading
 from metalad.detectors.base import DetectorConfig
 from metalad.methods.metal_features import MetalFeaturesConfig
 from metalad.pipelines import model as module
@@ -230,6 +232,20 @@ def test_scoring_and_false_alarms_choose_score_and_threshold(model: Model, cooki
 # Many images
 
 
+def test_a_given_threshold_decides(model: Model, cookie: Path) -> None:
+    score = model.predict(cookie).score
+    for threshold, is_anomalous in ((score, False), (score * 0.999, True)):
+        result = model.predict(cookie, threshold=threshold)
+        assert (result.threshold, result.is_anomalous) == (threshold, is_anomalous)
+        (streamed,) = model.predict([cookie], stream=True, threshold=threshold)
+        assert streamed.threshold == threshold
+    for value in (0, -1.0, math.inf, math.nan, "high"):
+        with pytest.raises(ConfigError, match=f"threshold is .*{value}"):
+            model.predict(cookie, threshold=value)
+    with pytest.raises(ConfigError, match="threshold and false_alarms exclude each other"):
+        model.predict(cookie, threshold=1.0, false_alarms=0.1)
+
+
 def test_folders_patterns_and_lists_give_the_same_results_in_order(tiny: Model, folder: Path) -> None:
     paths = find_images(folder)
     for value in (folder, str(folder), [folder / "a", folder / "b"], str(folder / "**" / "*.jpg"), folder / "?" / "*"):
@@ -345,7 +361,7 @@ def test_memory_of_a_stream_does_not_grow_with_its_length(
         nonlocal alive
         alive -= 1
 
-    def reading(path: Path) -> np.ndarray:
+    def reading(path: Path, _: Reading) -> np.ndarray:
         nonlocal alive
         pixels = read_image(path)
         alive += 1
@@ -404,9 +420,8 @@ WRONG: list[tuple[Any, str]] = [
     (np.zeros((9, 9, 1), np.uint8), "the image is [9, 9, 1]; give a gray image as [height, width]"),
     (np.zeros((2, 9, 9, 3), np.uint8), "the image is an array [2, 9, 9, 3], a batch; give its images one by one"),
     (torch.zeros(2, 3, 9, 9), "the image is a tensor [2, 3, 9, 9], a batch; give its images one by one, as list(x)"),
-    (np.zeros((9, 9, 3), np.uint16), "the image is of uint16; give uint8, or floats in [0, 1]"),
-    (np.zeros((9, 9, 3), np.int64), "the image is of int64; give uint8, or floats in [0, 1]"),
-    (np.zeros((9, 9, 3), bool), "the image is of bool; give uint8, or floats in [0, 1]"),
+    (np.zeros((9, 9, 3), np.int64), "the image is of int64; give uint8, uint16, or floats in [0, 1]"),
+    (np.zeros((9, 9, 3), bool), "the image is of bool; give uint8, uint16, or floats in [0, 1]"),
     (np.zeros((7, 9, 3), np.uint8), "the image is 7 × 9 pixels; give at least 8 a side"),
 ]
 

@@ -1,13 +1,17 @@
 """Convert what a Python caller gives (array, Pillow image, tensor) to RGB bytes; whatever is ambiguous is an error."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from metalad.data.decoding import MAX_PIXELS, MIN_SIDE
-from metalad.data.images import rgb_of
+from metalad.data.images import decoded_rgb, opened_image, rgb_of
+from metalad.data.reading import Reading
+from metalad.data.sixteen_bits import Decoded, from_values, is_16_bit, is_gray_16
 from metalad.runtime.errors import DataError
 
 CHANNELS = (1, 3, 4)
@@ -18,24 +22,48 @@ def is_image(value: object) -> bool:
     return isinstance(value, np.ndarray | Image.Image) or _is_tensor(value)
 
 
-def to_rgb(value: Any, name: str = "image") -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb(value: Any, name: str = "image", reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Return one image as RGB bytes, in an array of its own.
 
     Args:
         value: a NumPy array [height, width] or [height, width, 3], a torch tensor [3, height, width] or
-            [height, width], each of uint8 or of floats in [0, 1]; or a Pillow image, converted as its file would be.
+            [height, width], each of uint8, of uint16, or of floats in [0, 1]; or a Pillow image, converted as its file
+            would be.
         name: of the image in error messages.
+        reading: gives the white level of 16-bit values and collects notes, see `metalad.data.images.read_image`.
 
     Raises:
         DataError: the type, shape or range is another one; nothing is guessed. ImageError: a Pillow image is refused.
     """
+    decoded = decoded_16_bits(value, name)
+    if decoded is not None:
+        return decoded_rgb(Path(name), decoded, reading or Reading())
     if isinstance(value, Image.Image):
-        return rgb_of(value)
+        return rgb_of(value, reading)
     if _is_tensor(value):
         return _from_array(_planes_last(_to_numpy(value, name), name), name)
     if isinstance(value, np.ndarray):
         return _from_array(value, name)
     raise DataError(f"{name} is a {type(value).__name__}; give a path, a NumPy array, a Pillow image or a torch tensor")
+
+
+def decoded_16_bits(value: Any, name: str) -> Decoded | None:
+    """Return one image with 16 bits as decoded, in memory of its own; None for a value that is none.
+
+    Raises:
+        DataError: the shape of an array is another one than of `to_rgb`.
+    """
+    if isinstance(value, Image.Image):
+        has_16_bits = is_gray_16(value) or (isinstance(value, ImageFile) and is_16_bit(value))
+        return opened_image(value) if has_16_bits else None
+    if _is_tensor(value):
+        array = _planes_last(_to_numpy(value, name), name) if str(value.dtype) == "torch.uint16" else None
+    else:
+        array = value if isinstance(value, np.ndarray) and value.dtype == np.uint16 else None
+    if array is None:
+        return None
+    _check_shape(array, name)
+    return from_values(array.copy())
 
 
 def _is_tensor(value: object) -> bool:
@@ -95,9 +123,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise DataError(
-            f"{name} is of {array.dtype}; give uint8, or floats in [0, 1] (of 16 bits: x.astype(np.float32) / 65535)"
-        )
+        raise DataError(f"{name} is of {array.dtype}; give uint8, uint16, or floats in [0, 1]")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # NaN, too
         raise DataError(f"{name} is of {array.dtype} with values from {low:g} to {high:g}; floats must be in [0, 1]")

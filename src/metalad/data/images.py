@@ -23,10 +23,12 @@ __all__ = [
     "OVERLAYS",
     "RESULTS",
     "Mask",
+    "decoded_rgb",
     "find_images",
     "image_size",
     "inspect_mask",
     "iter_images",
+    "opened_image",
     "read_image",
     "read_mask",
     "require_folder",
@@ -72,7 +74,7 @@ def read_image(path: Path, reading: Reading | None = None) -> UInt8[np.ndarray, 
         if reading.strict:
             raise ImageError(path, f"{decoded.pages} pages or frames, but one is read", "save them as separate files")
         reading.notes.add(path, [FRAMES_NOTE])
-    return _to_rgb(path, decoded, reading)
+    return decoded_rgb(path, decoded, reading)
 
 
 def rgb_of(image: Image.Image, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -81,16 +83,25 @@ def rgb_of(image: Image.Image, reading: Reading | None = None) -> UInt8[np.ndarr
     Raises:
         ImageError: as `read_image`.
     """
-    path = Path(str(getattr(image, "filename", "") or "the image"))
+    return decoded_rgb(_name_of(image), opened_image(image), reading or Reading())
+
+
+def opened_image(image: Image.Image) -> Decoded:
+    """Return a Pillow image as decoded; raises as `rgb_of`."""
+    path = _name_of(image)
     try:
         check_size(path, image.height, image.width)
-        decoded = decode_opened(path, image)
+        return decode_opened(path, image)
     except Exception as error:
         raise as_image_error(path, error) from error
-    return _to_rgb(path, decoded, reading or Reading())
 
 
-def _to_rgb(path: Path, decoded: Decoded, reading: Reading) -> UInt8[np.ndarray, "height width 3"]:
+def _name_of(image: Image.Image) -> Path:
+    return Path(str(getattr(image, "filename", "") or "the image"))
+
+
+def decoded_rgb(path: Path, decoded: Decoded, reading: Reading) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a decoded image as RGB bytes; raises as `read_image`. `path` names it in notes."""
     values = decoded.values_16
     if values is not None:
         return _scale_to_bytes(path, decoded, values, reading)

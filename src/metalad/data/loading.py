@@ -6,12 +6,15 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from metalad.data.images import Mask, inspect_mask, read_image, resize_image
+from metalad.data.likeness import is_single_color, pixel_hash
 from metalad.data.memory import allocate, available_memory
+from metalad.data.reading import FULL_RANGE, Reading
 from metalad.data.sample import Sample
 from metalad.runtime.errors import DataError, ImageError
 from metalad.runtime.progress import counted
@@ -30,13 +33,17 @@ class Images:
     """Decoded images of one size, in the order of their samples.
 
     sizes: original (height, width) of each image. skipped: files that could not be read; they are not in the other
-    fields.
+    fields. hashes: of each image's pixels, see `pixel_hash`. single_color: whether all pixels of an image are equal.
+    white_level: with which 16-bit files were read.
     """
 
     samples: tuple[Sample, ...]
     pixels: UInt8[np.ndarray, "n height width 3"]
     skipped: tuple[Skipped, ...]
     sizes: tuple[tuple[int, int], ...]
+    hashes: tuple[str, ...] = ()
+    single_color: tuple[bool, ...] = ()
+    white_level: int = FULL_RANGE
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -50,6 +57,7 @@ def load_images(
     cache: Path | None = None,
     strict: bool = False,
     progress: bool = False,
+    reading: Reading | None = None,
 ) -> Images:
     """Decode the images of the samples in parallel and resize them; unreadable images are skipped and listed.
 
@@ -61,6 +69,7 @@ def load_images(
         cache: folder for that file; by default, the folder for temporary files of the system.
         strict: raise an error for the first unreadable image.
         progress: show progress on stderr.
+        reading: how the files are read, see `read_image`; by default not strict, with all 16 bits.
 
     Raises:
         DataError: no samples, or none can be read.
@@ -69,13 +78,14 @@ def load_images(
     """
     if not samples:
         raise DataError("no images to load; give at least one")
+    reading = reading or Reading()
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     pixels = allocate((len(samples), *size, 3), limit, cache)
     decoded: list[Sample] = []
-    sizes: list[tuple[int, int]] = []
+    facts: list[_Facts] = []
     skipped: list[Skipped] = []
     # Closing the generator cancels the pending decoding, also if the traceback of an error keeps a reference to it.
-    with contextlib.closing(_decode_all(samples, size)) as results:
+    with contextlib.closing(_decode_all(samples, size, reading)) as results:
         counting = counted(results, "reading images", "image", len(samples), shown=progress)
         for sample, result in zip(samples, counting, strict=True):
             if isinstance(result, ImageError):
@@ -83,13 +93,21 @@ def load_images(
                     raise result
                 skipped.append(Skipped(sample.path, result.reason))
                 continue
-            pixels[len(decoded)], original = result
+            pixels[len(decoded)] = result.pixels
             decoded.append(sample)
-            sizes.append(original)
+            facts.append(result.facts)
     if not decoded:
         first = skipped[0]
         raise DataError(f"none of {len(samples)} images can be read; the first, {first.path}: {first.reason}")
-    return Images(tuple(decoded), pixels[: len(decoded)], tuple(skipped), tuple(sizes))
+    return Images(
+        samples=tuple(decoded),
+        pixels=pixels[: len(decoded)],
+        skipped=tuple(skipped),
+        sizes=tuple(each.size for each in facts),
+        hashes=tuple(each.hash for each in facts),
+        single_color=tuple(each.single_color for each in facts),
+        white_level=reading.white_level,
+    )
 
 
 def read_truth(sample: Sample, size: tuple[int, int]) -> Bool[np.ndarray, "height width"] | None:
@@ -109,18 +127,30 @@ def inspect_truth(sample: Sample, size: tuple[int, int]) -> Mask | None:
     return None if sample.mask is None else inspect_mask(sample.mask, size)
 
 
-_Decoded = tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]
+class _Facts(NamedTuple):
+    size: tuple[int, int]
+    hash: str
+    single_color: bool
 
 
-def _decode_all(samples: Sequence[Sample], size: tuple[int, int]) -> Generator[_Decoded | ImageError, None, None]:
+class _Loaded(NamedTuple):
+    pixels: UInt8[np.ndarray, "height width 3"]
+    facts: _Facts
+
+
+def _decode_all(
+    samples: Sequence[Sample], size: tuple[int, int], reading: Reading
+) -> Generator[_Loaded | ImageError, None, None]:
     """Decode in threads (Pillow releases the global interpreter lock); yield in the order of the samples."""
 
-    def decode(sample: Sample) -> _Decoded | ImageError:
+    def decode(sample: Sample) -> _Loaded | ImageError:
         try:
-            image = read_image(sample.path)
+            image = read_image(sample.path, reading)
         except ImageError as error:
             return error
-        return resize_image(image, size), (image.shape[0], image.shape[1])
+        height, width, _ = image.shape
+        facts = _Facts((height, width), pixel_hash(image), is_single_color(image))
+        return _Loaded(resize_image(image, size), facts)
 
     # The number of threads is limited, because each may hold a large image at full resolution.
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:

@@ -2,11 +2,13 @@
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from metalad.data.decoding import decode_file, is_16_bit_file
+from metalad.data.decoding import count_pages, decode_file, is_16_bit_file
+from metalad.data.pages import page_path
+from metalad.data.sixteen_bits import Decoded
 from metalad.data.text import number_of
 from metalad.runtime.errors import ImageError
 
@@ -15,6 +17,7 @@ FULL_RANGE = 65535
 MIN_WHITE_LEVEL = 255
 FRAMES_NOTE = "with several pages or frames, of which only the first is read"
 ALPHA_NOTE = "with an alpha channel of 0 throughout, which is ignored"
+_SINGLE_PAGE = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".bmp"})
 UNUSED_BITS = 4
 """A 16-bit image that leaves this many of the highest bits unused would be almost black to the model."""
 
@@ -82,15 +85,39 @@ def find_white_level(paths: Sequence[Path]) -> int:
     they are read as images.
     """
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-        highest = max((value for value in pool.map(_highest_value, paths) if value is not None), default=None)
+        return common_white_level(pool.map(_highest_in_file, paths))
+
+
+def common_white_level(highest_values: Iterable[int | None]) -> int:
+    """Return the white level for the highest value of each image; None for images without 16 bits."""
+    highest = max((value for value in highest_values if value is not None), default=None)
     return FULL_RANGE if highest is None else white_level_for(highest)
 
 
-def _highest_value(path: Path) -> int | None:
+def highest_value(decoded: Decoded) -> int | None:
+    """Return the highest value of an image with 16 bits; None for another one."""
+    values = decoded.values_16 if decoded.bits == 16 else None
+    if values is None:
+        return None
+    has_alpha = values.ndim == 3 and values.shape[2] in (2, 4)
+    return int((values[:, :, :-1] if has_alpha else values).max())
+
+
+def with_pages(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield image files, and in place of a file with several pages or frames, the path of each, such as `scan.tif[2]`.
+
+    JPEG files are yielded as they are: opening all of them would take too long, and few have further pages.
+    """
+    for path in paths:
+        try:
+            count = 1 if path.suffix.lower() in _SINGLE_PAGE else count_pages(path)
+        except ImageError:  # reported when it is read as an image
+            count = 1
+        yield from [path] if count == 1 else (page_path(path, number) for number in range(1, count + 1))
+
+
+def _highest_in_file(path: Path) -> int | None:
     try:
-        if not is_16_bit_file(path):
-            return None
-        values = decode_file(path).values_16
+        return highest_value(decode_file(path)) if is_16_bit_file(path) else None
     except ImageError:
         return None
-    return None if values is None else int(values.max())

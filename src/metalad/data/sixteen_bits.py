@@ -45,6 +45,14 @@ class Decoded:
         return np.asarray(self.image).astype(np.uint16) if is_gray_16(self.image) else None
 
 
+def from_values(values: UInt16[np.ndarray, "..."]) -> Decoded:
+    """Return gray values [height, width] or RGB values [height, width, 3] as a decoded image."""
+    if values.ndim == 2:
+        return Decoded(Image.fromarray(np.ascontiguousarray(values)), bits=16)
+    high, low = ((values >> 8).astype(np.uint8), (values & 255).astype(np.uint8))
+    return Decoded(Image.fromarray(high), Image.fromarray(low), bits=16)
+
+
 def is_gray_16(image: Image.Image) -> bool:
     """Return whether an image has gray values with 16 bits."""
     # Pillow before version 11 decodes 16-bit gray PNG to mode I.

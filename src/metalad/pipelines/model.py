@@ -25,6 +25,7 @@ from metalad.pipelines.inference import (
     infer_one,
     infer_stream,
 )
+from metalad.results.caution import Caution
 from metalad.results.prediction import Result
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import logger
@@ -102,8 +103,11 @@ class Model:
         """
         return self._stored.threshold(false_alarms, scoring)
 
-    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
-        """Return a warning if the good images are too few to support a false-alarm rate, else None."""
+    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> Caution | None:
+        """Return a caution if the good images are too few to support a false-alarm rate, else None.
+
+        It has a `severity` (caution, warning or severe) and a `text`; as a string it is one line with both.
+        """
         return self._stored.caution(false_alarms, scoring)
 
     @overload
@@ -114,6 +118,7 @@ class Model:
         stream: Literal[True],
         scoring: Scoring | None = None,
         false_alarms: float | None = None,
+        threshold: float | None = None,
         batch_size: int | None = None,
         strict: bool = False,
     ) -> Generator[Result, None, None]: ...
@@ -126,6 +131,7 @@ class Model:
         stream: Literal[False] = False,
         scoring: Scoring | None = None,
         false_alarms: float | None = None,
+        threshold: float | None = None,
         batch_size: int | None = None,
         strict: bool = False,
     ) -> Any: ...
@@ -137,6 +143,7 @@ class Model:
         stream: bool = False,
         scoring: Scoring | None = None,
         false_alarms: float | None = None,
+        threshold: float | None = None,
         batch_size: int | None = None,
         strict: bool = False,
     ) -> Any:
@@ -150,6 +157,7 @@ class Model:
             stream: of many images, return a generator, whose memory does not grow, instead of a list.
             scoring: `calibrated` or `raw`; the model's own by default.
             false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+            threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
             batch_size: images in a batch; by default 1 on a CPU, 16 on a GPU. It can change a score's last bits.
             strict: of many files, raise at the first unreadable one; by default it is left out, and a warning on the
                 logger `metalad` names it.
@@ -161,7 +169,7 @@ class Model:
             ImageError: an image file cannot be read. DataError: no such path, no images there, or an array of another
             shape, type or range. ConfigError: an impossible setting.
         """
-        reader = _Reader(self._stored, scoring, false_alarms, batch_size)
+        reader = _Reader(self._stored, scoring, self._stored.threshold_or(threshold, false_alarms, scoring), batch_size)
         reading = Reading(self.header.white_level, strict=strict)
         if not stream and (one := _one_input(x, reading)) is not None:
             result = reader.one(one)
@@ -194,7 +202,7 @@ class Model:
             "trained on": f"{self.images} good images",
             "image size": f"{height} × {width} px",
             "threshold": f"{self.threshold:.4g}, for {100 * self.header.false_alarms:.3g} % false alarms",
-            "caution": self.caution() or "",
+            "caution": str(self.caution() or ""),
         }
         cells = (f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items() if text)
         return f"<table>{''.join(cells)}</table>"
@@ -203,11 +211,9 @@ class Model:
 class _Reader:
     """Scores inputs by one scoring at one threshold."""
 
-    def __init__(
-        self, model: StoredModel, scoring: Scoring | None, false_alarms: float | None, batch_size: int | None
-    ) -> None:
+    def __init__(self, model: StoredModel, scoring: Scoring | None, threshold: float, batch_size: int | None) -> None:
         self.scoring = model.scoring(scoring)
-        self.threshold = model.threshold(false_alarms, scoring)
+        self.threshold = threshold
         if batch_size is not None and whole_number("batch_size", batch_size) < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         size = batch_size or default_batch_size(model.detector.device.type)

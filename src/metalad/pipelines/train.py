@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from metalad.data import Category, Images, Sample, data_hash, load_images, read_category, split_validation
+from metalad.data.likeness import likeness_notes, short_hash
+from metalad.data.reading import FULL_RANGE, Reading, find_white_level
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
@@ -16,6 +19,10 @@ from metalad.nn.fitted import make_contiguous
 from metalad.nn.pixels import Pixels
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
+from metalad.pipelines.resolution import is_automatic, resized, sizes_of
+from metalad.pipelines.screening import FOLDER as OUTLIERS
+from metalad.pipelines.screening import names_of, screen, screening_lines, write_pictures
+from metalad.runtime.choices import Resolution
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import from_json, rate
 from metalad.runtime.versions import versions
@@ -39,6 +46,8 @@ def train(
     epochs: int | None = None,
     minutes: float | None = None,
     false_alarms: float = 0.01,
+    resolution: Resolution | None = None,
+    smallest_defect: float | None = None,
     resume: bool = False,
     strict: bool = False,
     all_good: bool = False,
@@ -61,6 +70,8 @@ def train(
         epochs: train this many instead of the protocol's number.
         minutes: shorten the schedule so that gradient descent fits into this many minutes.
         false_alarms: wanted fraction of good images above the threshold, in (0, 1).
+        resolution: fast, balanced or fine: how far images are reduced; more pixels take more time. Balanced by default.
+        smallest_defect: width of the smallest defect that matters, in pixels of the images; the resolution follows.
         resume: continue a run that was stopped; it ends in the same bits as an uninterrupted one.
         strict: stop with an error at the first unreadable image instead of skipping it.
         all_good: take all images below `data` as good, whatever its folders are named.
@@ -76,18 +87,22 @@ def train(
     check_training(epochs, minutes, seed, protocol, precision)
     false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
+    automatic = is_automatic(method, settings, protocol, resolution, smallest_defect)
     device_ = choose_device(device)
     with join_process_group(device_) as group:
         folder = RunFolder(Path(out), mute=not group.is_main)
         category = read_category(Path(data), seed=seed, all_good=all_good)
+        size = None
+        if automatic:
+            config, size = resized(config, sizes_of(category.train), resolution, smallest_defect)
         if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
         with folder.claimed(resume=resume):
-            for line in category.train_notes:
+            for line in (*category.train_notes, *(size.lines() if size else ())):
                 folder.note(line)
-            training, validation = (_load(samples, config, folder, strict, progress) for samples in split)
+            training, validation = _load(split, config, folder, strict, progress)
             folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
             torch.manual_seed(seed)
             detector = chosen.load()(config).to(device_)
@@ -262,11 +277,23 @@ def _finished(folder: RunFolder, category: Category, asked: Mapping[str, Any], e
     return Model(model)
 
 
-def _load(samples: Sequence[Sample], config: DetectorConfig, folder: RunFolder, strict: bool, progress: bool) -> Images:
-    images = load_images(samples, config.image_size, strict=strict, progress=progress)
-    for skipped in images.skipped:
+def _load(
+    split: Sequence[Sequence[Sample]], config: DetectorConfig, folder: RunFolder, strict: bool, progress: bool
+) -> tuple[Images, Images]:
+    """Load the training and the validation images, and log what was noted about them."""
+    reading = Reading(find_white_level([sample.path for part in split for sample in part]), strict=strict)
+    size = config.image_size
+    training, validation = (
+        load_images(part, size, strict=strict, progress=progress, reading=reading) for part in split
+    )
+    for skipped in (*training.skipped, *validation.skipped):
         folder.note(f"skipped {skipped.path}: {skipped.reason}")
-    return images
+    if reading.white_level != FULL_RANGE:
+        folder.note(f"16-bit values up to {reading.white_level} are used, as in the training images")
+    hashes, single_color = (*training.hashes, *validation.hashes), (*training.single_color, *validation.single_color)
+    for line in (*reading.notes.lines(), *likeness_notes(names_of(training, validation), hashes, single_color)):
+        folder.note(line, logging.WARNING)
+    return training, validation
 
 
 def _stored(folder: RunFolder, group: ProcessGroup) -> RunSettings | None:
@@ -287,10 +314,26 @@ def _conclude(
     skipped = len(training.skipped) + len(validation.skipped)
     pixels = (training.pixels, validation.pixels)
     model = calibrated_model(detector, run, category, pixels, skipped, out_of_fold, folder)
+    model = with_image_facts(model, training.white_level, (*training.hashes, *validation.hashes))
+    names = names_of(training, validation)
+    outliers = screen(model, *pixels, names)
     write_model(folder.model, detector, model.header)
     folder.checkpoint.unlink(missing_ok=True)
     folder.note(f"wrote {folder.model}; thresholds: {_rounded(model.header.thresholds)}")
+    pictures = folder.path / OUTLIERS
+    samples = (*training.samples, *validation.samples)
+    write_pictures(pictures, model, outliers, samples, Reading(training.white_level))
+    for line in screening_lines(outliers, names, pictures):
+        folder.note(line, logging.WARNING)
     return dataclasses.replace(model, path=folder.model)
+
+
+def with_image_facts(model: StoredModel, white_level: int, image_hashes: Sequence[str]) -> StoredModel:
+    """Return a model whose header has the white level and the hashes of its images."""
+    header = dataclasses.replace(
+        model.header, white_level=white_level, image_hashes=[short_hash(each) for each in image_hashes]
+    )
+    return dataclasses.replace(model, header=header)
 
 
 def _note(folder: RunFolder | None, line: str) -> None:

@@ -1,7 +1,8 @@
 """Read model files of older formats: the names that settings and tensors had then, and the names they have now.
 
 Format 4 (metalad 0.1) differs from format 5 in names, and in that it holds a calibration, which was never applied, of
-methods whose raw map is in units of good images already. Every other value is used as it is.
+methods whose raw map is in units of good images already. Every other value is used as it is. Format 5 (metalad 0.2)
+lacks the white level, which is the full range, and the hashes of the training images, which are then unknown.
 """
 
 import re

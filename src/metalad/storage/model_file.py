@@ -7,7 +7,8 @@ in it depends on the clock or on a path: equal training gives equal bytes.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from metalad.data.reading import FULL_RANGE
 from metalad.detectors.base import Detector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary
 from metalad.detectors.threshold import smallest_supported_rate
 from metalad.methods import method_named
 from metalad.nn.fitted import load_fitted
+from metalad.results.caution import Caution, extrapolation_caution
 from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.runtime.files import write_bytes
-from metalad.runtime.settings import check_choice, from_json, rate
+from metalad.runtime.settings import check_choice, from_json, number, rate
 from metalad.storage.migration import OLDEST_FORMAT, migrate_header, migrate_tensors
 
-FORMAT = 5
+FORMAT = 6
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
@@ -37,6 +40,8 @@ class Header:
 
     training_hash: sha256 over the training images' names and contents.
     thresholds: image scores above which an image is anomalous, one for each scoring, at the rate `false_alarms`.
+    white_level: the value of 16-bit image files that is read as 255.
+    image_hashes: of the pixels of each training and validation image, see `metalad.data.likeness.pixel_hash`.
     """
 
     format: int = FORMAT
@@ -52,6 +57,14 @@ class Header:
     versions: Mapping[str, str]
     false_alarms: float
     thresholds: Mapping[str, float]
+    white_level: int = FULL_RANGE
+    image_hashes: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields without the hashes, which may be many, as JSON's own types."""
+        values = dataclasses.asdict(self)
+        del values["image_hashes"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,28 @@ class StoredModel:
         Raises:
             ConfigError: `false_alarms` is not between 0 and 1, or no such scoring.
         """
-        return self.detector.threshold(self.rate(false_alarms), self.scoring(scoring))
+        wanted, name = self.rate(false_alarms), self.scoring(scoring)
+        if wanted == self.header.false_alarms and name in self.header.thresholds:
+            return self.header.thresholds[name]  # an older version may have computed it by another rule
+        return self.detector.threshold(wanted, name)
+
+    def threshold_or(
+        self, threshold: float | None, false_alarms: float | None = None, scoring: Scoring | None = None
+    ) -> float:
+        """Return the given threshold, or else the one for a false-alarm rate.
+
+        Raises:
+            ConfigError: both are given, or the threshold is not a positive finite number; or as of `threshold`.
+        """
+        if threshold is None:
+            return self.threshold(false_alarms, scoring)
+        if false_alarms is not None:
+            raise ConfigError("threshold and false_alarms exclude each other; give one")
+        self.scoring(scoring)
+        value = number("threshold", threshold)
+        if not 0 < value < math.inf:
+            raise ConfigError(f"threshold is {threshold}; it must be a score above 0")
+        return value
 
     def rate(self, false_alarms: float | None = None) -> float:
         """Return a false-alarm rate, by default the model's own.
@@ -89,17 +123,16 @@ class StoredModel:
         """
         return self.header.false_alarms if false_alarms is None else rate("false_alarms", false_alarms)
 
-    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> str | None:
-        """Return a warning if the good images are too few to support a false-alarm rate, else None."""
-        rate = self.rate(false_alarms)
-        images = len(self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}"))
-        if images * rate >= 1:
-            return None
-        supported = smallest_supported_rate(images)
-        return (
-            f"the scores of {images} good images cannot show what one in {1 / rate:.0f} is like; the threshold is an "
-            f"extrapolation and may let defects pass. --false-alarms {supported:g} would set it at "
-            f"{self.threshold(supported, scoring):.4g}"
+    def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> Caution | None:
+        """Return a caution if the good images are too few to support a false-alarm rate, else None."""
+        scores = self.detector.get_buffer(f"normal_scores_{self.scoring(scoring)}")
+        supported = smallest_supported_rate(len(scores))
+        return extrapolation_caution(
+            images=len(scores),
+            rate=self.rate(false_alarms),
+            threshold=self.threshold(false_alarms, scoring),
+            highest=float(scores.max()),
+            alternative=(supported, self.threshold(supported, scoring)),
         )
 
 
@@ -187,7 +220,7 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
             f"{file}: altered since it was written (its checksum differs); copy it again or train anew"
         )
     values = json.loads(metadata["metalad"])
-    if number < FORMAT:
+    if number <= OLDEST_FORMAT:
         values, tensors = migrate_header(values), migrate_tensors(values["method"], tensors)
     return Header(**values), tensors
 

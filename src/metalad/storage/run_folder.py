@@ -124,14 +124,14 @@ class RunFolder:
             return
         require_same(self.path, asdict(old), asdict(settings))
 
-    def note(self, line: str) -> None:
-        """Append a line to the log file, and pass it to the logger `metalad`."""
+    def note(self, line: str, level: int = logging.INFO) -> None:
+        """Append a line to the log file, and pass it to the logger `metalad`, at a level of `logging`."""
         if self.mute:
             return
         log = self.path / "train.log"
         with os_errors_as_run_errors(log), log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
-        logger.info("%s", printable(line))
+        logger.log(level, "%s", printable(line))
 
 
 def require_same(folder: Path, started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
