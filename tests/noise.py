@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from metalad.data.walking import JOURNAL
 from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal import Metal, MetalConfig
-from metalad.pipelines.predict.journal import FOLDER
 from metalad.storage.model_file import Header, write_model
 
 SIZE = (40, 24)
@@ -58,4 +58,4 @@ def draw_many(folder: Path, count: int) -> Path:
 def files_in(folder: Path) -> set[str]:
     """Return the names of the files in a folder without those of the journal of `predict`."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {file.as_posix() for file in files if file.parts[0] != FOLDER}
+    return {file.as_posix() for file in files if file.parts[0] != JOURNAL}

@@ -24,6 +24,7 @@ from metalad.cli.main import COMMANDS, build_parser, main
 from metalad.methods.metal import MetalConfig
 from metalad.methods.padim import PadimConfig
 from metalad.pipelines.config import method_and_config
+from metalad.results.caution import Caution
 from metalad.results.report import Confusion, Metrics, ScoringReport
 
 HELPS = [["--help"], *([command, "--help"] for command in COMMANDS)]
@@ -69,8 +70,9 @@ class Header:
     false_alarms: float = 0.01
 
 
+CAUTION = Caution("severe", "ask for less")
 MODEL = mock.Mock(
-    path=Path("run/model.safetensors"), header=Header(), method="metal", images=28, caution=lambda: "ask for less"
+    path=Path("run/model.safetensors"), header=Header(), method="metal", images=28, caution=lambda: CAUTION
 )
 
 
@@ -336,6 +338,19 @@ def test_fail_on_anomalous(results: tuple[SavedPrediction, ...], code: int, opti
         assert main(LINES["predict"]) == 0
 
 
+def test_predict_that_can_score_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    unreadable = saved("b.png", error="not an image"), saved("c.png", error="empty")
+    line = "metalad: error: none of 2 images could be scored; the first, b.png: not an image; results in results"
+    for options in ([], ["--quiet"], ["--json"], ["--fail-on-anomalous"]):
+        with replaced("predict", yielding(*unreadable)):
+            assert main([*LINES["predict"], *options]) == terminal.BAD_INPUT
+        assert capsys.readouterr().err.splitlines()[-1] == line
+    with replaced("predict", yielding(*unreadable, saved("a.png", 0.5))):
+        assert main(LINES["predict"]) == 0
+    with replaced("predict", yielding()):  # nothing was left to be added to earlier results
+        assert main([*LINES["predict"], "--append"]) == 0
+
+
 def test_control_characters_in_file_names_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     odd = "\x1b[2J\udcff.png"
     with replaced("predict", yielding(saved(odd, 2.0), saved(odd, error="bad"))):
@@ -365,8 +380,8 @@ def test_train_prints_the_path_of_the_model(capsys: pytest.CaptureFixture[str]) 
         printed = capsys.readouterr()
         assert main([*LINES["train"], "--quiet"]) == 0
     assert str(Path("run/model.safetensors")) in printed.out
-    assert "ask for less" in printed.err
-    assert capsys.readouterr().err == ""
+    assert printed.out.startswith("SEVERE WARNING: ask for less\n")
+    assert capsys.readouterr() == printed
 
 
 def test_json_of_train_is_the_models_header(capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,6 +389,7 @@ def test_json_of_train_is_the_models_header(capsys: pytest.CaptureFixture[str]) 
         assert main([*LINES["train"], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == str(Path("run/model.safetensors"))
+    assert found["caution"] == {"severity": "severe", "text": "ask for less"}
     assert found["thresholds"] == {"calibrated": 1.5}
 
 

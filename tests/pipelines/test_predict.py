@@ -28,6 +28,7 @@ from metalad.pipelines.load import load
 from metalad.pipelines.model import Model
 from metalad.pipelines.predict import predict, saving, sources
 from metalad.pipelines.predict.formats import IMAGE_COLUMNS, REGION_COLUMNS
+from metalad.pipelines.predict.output_names import OutputNames
 from metalad.pipelines.predict.run import _check
 from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source, find_sources
@@ -90,7 +91,8 @@ def test_scoring_and_false_alarms_choose_score_and_threshold(run: Path, model: M
     image = draw(tmp_path / "x.png")
 
     def predicted(scoring: Scoring | None, false_alarms: float | None) -> SavedPrediction:
-        (result,) = predict(run, [image], tmp_path / "out", scoring=scoring, false_alarms=false_alarms)
+        arguments = {"scoring": scoring, "false_alarms": false_alarms}
+        (result,) = predict(run, [image], tmp_path / "out", overwrite=True, **arguments)  # type: ignore[arg-type]
         return result
 
     own, rare, raw = predicted(None, None), predicted(None, 0.001), predicted("raw", None)
@@ -104,7 +106,7 @@ def test_a_result_does_not_depend_on_the_other_images_of_its_batch(run: Path, tm
     folder = draw_many(tmp_path / "in", 6)
     together = list(predict(run, [folder], tmp_path / "together", batch_size=4))
     for result in together:
-        (alone,) = predict(run, [path_of(result)], tmp_path / "alone", batch_size=4)
+        (alone,) = predict(run, [path_of(result)], tmp_path / "alone", batch_size=4, overwrite=True)
         assert alone.score == result.score
         assert alone.map is not None
         assert result.map is not None
@@ -345,14 +347,14 @@ def test_outputs_of_several_paths_are_named_below_their_common_folder(tmp_path: 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a-3", "b", "a.c"]), max_size=12))
 def test_names_are_unique_for_any_names_of_images(stems: list[str]) -> None:
     paths = [Path("/in") / f"{stem}.{index}.png".replace(f".{index}.", ".") for index, stem in enumerate(stems)]
-    found = [source.name for source in sources._named(iter(paths), Path("/in"))]
+    found = [source.name for source in sources._named(iter(paths), Path("/in"), OutputNames(Path("/nowhere")))]
     assert len({name.casefold() for name in found}) == len(paths)
 
 
 def test_output_pictures_in_the_input_folder_are_not_inputs(run: Path, tmp_path: Path) -> None:
     draw_many(tmp_path, 3)
-    for _ in range(2):
-        results = list(predict(run, [tmp_path], tmp_path))
+    for overwrite in (False, True):
+        results = list(predict(run, [tmp_path], tmp_path, overwrite=overwrite))
         assert names(results) == ["000.png", "001.png", "002.png"]
     with pytest.raises(DataError, match="no images in"):
         predict(run, [tmp_path / "maps"], tmp_path)

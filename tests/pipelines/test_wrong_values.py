@@ -39,14 +39,14 @@ for case in json.loads(sys.argv[2]):
     except Exception as error:
         print(json.dumps(f"{type(error).__name__}: {error}"))
 """
-SCORINGS = {
+SCORINGS: dict[object, str] = {
     "Calibrated": "did you mean calibrated?",
     "magic": "it must be one of calibrated, raw",
     3: "it must be one of calibrated, raw",
     True: "it must be one of calibrated, raw",
     "": "it must be one of calibrated, raw",
 }
-EXPECTED = {
+EXPECTED: dict[tuple[str, str, object], str] = {
     **{
         (use, "scoring", value): f"scoring is {value!r}; {hint}"
         for use in ("predict", "stream", "threshold_for", "caution", "into files")

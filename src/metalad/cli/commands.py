@@ -41,13 +41,14 @@ def train(options: Namespace) -> int:
     header = model.header
     scoring = header.config["scoring"]
     if options.json:
-        print_json({"model": str(model.path), "scoring": scoring, **asdict(header)})
+        caution = model.caution()
+        values = {"model": str(model.path), "scoring": scoring, "caution": asdict(caution) if caution else None}
+        print_json({**values, **asdict(header)})
     else:
+        if caution := model.caution():
+            print(caution)
         print(f"{model.path}: {model.method}, trained on {model.images} good images")
         print(f"threshold {header.thresholds[scoring]:.4g} ({scoring}), for {header.false_alarms:.3g} false alarms")
-        caution = model.caution()
-        if caution and not options.quiet:
-            note(caution)
     return 0
 
 
@@ -62,8 +63,13 @@ def evaluate(options: Namespace) -> int:
 
 
 def predict(options: Namespace) -> int:
-    """Run `metalad predict`."""
+    """Run `metalad predict`.
+
+    Raises:
+        DataError: no image could be scored; their results are written and printed before.
+    """
     inferred = anomalous = unreadable = 0
+    first: SavedPrediction | None = None
     # On a terminal the results themselves show the progress; a bar would run into them.
     progress = not options.quiet and not sys.stdout.isatty()
     with contextlib.closing(metalad.predict(**keywords(options) | {"progress": progress})) as results:
@@ -71,7 +77,13 @@ def predict(options: Namespace) -> int:
             inferred += result.error is None
             unreadable += result.error is not None
             anomalous += bool(result.is_anomalous)
+            first = first or result
             _print_prediction(result, as_json=options.json)
+    if first is not None and not inferred:
+        raise metalad.DataError(
+            f"none of {unreadable} images could be scored; the first, {first.path}: {first.error}; "
+            f"results in {options.out}"
+        )
     if not options.quiet:
         skipped = f", {unreadable} unreadable" if unreadable else ""
         note(f"{anomalous} of {inferred} images anomalous{skipped}; written to {options.out}")

@@ -1,7 +1,8 @@
 """The command line: parses arguments, and runs one command.
 
 Exit codes: 0 done; 1 `predict --fail-on-anomalous` found an anomalous image, `datasets` found an incomplete copy, or
-`benchmark` has a failed cell; 2 bad input; 70 a bug in metalad; 130 Ctrl-C; 141 the reader of a pipe has closed it.
+`benchmark` has a failed cell; 2 bad input, or no image that `predict` could score; 70 a bug in metalad; 130 Ctrl-C; 141
+the reader of a pipe has closed it.
 """
 
 import argparse

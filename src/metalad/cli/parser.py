@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import rate, similar_or_all
+from metalad.runtime.settings import number, similar_or_all
 
 NUMBER = re.compile(r"-\.?\d")
 
@@ -66,8 +66,8 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def false_alarm_rate(text: str) -> float:
-    """Convert the text of a false-alarm rate, such as 0.05 or 5%, for `add_argument`."""
+    """Convert the text of a false-alarm rate, such as 0.05 or 5%, for `add_argument`; its range is not checked."""
     try:
-        return rate("it", text)
+        return number("it", text)
     except ConfigError as error:
         raise ArgumentTypeError(str(error)) from None

@@ -37,6 +37,7 @@ from metalad.data.sixteen_bits import (
 )
 from metalad.data.tiff import REMEDY, UnsupportedTiffError, decode_tiff, is_misread, is_white_zero, stored_size
 from metalad.runtime.errors import ConfigError, ImageError
+from metalad.runtime.files import special_kind
 
 MIN_SIDE = 8
 """Minimum height and width of an image, in pixels."""
@@ -95,7 +96,7 @@ def decode_file(path: Path) -> Decoded:
     """
     try:
         source, page = split_page(path)
-        with source.open("rb") as file:
+        with _open_file(source) as file:
             return _decode(path, file, page)
     except Exception as error:
         raise as_image_error(path, error) from error
@@ -121,7 +122,7 @@ def is_16_bit_file(path: Path) -> bool:
     """Return whether an image file has 16 bits per channel, from its header; every failure raises `ImageError`."""
     try:
         source, _ = split_page(path)
-        with source.open("rb") as file:
+        with _open_file(source) as file:
             try:
                 return is_16_bit(_open_header(path, file))
             except UnsupportedTiffError:
@@ -133,7 +134,7 @@ def is_16_bit_file(path: Path) -> bool:
 def count_pages(path: Path) -> int:
     """Return the number of pages or frames of an image file; every failure raises `ImageError`."""
     try:
-        with path.open("rb") as file:
+        with _open_file(path) as file:
             try:
                 return len(pages_of(_open_header(path, file), file))
             except UnsupportedTiffError:
@@ -146,7 +147,7 @@ def header_size(path: Path) -> tuple[int, int]:
     """Return the height and width of the upright image from the header; every failure raises `ImageError`."""
     try:
         source, page = split_page(path)
-        with source.open("rb") as file:
+        with _open_file(source) as file:
             try:
                 image = _open_header(path, file)
                 image = image if page is None else _select_page(path, file, image, page)[0]
@@ -233,6 +234,13 @@ def _select_page(path: Path, file: BinaryIO, image: ImageFile, page: int | None)
         image.seek(pages[number - 1])
         check_size(path, image.height, image.width)
     return image, len(pages)
+
+
+def _open_file(path: Path) -> BinaryIO:
+    kind = special_kind(path)
+    if kind is not None:
+        raise ImageError(path, f"{kind}, not an image file")
+    return path.open("rb")
 
 
 def _load(image: ImageFile) -> None:

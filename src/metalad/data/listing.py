@@ -11,6 +11,7 @@ from metalad.data.sample import GOOD, Sample
 from metalad.data.text import number_of
 from metalad.data.walking import is_ignored
 from metalad.runtime.errors import DataError
+from metalad.runtime.files import special_kind
 
 Masks = Mapping[str, Path]
 """Masks by their file names without suffix, relative to the folder of their defect type, in one Unicode form."""
@@ -121,6 +122,8 @@ def read_rows(listing: Path, heading: str) -> list[tuple[int, list[str]]]:
         DataError: the file cannot be read, or has no row below its header; the text gives `heading` as an example.
     """
     try:
+        if (kind := special_kind(listing)) is not None:
+            raise DataError(f"{listing} is {kind}, not a file; it must be a CSV file in UTF-8")
         with listing.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             stripped = ((reader.line_num, [field.strip() for field in row]) for row in reader)

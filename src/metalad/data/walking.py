@@ -11,6 +11,8 @@ from metalad.runtime.errors import DataError
 
 RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
 """Output of `predict`: a file of results, and two folders of pictures."""
+JOURNAL = ".predict"
+"""Folder in which `predict` records its progress, in its output folder; without results it did not finish."""
 DEAD_LINK, SPECIAL, NO_SUFFIX = "dead link", "special file", "without suffix"
 """Reasons for leaving a file out; any other reason is a suffix."""
 _SYSTEM_FOLDERS = frozenset(
@@ -164,7 +166,8 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:
             elif reason is not None:
                 left_out.add(reason)
     # The pictures that `predict` wrote are not input images.
-    outputs = {f"{MAPS}/", f"{OVERLAYS}/"} if (folder / RESULTS).exists() else set()
+    has_outputs = (folder / RESULTS).exists() or (folder / JOURNAL).exists()
+    outputs = {f"{MAPS}/", f"{OVERLAYS}/"} if has_outputs else set()
     return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
 
 

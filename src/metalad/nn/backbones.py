@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metalad.nn.networks import LITE, TAPPED_STAGES, Network, Tap, create_network
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.files import special_kind
 
 PIXELS_AT_ONCE = 2**17
 """Pixels that a CPU processes in one forward pass: two images of 256×256. More feature maps do not fit its cache."""
@@ -119,10 +120,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: the file cannot be read, or is of another format.
     """
     try:
+        if (kind := special_kind(path)) is not None:
+            raise ConfigError(f"{path} is {kind}, not a weights file")
         if path.suffix == ".safetensors":
             return load_file(path)
         # weights_only restricts the pickle to tensors and plain containers: it cannot run code.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: weights cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged file, or one of another format, can raise any error

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,32 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, else delete it.
 
     Raises:
-        RunError: the folder cannot be created or written, or the disk is full.
+        RunError: the folder cannot be created or written, the disk is full, or `path` is a named pipe or a device.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short, as `path` can have the maximum name length
     with os_errors_as_run_errors(path):
+        if path.exists() and (kind := special_kind(path)) is not None:
+            raise RunError(f"cannot write {path}: it is {kind}; choose the name of a new file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def special_kind(path: Path) -> str | None:
+    """Return "a named pipe", "a socket" or "a device" for a path that is neither a file nor a folder, else None.
+
+    Opening a named pipe waits for a process that writes into it, perhaps forever.
+
+    Raises:
+        OSError: the path does not exist, or cannot be reached.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def delete_temporaries(folder: Path) -> None:

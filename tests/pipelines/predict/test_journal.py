@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 
 from metalad.data.images import read_image
+from metalad.data.walking import JOURNAL
 from metalad.pipelines.predict import predict, saving
-from metalad.pipelines.predict.journal import FOLDER, Journal, ShardFile, shard_size, stored_lines
+from metalad.pipelines.predict.journal import Journal, ShardFile, shard_size, stored_lines
 from metalad.runtime.errors import RunError
 from metalad.runtime.lock import exclusive_lock
 from tests.noise import draw_many, files_in, noise_run
@@ -80,9 +81,9 @@ def test_a_finished_prediction_is_read_again_and_no_image_is_scored(
     reads.clear()
     assert list(predict(run, [folder], out, resume=True)) == uninterrupted
     assert not reads
-    assert [path.name for path in (out / FOLDER).iterdir() if path.name != "lock"] == ["plan.json"]
+    assert [path.name for path in (out / JOURNAL).iterdir() if path.name != "lock"] == ["plan.json"]
     draw_many(folder, 4)
-    assert len(list(predict(run, [folder], out))) == 4  # without resume it starts again
+    assert len(list(predict(run, [folder], out, overwrite=True))) == 4  # it starts again
 
 
 def test_a_prediction_killed_after_its_results_were_written_is_finished(
@@ -95,7 +96,7 @@ def test_a_prediction_killed_after_its_results_were_written_is_finished(
     reads.clear()
     assert list(predict(run, [folder], out, resume=True)) == uninterrupted
     assert not reads
-    assert not (out / FOLDER / "sources.jsonl").exists()
+    assert not (out / JOURNAL / "sources.jsonl").exists()
 
 
 def test_resuming_in_an_empty_folder_starts_a_prediction(run: Path, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_prediction_is_not_resumed_with_other_settings(run: Path, tmp_path: Pa
         list(predict(run, [folder], out, batch_size=3, resume=True))
     with pytest.raises(RunError, match="was started with paths"):
         list(predict(run, [tmp_path], out, batch_size=2, resume=True))
-    (out / FOLDER / "plan.json").write_text("{")
+    (out / JOURNAL / "plan.json").write_text("{")
     with pytest.raises(RunError, match=r"plan\.json is damaged; delete it to start again"):
         predict(run, [folder], out, batch_size=2, resume=True)
 
@@ -120,7 +121,7 @@ def test_a_prediction_is_not_resumed_with_other_settings(run: Path, tmp_path: Pa
 def test_two_predictions_cannot_write_into_one_folder(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     folder, out = draw_many(tmp_path / "in", 2), tmp_path / "out"
-    with exclusive_lock(out / FOLDER / "lock", "predict"), pytest.raises(RunError, match="held by another predict"):
+    with exclusive_lock(out / JOURNAL / "lock", "predict"), pytest.raises(RunError, match="held by another predict"):
         list(predict(run, [folder], out))
 
 
@@ -128,7 +129,7 @@ def test_an_image_with_a_truncated_line_is_scored_again(run: Path, tmp_path: Pat
     folder, out = draw_many(tmp_path / "in", 12), tmp_path / "out"
     stopped(run, folder, out, 3)
     uninterrupted = list(predict(run, [folder], tmp_path / "uninterrupted", batch_size=2))
-    file = out / FOLDER / "shards" / "000000.jsonl"
+    file = out / JOURNAL / "shards" / "000000.jsonl"
     file.write_bytes(file.read_bytes()[:-5])
     (out / "maps" / f".{'0' * 16}.tmp").write_text("half a map")
     reads.clear()
@@ -181,7 +182,7 @@ def killed(how: signal.Signals, line: list[str], out: Path) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     def stored() -> int:
-        return sum(file.stat().st_size for file in (out / FOLDER).glob("shards/*.jsonl"))
+        return sum(file.stat().st_size for file in (out / JOURNAL).glob("shards/*.jsonl"))
 
     before = stored()
     # Background jobs of a shell ignore SIGINT, and their child processes inherit that.

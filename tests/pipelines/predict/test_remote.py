@@ -49,6 +49,7 @@ def shuffled(function: str, tasks: Iterable[Task], workers: int, *, fresh: bool)
 
 
 def predicted(run: Path, folder: Path, **keywords: Any) -> tuple[list[SavedPrediction], BaseException | None]:
+    keywords.setdefault("overwrite", "resume" not in keywords)
     results, found = predict(run, [folder], Path("out"), batch_size=2, **keywords), []
     try:
         for result in results:

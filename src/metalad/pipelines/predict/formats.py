@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,26 +12,24 @@ IMAGE_COLUMNS = ("path", "score", "threshold", "is_anomalous", "error")
 REGION_COLUMNS = ("region", "left", "top", "width", "height", "area", "peak_score")
 
 
-def write_format(format: str, results: Path) -> Path | None:
-    """Convert a file of JSON lines; memory does not grow with the number of images.
+def write_formats(format: str, results: Path) -> None:
+    """Convert a file of JSON lines, also into the formats of files that exist; memory does not grow with the images.
 
-    Returns:
-        `predictions.csv` or `predictions.coco.json` beside the results; None for `jsonl`.
+    format: `csv` writes `predictions.csv` beside the results, `coco` writes `predictions.coco.json`, `jsonl` nothing.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: a file cannot be written.
     """
-    if format == "csv":
-        return _write(results.with_suffix(".csv"), results, _write_csv)
-    if format == "coco":
-        return _write(results.with_suffix(".coco.json"), results, _write_coco)
-    return None
+    for name, (suffix, write) in _FORMATS.items():
+        path = results.with_suffix(suffix)
+        if name == format or path.exists():
+            with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                write(file, results)
 
 
-def _write(path: Path, results: Path, write: Callable[[TextIO, Path], None]) -> Path:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        write(file, results)
-    return path
+def other_formats(results: Path) -> tuple[Path, ...]:
+    """Return the files that `write_formats` may write."""
+    return tuple(results.with_suffix(suffix) for suffix, _ in _FORMATS.values())
 
 
 def _lines(results: Path) -> Iterator[dict[str, Any]]:
@@ -94,3 +92,9 @@ def _coco_annotations(results: Path) -> Iterator[dict[str, Any]]:
                 "iscrowd": 0,
                 "score": region["peak_score"],
             }
+
+
+_FORMATS: Mapping[str, tuple[str, Callable[[TextIO, Path], None]]] = {
+    "csv": (".csv", _write_csv),
+    "coco": (".coco.json", _write_coco),
+}

@@ -12,7 +12,7 @@ from metalad.data.content import file_hash
 from metalad.detectors.base import Scoring
 from metalad.pipelines.inference import Threads, default_batch_size, infer_stream
 from metalad.pipelines.model import Model, stored_model
-from metalad.pipelines.predict.formats import write_format
+from metalad.pipelines.predict.formats import write_formats
 from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, rebuilt, stored_lines
 from metalad.pipelines.predict.remote import Remote
 from metalad.pipelines.predict.saving import Writer, load_source
@@ -43,6 +43,8 @@ def predict(
     workers: int | None = None,
     ray: str | None = None,
     resume: bool = False,
+    append: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     progress: bool = False,
 ) -> Generator[SavedPrediction, None, None]:
@@ -50,6 +52,8 @@ def predict(
 
     `predictions.jsonl` there holds the results, a JSON object a line; it appears when the last is written. Close the
     generator to stop: all files written are whole. The results do not depend on where images are processed.
+
+    A folder `out` that holds results is refused, unless `resume`, `append` or `overwrite` decides what becomes of them.
 
     Args:
         run: a run folder or a model file; in Python also a model that was read from one.
@@ -68,16 +72,20 @@ def predict(
         ray: process images on Ray: the address of a cluster, or `local`; `workers` limits the tasks at once.
         resume: continue a prediction into `out` that was stopped, with the list of images that it had found, none of
             which is processed twice; all results are returned, the earlier ones first.
+        append: keep the results in `out`, and add those of images that have no score there; the model, the scoring and
+            the threshold must be the same. Only the new results are returned.
+        overwrite: first delete the results in `out`, and the maps and overlays that they name; other files stay.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 
     Raises:
         ModelFileError: no usable model. DataError: no images there. ConfigError: an impossible setting.
-        ImageError: an image cannot be read, and `strict` is set. RunError: `out` cannot be written, is in use, was
-            begun with other settings than it is resumed with, or a process was killed.
+        ImageError: an image cannot be read, and `strict` is set. RunError: `out` cannot be written, is in use, holds
+            results, was begun with other settings than it is resumed with, or a process was killed.
             The first three are raised by the call, the others while results are taken.
     """
     _check(batch_size, workers, format)
+    use = _use(resume=resume, append=append, overwrite=overwrite)
     files, folder = [Path(path) for path in paths], Path(out)
     remote = Remote(device, workers, ray) if workers is not None or ray is not None else None
     model = stored_model(run, "cpu" if remote else device)
@@ -100,7 +108,7 @@ def predict(
         torch_threads=begun.torch_threads if begun else Threads.of_machine().torch_threads,
     )
     sources = iter(()) if begun else find_sources(files, folder)
-    return _predicted(journal, plan, begun, sources, model, model.path, remote, format, progress)
+    return _predicted(journal, plan, begun, use, sources, model, model.path, remote, format, progress)
 
 
 def _check(batch_size: int | None, workers: int | None, format: str) -> None:
@@ -111,6 +119,24 @@ def _check(batch_size: int | None, workers: int | None, format: str) -> None:
     check_choice("format", format, Format)
 
 
+def _use(**chosen: bool) -> str | None:
+    """Return the one argument that is set, of those that decide what becomes of results in the folder."""
+    names = [name for name, is_set in chosen.items() if is_set]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} exclude each other; choose one")
+    return names[0] if names else None
+
+
+def _begun(journal: Journal, plan: Plan, use: str | None, sources: Iterable[Source], processes: int) -> Plan:
+    if use == "append":
+        return journal.begin_appended(plan, sources, processes)
+    if use == "overwrite":
+        journal.remove_results()
+    else:
+        journal.require_unused()
+    return journal.begin(plan, sources, processes)
+
+
 def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256("\0".join(map(os.path.abspath, paths)).encode(errors="surrogateescape")).hexdigest()
 
@@ -119,6 +145,7 @@ def _predicted(
     journal: Journal,
     plan: Plan,
     begun: Plan | None,
+    use: str | None,
     sources: Iterable[Source],
     model: StoredModel,
     file: Path,
@@ -128,13 +155,13 @@ def _predicted(
 ) -> Generator[SavedPrediction, None, None]:
     with exclusive_lock(journal.lock, "predict"):
         if begun is None:
-            plan = journal.begin(plan, sources, remote.processes if remote else 0)
+            plan = _begun(journal, plan, use, sources, remote.processes if remote else 0)
         else:
             plan = dataclasses.replace(plan, images=begun.images, shard=begun.shard)
             require_same(journal.out, vars(begun), vars(plan))
             if journal.finished:
                 yield from journal.recorded(plan)
-                write_format(format, journal.results)
+                write_formats(format, journal.results)
                 return
             journal.clean()
         results = remote.results(journal, plan, file) if remote else _here(journal, plan, model)
@@ -143,10 +170,11 @@ def _predicted(
             replacing(journal.results) as temporary,
             temporary.open("w", encoding="utf-8") as lines,
         ):
+            lines.writelines(journal.earlier_lines())
             for result in counted(results, "predict", "image", plan.images, shown=progress):
                 lines.write(json.dumps(result.to_dict(), allow_nan=False) + "\n")
                 yield result
-        write_format(format, journal.results)
+        write_formats(format, journal.results)
         journal.finish()
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS
 from metalad.data.products import iter_products
 from metalad.data.walking import LeftOut
+from metalad.pipelines.predict.output_names import OutputNames
 from metalad.runtime.errors import DataError
+from metalad.runtime.files import special_kind
 from metalad.runtime.progress import logger
 
 
@@ -24,18 +26,21 @@ class Source:
 def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
 
-    A name is the path below the given folder, or below the common folder if several paths are given. Files in the maps
-    and overlays of `out` are left out: they are results. Other files in folders that are left out, such as masks, are
-    counted, and a line about them is logged at the end.
+    A name is the path below the given folder, or below the common folder if several paths are given, see `OutputNames`.
+    Files in the maps and overlays of `out` are left out: they are results. Other files in folders that are left out,
+    such as masks, are counted, and a line about them is logged at the end.
 
     Raises:
-        DataError: a path does not exist, or there are no images (at the call); a folder cannot be read (later).
+        DataError: a path does not exist, or is a named pipe or a device, or there are no images (at the call); a folder
+            cannot be read (later).
     """
     for path in paths:
         try:
-            path.stat()
+            kind = special_kind(path)
         except OSError as error:
             raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
+        if kind is not None:
+            raise DataError(f"{path} is {kind}, not an image file or a folder; give files or folders")
     own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
     left_out = LeftOut()
     images = (image for image in _images(paths, left_out) if not _lies_in(image, own))
@@ -44,7 +49,7 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
         where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
         others = f"; {line}" if (line := left_out.text()) else ""
         raise DataError(f"no images in {where}; looked for files named {' '.join(sorted(IMAGE_SUFFIXES))}{others}")
-    return _named(chain([first], images), _base(paths))
+    return _named(chain([first], images), _base(paths), OutputNames(out))
 
 
 def _images(paths: Sequence[Path], left_out: LeftOut) -> Iterator[Path]:
@@ -74,17 +79,8 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _named(images: Iterable[Path], base: Path) -> Iterator[Source]:
-    # Hashes instead of names: 100,000 take 8 MB, and a false match only lengthens a name.
-    taken: set[int] = set()
+def _named(images: Iterable[Path], base: Path, names: OutputNames) -> Iterator[Source]:
     for path in images:
         absolute = _absolute(path)
         below = base if absolute.is_relative_to(base) else Path(absolute.anchor)
-        stem = absolute.relative_to(below).with_suffix("").as_posix()
-        name, number = stem, 1
-        # Without case, as some file systems have none; x.png and x.jpg become x and x-2.
-        while hash(name.casefold()) in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(hash(name.casefold()))
-        yield Source(path, name)
+        yield Source(path, names.add(absolute.relative_to(below).with_suffix("").as_posix()))
