@@ -24,7 +24,7 @@ from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.results.metrics import aupro, auroc, auroc_up_to, average_precision, f1_max
 from metalad.results.report import METRIC_NAMES, Report
-from metalad.runtime.errors import DataError, ImageError
+from metalad.runtime.errors import ConfigError, DataError, ImageError
 from tests.tiny import TINY, tiny_category
 
 
@@ -52,6 +52,21 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(category: Path, model: Model, out: Path) -> Report:
     return evaluate(model, category, out=out)
+
+
+def test_a_given_threshold_decides(report: Report, model: Model, category: Path) -> None:
+    separation = report.chosen.separation
+    assert separation is not None
+    assert report.caution == model.caution()
+    assert report.caution is not None
+    chosen = evaluate(model, category, threshold=separation.threshold)
+    counts = chosen.chosen.confusion
+    assert chosen.threshold == separation.threshold
+    assert (counts.tp, counts.fp) == (separation.found, separation.rejected)
+    assert (chosen.caution, chosen.chosen.false_alarm_rate) == (None, None)
+    assert chosen.scorings[1].threshold == report.scorings[1].threshold
+    with pytest.raises(ConfigError, match="exclude each other"):
+        evaluate(model, category, threshold=1.0, false_alarms=0.1)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -122,9 +137,11 @@ def test_scoring_and_false_alarms_can_differ_from_the_models_own(model: Model, c
 def test_a_false_alarm_rate_that_the_good_images_do_not_support_is_noted(
     model: Model, category: Path, tmp_path: Path
 ) -> None:
-    bold, careful = (evaluate(model, category, out=tmp_path, false_alarms=rate).notes for rate in (0.5, 0.001))
-    assert not any("one in 1000" in note for note in bold)
-    assert any("one in 1000 is like" in note and "--false-alarms" in note for note in careful)
+    bold, careful = (evaluate(model, category, out=tmp_path, false_alarms=rate).caution for rate in (0.5, 0.001))
+    assert bold is None
+    assert careful is not None
+    assert careful.severity == "severe"
+    assert "for 0.1 % false alarms is an extrapolation" in careful.text
 
 
 def test_the_report_and_the_page_are_complete(report: Report, out: Path) -> None:

@@ -259,13 +259,23 @@ def test_a_model_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
 def test_thresholds_depend_on_rate_and_scoring(tmp_path: Path) -> None:
     write_model(tmp_path / "model", trained(), header())
     model = read_model(tmp_path / "model")
-    assert model.threshold() == model.threshold(0.01, "calibrated") > model.threshold(0.1)
-    assert model.threshold(scoring="raw") > 2
+    assert model.threshold() == model.threshold(0.01, "calibrated") == 4
+    assert model.threshold(0.02) > model.threshold(0.1)
+    assert model.threshold(scoring="raw") == 5
     assert (model.scoring(None), model.scoring("raw")) == ("calibrated", "raw")
     assert summary(model.header).kind == "position"
     for rate in (0.0, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="probability between 0 and 1"):
             model.threshold(rate)
+
+
+def test_the_stored_threshold_is_kept_for_its_own_rate(tmp_path: Path) -> None:
+    """A file of an older version may hold a threshold by another rule."""
+    older = dataclasses.replace(header(), thresholds={"calibrated": 123.5, "raw": 7.25})
+    write_model(tmp_path / "model", trained(), older)
+    model = read_model(tmp_path / "model")
+    assert (model.threshold(), model.threshold(0.01, "raw")) == (123.5, 7.25)
+    assert model.threshold(0.02) == model.detector.threshold(0.02, "calibrated")
 
 
 def test_a_rate_that_the_images_do_not_support_gives_a_warning(tmp_path: Path) -> None:
@@ -276,6 +286,6 @@ def test_a_rate_that_the_images_do_not_support_gives_a_warning(tmp_path: Path) -
     supported = smallest_supported_rate(images)
     warning = model.caution(0.5 / images)
     assert warning is not None
-    assert f"{images} good images" in warning
-    assert warning.endswith(f"--false-alarms {supported:g} would set it at {model.threshold(supported):.4g}")
+    assert f"{images} good images" in warning.text
+    assert warning.text.endswith(f"--false-alarms {supported:g} (threshold {model.threshold(supported):.4g})")
     assert model.caution(supported) is None

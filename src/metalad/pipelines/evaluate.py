@@ -55,6 +55,7 @@ def evaluate(
     out: str | Path | None = None,
     scoring: Scoring | None = None,
     false_alarms: float | None = None,
+    threshold: float | None = None,
     corruptions: bool = False,
     maps: bool = False,
     strict: bool = False,
@@ -69,6 +70,7 @@ def evaluate(
         out: a folder that gets `report.json`, the page `report.html`, and pictures at full size in `report_files`.
         scoring: `calibrated` or `raw` decides, by default the model's own; the report has both.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+        threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
         corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
         maps: return the anomaly maps at the images' own sizes in `Report.maps`; they need memory.
         strict: stop with an error at the first unreadable image instead of skipping it.
@@ -85,12 +87,14 @@ def evaluate(
         raise DataError(f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders")
     chosen = stored.scoring(scoring)
     thresholds = {name: stored.threshold(false_alarms, name) for name in SCORINGS}
+    thresholds[chosen] = stored.threshold_or(threshold, false_alarms, chosen)
+    rate = None if threshold is not None else stored.rate(false_alarms)
     folder = None if out is None else PictureFolder(Path(out) / PAGE)
     closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
     with contextlib.closing(PictureStore()) as pictures, closing_folder:
         worker = _Worker(stored.detector, chosen, thresholds[chosen], folder, corruptions, maps)
         found = _evaluated(worker, category, pictures, strict, progress)
-        report = _report(stored, category, found, thresholds, chosen, false_alarms, corruptions)
+        report = _report(stored, category, found, thresholds, chosen, rate, corruptions)
         if out is not None:
             write_json(Path(out) / "report.json", report.to_json())
             write_html_report(Path(out) / PAGE, report, pictures.read, folder)
@@ -226,10 +230,9 @@ def _report(
     found: _Found,
     thresholds: Mapping[Scoring, float],
     chosen: Scoring,
-    false_alarms: float | None,
+    rate: float | None,
     corruptions: bool,
 ) -> Report:
-    rate = false_alarms or model.header.false_alarms
     config = model.detector.config
     return Report(
         category=category.name,
@@ -239,7 +242,7 @@ def _report(
         smoothing_sigma=config.smoothing_sigma,
         scorings=tuple(
             dataclasses.replace(
-                found.evaluation.report(name, thresholds[name], rate),
+                found.evaluation.report(name, thresholds[name], rate if name == chosen else rate or model.rate()),
                 rate_thresholds=tuple((each, model.threshold(each, name)) for each in RATES),
             )
             for name in sorted(SCORINGS, key=lambda name: name != chosen)
@@ -257,15 +260,14 @@ def _report(
         ),
         skipped=tuple(found.skipped),
         settings=dataclasses.asdict(model.header),
-        notes=_notes(model, category, found, corruptions, model.caution(false_alarms, chosen)),
+        notes=_notes(model, category, found, corruptions),
+        caution=None if rate is None else model.caution(rate, chosen),
         data=str(category.root.resolve()),
         maps=tuple(found.maps),
     )
 
 
-def _notes(
-    model: StoredModel, category: Category, found: _Found, corruptions: bool, caution: str | None
-) -> tuple[str, ...]:
+def _notes(model: StoredModel, category: Category, found: _Found, corruptions: bool) -> tuple[str, ...]:
     notes = []
     unmasked = sum(sample.abnormal and sample.mask is None for sample in found.samples)
     if unmasked:
@@ -278,6 +280,4 @@ def _notes(
         notes.append("The method's paper scores whole images; the anomaly map is metalad's own.")
     if category.name != model.header.category:
         notes.append(f"The model was trained on {model.header.category}, not on {category.name}.")
-    if caution:
-        notes.append(f"{caution[0].upper()}{caution[1:]}.")
     return tuple(notes)

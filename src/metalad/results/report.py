@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float32
 
+from metalad.results.caution import Caution
 from metalad.results.separation import Separation
 from metalad.visualization.plots import Curve, curve_plots, percent
 
@@ -145,7 +146,8 @@ class Report:
     images: the test images. resolution: the model's (height, width) in pixels. smoothing_sigma: in those pixels.
     skipped: (path, reason) of unreadable images. settings: what is needed to repeat the run. data: the folder that the
     paths of the images are relative to, if it is known. maps: the anomaly maps by the deciding scoring at the images'
-    own sizes, in their order, if they were asked for; not part of the JSON.
+    own sizes, in their order, if they were asked for; not part of the JSON. caution: why the threshold cannot be
+    relied on, if that is so.
 
     Raises:
         ValueError: there is no scoring.
@@ -162,6 +164,7 @@ class Report:
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     data: str | None = None
+    caution: Caution | None = None
     maps: tuple[Float32[np.ndarray, "_ _"], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -217,7 +220,8 @@ class Report:
         plots = "".join(f'<div style="display:inline-block">{plot.svg}</div>' for plot in curve_plots(curves))
         title = html.escape(f"{self.category}: {verdict_line(self)}")
         lead = html.escape(f"{self.method}, {threshold_line(self)}")
-        return f"<h3>{title}</h3><p>{lead}</p>{notes}<table>{cells}</table>{plots}"
+        caution = f"<p><b>{html.escape(str(self.caution))}</b></p>" if self.caution else ""
+        return f"<h3>{title}</h3>{caution}<p>{lead}</p>{notes}<table>{cells}</table>{plots}"
 
     def flat(self) -> dict[str, Any]:
         """Return the short JSON object of `--json`: the deciding scoring's metrics at the model's resolution, and more.
@@ -229,6 +233,7 @@ class Report:
         flat = {
             **asdict(self.chosen.metrics_model),
             "threshold": self.chosen.threshold,
+            "caution": self.caution,
             "separation": self.chosen.separation,
             "resolution": self.resolution,
             "per_defect": {row.defect: row.metrics for row in self.chosen.per_defect},
@@ -263,6 +268,7 @@ def _report_from(values: Mapping[str, Any]) -> Report:
         images=tuple(map(_image_from, values["images"] if "images" in values else values["verdicts"])),
         skipped=tuple((path, reason) for path, reason in values["skipped"]),
         notes=tuple(values["notes"]),
+        caution=_made(Caution, values["caution"]) if values.get("caution") else None,
     )
 
 

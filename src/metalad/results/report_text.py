@@ -18,10 +18,9 @@ from metalad.visualization.plots import percent
 
 def report_table(report: Report) -> str:
     """Return the summary for a terminal, ASCII if the names are: result, scorings, a row for each defect and so on."""
+    head = [*_caution(report), _title(report), verdict_line(report), threshold_line(report)]
     blocks = [
-        "\n".join(
-            [_title(report), verdict_line(report), threshold_line(report), *_separation(report), *_skipped_line(report)]
-        ),
+        "\n".join([*head, *_separation(report), *_skipped_line(report)]),
         _scorings_table(report),
     ]
     if report.chosen.per_defect:
@@ -37,6 +36,10 @@ def report_table(report: Report) -> str:
 def _title(report: Report) -> str:
     height, width = report.resolution
     return printable(f"{report.category}: {report.method}, {height} x {width} px, run {report.run}")
+
+
+def _caution(report: Report) -> list[str]:
+    return [str(report.caution)] if report.caution else []
 
 
 def _separation(report: Report) -> list[str]:
