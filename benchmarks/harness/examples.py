@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.harness.figure import HEADINGS, WIDTHS, strip_path
 from metalad.data import read_category, read_truth
 from metalad.data.images import read_image, write_image
+from metalad.data.reading import Reading
 from metalad.detectors.base import SCORINGS
 from metalad.pipelines.benchmark.execution import run_job
 from metalad.pipelines.benchmark.job import Job
@@ -68,7 +69,7 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     for index in median_images(report.images):
         image = report.images[index]
         sample = samples[image.path]
-        inferred = infer_one(predictor, sample, partial(read_image, sample.path))
+        inferred = infer_one(predictor, sample, partial(read_image, sample.path, Reading(model.header.white_level)))
         truth = read_truth(sample, inferred.decoded.size)
         raw, calibrated = render(inferred, truth, "raw"), render(inferred, truth, "calibrated")
         chosen = raw if report.chosen.name == "raw" else calibrated

@@ -115,9 +115,10 @@ def test_errors_for_missing_files_folders_and_permissions(tmp_path: Path, monkey
     def fail(*_: object) -> None:  # real permissions have no effect if the tests run as root
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "there.png").touch()
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(ImageError, match="no permission to read it; change"):
-        read_image(tmp_path / "none.png")
+        read_image(tmp_path / "there.png")
 
 
 def test_the_pixel_limit_of_metalad_replaces_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_strict_raises_immediately_and_stops_decoding(tmp_path: Path, monkeypatc
     put_text(samples[1].path, "no image")
     decoded = []
 
-    def slow(path: Path) -> object:
+    def slow(path: Path, *_: object) -> object:
         decoded.append(path)
         time.sleep(0.005)
         return read_image(path)

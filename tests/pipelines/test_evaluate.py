@@ -279,7 +279,7 @@ def test_each_image_is_read_and_inferred_once(
     reads: list[Path] = []
     batches: list[int] = []
 
-    def reading(path: Path) -> np.ndarray:
+    def reading(path: Path, *_: object) -> np.ndarray:
         reads.append(path)
         return read_image(path)
 
@@ -288,7 +288,7 @@ def test_each_image_is_read_and_inferred_once(
         return residuals(detector, images)
 
     residuals = Metal.residuals
-    monkeypatch.setattr("metalad.pipelines.evaluate.read_image", reading)
+    monkeypatch.setattr("metalad.data.copies.read_image", reading)
     monkeypatch.setattr(Metal, "residuals", counting)
     evaluate(model, category, out=tmp_path / "out")
     assert len(reads) == len(set(reads)) == 8

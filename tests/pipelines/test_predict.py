@@ -310,7 +310,7 @@ def test_a_finished_prediction_is_converted_without_inference(
     list(predict(run, [mixed], tmp_path / "at once", format=format))
     results = list(predict(run, [mixed], tmp_path / "out"))
     assert files_in(tmp_path / "out") == files_in(tmp_path / "at once") - {name}
-    monkeypatch.setattr(saving, "read_image", lambda _: pytest.fail("an image was read"))
+    monkeypatch.setattr(saving, "read_image", lambda *_: pytest.fail("an image was read"))
     assert list(predict(run, [mixed], tmp_path / "out", format=format, resume=True)) == results
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
 
@@ -395,7 +395,7 @@ def test_a_large_image_that_is_deleted_before_its_overlay_is_an_error(
 ) -> None:
     image, read = draw(tmp_path / "x.png"), iter([None])
 
-    def read_once(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    def read_once(path: Path, *_: object) -> UInt8[np.ndarray, "height width 3"]:
         if next(read, image) is None:
             return read_image(path)
         return read_image(tmp_path / "gone.png")
@@ -430,7 +430,7 @@ def test_an_output_that_cannot_be_written_is_an_error_before_any_image_is_read(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = draw(tmp_path / "x.png")
-    monkeypatch.setattr(saving, "read_image", lambda _: pytest.fail("an image was read"))
+    monkeypatch.setattr(saving, "read_image", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(RunError, match="cannot write"):
         next(predict(run, [image], image))
 

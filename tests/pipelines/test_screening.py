@@ -11,7 +11,7 @@ from PIL import Image
 
 import metalad
 from metalad.data.images import find_images, read_image
-from metalad.pipelines import screening
+from metalad.detectors.outliers import standing_out
 from metalad.runtime.errors import DataError
 from tests.cookies import put_cookies
 
@@ -51,7 +51,7 @@ def test_hardly_any_image_of_a_clean_set_is_named(shared_data: Path, name: str) 
     paths = find_images(shared_data / "mvtec" / name / "train" / "good")[:120]
     model = metalad.fit(paths, method="variation_model", image_size=64)
     scores = model.stored.detector.get_buffer("normal_scores_calibrated").numpy().astype(np.float64)
-    assert len(screening.standing_out(scores)) <= 2
+    assert len(standing_out(scores)) <= 2
 
 
 def test_identical_images_and_images_of_a_single_color_are_named(

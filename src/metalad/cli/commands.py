@@ -43,7 +43,7 @@ def train(options: Namespace) -> int:
     if options.json:
         caution = model.caution()
         values = {"model": str(model.path), "scoring": scoring, "caution": asdict(caution) if caution else None}
-        print_json({**values, **asdict(header)})
+        print_json({**values, **header.to_dict()})
     else:
         if caution := model.caution():
             print(caution)

@@ -72,6 +72,7 @@ _TOO_MANY = (
     f"or set {LIMIT_VARIABLE} to a larger number of millions of pixels"
 )
 _ORIENTATION = 0x0112
+_BIG_ENDIAN_BIG_TIFF = b"MM\x00+"
 _PILLOW_LOCK = threading.Lock()
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -292,6 +293,9 @@ def _open_header(path: Path, file: BinaryIO) -> ImageFile:
 
 def _opened(path: Path, kind: Format, file: BinaryIO) -> ImageFile:
     try:
+        if kind.name == "TIFF" and file.read(4) == _BIG_ENDIAN_BIG_TIFF:
+            raise SyntaxError("unknown pixel mode: Pillow does not read the list of its directories")
+        file.seek(0)
         return kind.open(file)
     except SyntaxError as error:
         if kind.name == "TIFF" and "pixel mode" in str(error):

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from json import dumps, loads
 from pathlib import Path
 
 from metalad.data import Sample, read_category
+from metalad.data.reading import Reading
 from metalad.pipelines.evaluate import evaluate
 from metalad.pipelines.inference import default_batch_size
 from metalad.pipelines.rendering import infer_and_render
@@ -113,10 +114,11 @@ def _pictures(
         _require_unchanged(run, model, comparison.reports[number])
         samples = _samples(run, model, data, comparison)
         batch_size = default_batch_size(model.detector.device.type)
+        reading = Reading(model.header.white_level)
         # Relative to the scores, not to the threshold, which few good images can put anywhere.
         slack = SAME_SCORE * max(abs(image.score) for image in comparison.images_by_run[number])
         for index, sample in samples.items():
-            rendering = infer_and_render(model.detector, sample, scoring.name, batch_size)
+            rendering = infer_and_render(model.detector, sample, scoring.name, batch_size, reading)
             score = comparison.images_by_run[number][index].score
             if not math.isclose(rendering.score, score, rel_tol=SAME_SCORE, abs_tol=slack):
                 raise DataError(f"{sample.path} is not the image that {run} was evaluated on; evaluate it again")
@@ -127,7 +129,7 @@ def _pictures(
 
 
 def _require_unchanged(run: Path, model: StoredModel, report: Report) -> None:
-    now = loads(dumps(asdict(model.header)))
+    now = loads(dumps(model.header.to_dict()))
     # An entry that an older version did not write is no difference.
     if any(report.settings[name] != now[name] for name in now if name in report.settings):
         raise RunError(f"{run} was trained again since it was evaluated; evaluate it again")

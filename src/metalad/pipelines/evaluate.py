@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from metalad.data import Category, Sample, read_category
+from metalad.data.copies import CopyReader
 from metalad.data.corruptions import CORRUPTIONS
-from metalad.data.images import read_image, resize_map
+from metalad.data.images import resize_map
 from metalad.data.loading import inspect_truth
 from metalad.data.mask_notes import MaskFacts, mask_facts, mask_notes
+from metalad.data.reading import Reading
 from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.inference import infer
 from metalad.methods import method_named
@@ -91,8 +93,9 @@ def evaluate(
     rate = None if threshold is not None else stored.rate(false_alarms)
     folder = None if out is None else PictureFolder(Path(out) / PAGE)
     closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
+    reader = CopyReader(Reading(stored.header.white_level, strict=strict), stored.header.image_hashes)
     with contextlib.closing(PictureStore()) as pictures, closing_folder:
-        worker = _Worker(stored.detector, chosen, thresholds[chosen], folder, corruptions, maps)
+        worker = _Worker(stored.detector, chosen, thresholds[chosen], folder, corruptions, maps, reader)
         found = _evaluated(worker, category, pictures, strict, progress)
         report = _report(stored, category, found, thresholds, chosen, rate, corruptions)
         if out is not None:
@@ -129,10 +132,14 @@ class _Worker:
     folder: PictureFolder | None
     corruptions: bool
     maps: bool
+    reader: CopyReader
 
     @property
     def predictor(self) -> Predictor:
         return Predictor(self.detector, SCORINGS, default_batch_size(self.detector.device.type))
+
+    def load(self, source: _Numbered) -> UInt8[np.ndarray, "height width 3"]:
+        return self.reader.read(source.sample.path)
 
     def finish(self, item: InferredImage[_Numbered] | UnreadableImage[_Numbered]) -> _EvaluatedSample | ImageError:
         if isinstance(item, UnreadableImage):
@@ -196,12 +203,13 @@ class _Found(NamedTuple):
     masks: list[MaskFacts]
     maps: list[Float32[np.ndarray, "_ _"]]
     skipped: list[tuple[str, str]]
+    reading_notes: list[str]
 
 
 def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, strict: bool, progress: bool) -> _Found:
-    found = _Found(Evaluation(SCORINGS), [], [], [], [], [])
+    found = _Found(Evaluation(SCORINGS), [], [], [], [], [], [])
     sources = [_Numbered(index, sample) for index, sample in enumerate(category.test)]
-    stream = infer_stream(worker.predictor, sources, lambda source: read_image(source.sample.path), worker.finish)
+    stream = infer_stream(worker.predictor, sources, worker.load, worker.finish)
     with contextlib.closing(stream) as results:
         for item in counted(results, "evaluate", "image", len(sources), shown=progress):
             if isinstance(item, ImageError):
@@ -221,6 +229,7 @@ def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, stri
     if not found.samples:
         path, reason = found.skipped[0]
         raise DataError(f"none of {len(sources)} images can be read; the first, {path}: {reason}")
+    found.reading_notes.extend(worker.reader.notes())
     return found
 
 
@@ -259,7 +268,7 @@ def _report(
             for sample, scores in zip(found.samples, found.scores, strict=True)
         ),
         skipped=tuple(found.skipped),
-        settings=dataclasses.asdict(model.header),
+        settings=model.header.to_dict(),
         notes=_notes(model, category, found, corruptions),
         caution=None if rate is None else model.caution(rate, chosen),
         data=str(category.root.resolve()),
@@ -273,7 +282,7 @@ def _notes(model: StoredModel, category: Category, found: _Found, corruptions: b
     if unmasked:
         notes.append(f"{unmasked} anomalous images have no ground-truth mask; pixel metrics leave them out.")
     notes += mask_notes(found.masks)
-    notes += [f"{line}." for line in category.test_notes]
+    notes += [f"{line}." for line in (*category.test_notes, *found.reading_notes)]
     if corruptions and all(sample.abnormal for sample in found.samples):
         notes.append("There are no good test images, so no corruption was evaluated.")
     if method_named(model.header.method).image_level:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from metalad.data import Sample, read_truth
 from metalad.data.images import read_image, resize_image, resize_map
+from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
 from metalad.pipelines.inference import InferredImage, Predictor, infer_one
 from metalad.visualization.maps import verdict_overlay
@@ -54,12 +55,14 @@ def render(inferred: InferredImage[Any], truth: Bool[np.ndarray, "height width"]
     return Rendering(inferred.decoded.load(), truth, rebuilt, anomaly_map, inferred.scores[scoring])
 
 
-def infer_and_render(detector: Detector, sample: Sample, scoring: Scoring, batch_size: int) -> Rendering:
-    """Infer one test image, and return its pictures.
+def infer_and_render(
+    detector: Detector, sample: Sample, scoring: Scoring, batch_size: int, reading: Reading | None = None
+) -> Rendering:
+    """Infer one test image, and return its pictures; `reading` is how its file is read.
 
     Raises:
         ImageError: the image or its mask cannot be read. DataError: the mask does not fit its image.
     """
     predictor = Predictor(detector, (scoring,), batch_size)
-    inferred = infer_one(predictor, sample, lambda: read_image(sample.path))
+    inferred = infer_one(predictor, sample, lambda: read_image(sample.path, reading))
     return render(inferred, read_truth(sample, inferred.decoded.size), scoring)

@@ -131,6 +131,7 @@ class SavedPrediction:
     map, overlay: the files written, None where they were not.
     error: why the image could not be read, else None.
     size: height and width of the image, None where it could not be read.
+    notes: what was read differently than it is stored, such as an ignored alpha channel.
     """
 
     path: Path | None
@@ -142,6 +143,7 @@ class SavedPrediction:
     overlay: Path | None
     error: str | None = None
     size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], threshold: float) -> "SavedPrediction":
@@ -158,11 +160,12 @@ class SavedPrediction:
             regions=tuple(Region.from_dict(region) for region in values.get("regions", ())),
             error=values.get("error"),
             size=(values["height"], values["width"]) if values.get("height") else None,
+            notes=tuple(values.get("notes", ())),
             **files,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return path, score, threshold, is_anomalous, height, width, regions, map, overlay; or path and error."""
+        """Return path, score, threshold, is_anomalous, height, width, regions, map, overlay, notes; or path, error."""
         path = None if self.path is None else str(self.path)
         if self.error is not None:
             return {"path": path, "error": self.error}
@@ -177,4 +180,5 @@ class SavedPrediction:
             "regions": [region.to_dict() for region in self.regions],
             "map": None if self.map is None else str(self.map),
             "overlay": None if self.overlay is None else str(self.overlay),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }

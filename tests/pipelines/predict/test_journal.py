@@ -35,7 +35,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each image is read."""
     counted: Counter[str] = Counter()
 
-    def counting(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    def counting(path: Path, *_: object) -> UInt8[np.ndarray, "height width 3"]:
         counted[path.name] += 1
         return read_image(path)
 

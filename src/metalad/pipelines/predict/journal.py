@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.data.images import MAPS, OVERLAYS, RESULTS
+from metalad.data.reading import FULL_RANGE
 from metalad.data.walking import JOURNAL
 from metalad.detectors.base import Scoring
 from metalad.pipelines.predict.formats import other_formats
@@ -37,6 +38,7 @@ class Plan:
 
     format: of the shards' lines; 1 was metalad 0.1. model: SHA-256 of the model file. paths: SHA-256 of the paths.
     torch_threads: see `metalad.pipelines.inference.Threads`. shard: images of a shard. images: their total number.
+    white_level: of 16-bit files, from the model.
     """
 
     format: int = 1
@@ -53,6 +55,7 @@ class Plan:
     torch_threads: int
     shard: int = 0
     images: int = 0
+    white_level: int = FULL_RANGE
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,7 @@ class ShardFile:
                 result.error,
                 [region.to_dict() for region in result.regions],
                 result.size,
+                result.notes,
             ],
             allow_nan=False,
         )
@@ -354,10 +358,18 @@ def _whole_lines(file: Any) -> tuple[list[list[Any]], int]:
 
 def rebuilt(source: Source, line: Sequence[Any], out: Path, threshold: float) -> SavedPrediction:
     """Return the result of an image from its line in a shard's file."""
-    score, is_anomalous, has_map, suffix, error, regions, size = line
+    score, is_anomalous, has_map, suffix, error, regions, size, *notes = line  # metalad 0.2 stored no notes
     map_file = out / MAPS / f"{source.name}.png" if has_map else None
     overlay = out / OVERLAYS / f"{source.name}{suffix}" if suffix else None
-    found = tuple(Region.from_dict(region) for region in regions)
     return SavedPrediction(
-        source.path, score, threshold, is_anomalous, found, map_file, overlay, error, size and tuple(size)
+        path=source.path,
+        score=score,
+        threshold=threshold,
+        is_anomalous=is_anomalous,
+        regions=tuple(Region.from_dict(region) for region in regions),
+        map=map_file,
+        overlay=overlay,
+        error=error,
+        size=size and tuple(size),
+        notes=tuple(notes[0]) if notes else (),
     )

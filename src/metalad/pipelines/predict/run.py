@@ -9,20 +9,21 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from metalad.data.content import file_hash
+from metalad.data.reading import NoteCounter
 from metalad.detectors.base import Scoring
 from metalad.pipelines.inference import Threads, default_batch_size, infer_stream
 from metalad.pipelines.model import Model, stored_model
 from metalad.pipelines.predict.formats import write_formats
 from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, rebuilt, stored_lines
 from metalad.pipelines.predict.remote import Remote
-from metalad.pipelines.predict.saving import Writer, load_source
+from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.results.prediction import SavedPrediction
 from metalad.runtime.choices import Format
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import replacing
 from metalad.runtime.lock import exclusive_lock
-from metalad.runtime.progress import counted
+from metalad.runtime.progress import counted, logger
 from metalad.runtime.settings import check_choice, whole_number
 from metalad.storage.model_file import StoredModel
 from metalad.storage.run_folder import require_same
@@ -106,6 +107,7 @@ def predict(
         overlays=overlays,
         device=device_type,
         torch_threads=begun.torch_threads if begun else Threads.of_machine().torch_threads,
+        white_level=model.header.white_level,
     )
     sources = iter(()) if begun else find_sources(files, folder)
     return _predicted(journal, plan, begun, use, sources, model, model.path, remote, format, progress)
@@ -164,6 +166,7 @@ def _predicted(
                 write_formats(format, journal.results)
                 return
             journal.clean()
+        notes = NoteCounter()
         results = remote.results(journal, plan, file) if remote else _here(journal, plan, model)
         with (
             contextlib.closing(results),
@@ -173,16 +176,19 @@ def _predicted(
             lines.writelines(journal.earlier_lines())
             for result in counted(results, "predict", "image", plan.images, shown=progress):
                 lines.write(json.dumps(result.to_dict(), allow_nan=False) + "\n")
+                notes.add(result.path or journal.out, result.notes)
                 yield result
         write_formats(format, journal.results)
         journal.finish()
+        for line in notes.lines():
+            logger.warning("%s", line)
 
 
 def _here(journal: Journal, plan: Plan, model: StoredModel) -> Generator[SavedPrediction, None, None]:
-    writer = Writer(journal.out, plan.scoring, plan.threshold, plan.strict, plan.maps, plan.overlays)
+    writer = Writer.of(plan, journal.out)
     predictor = writer.predictor(model.detector, plan.batch_size)
     threads = Threads(Threads.of_machine().workers, plan.torch_threads)
-    stream = infer_stream(predictor, _left(journal, plan), load_source, writer.write, threads)
+    stream = infer_stream(predictor, _left(journal, plan), writer.load, writer.write, threads)
     with contextlib.closing(stream) as inferred:
         for shard in journal.shards(plan):
             with contextlib.closing(ShardFile(shard.file)) as file:

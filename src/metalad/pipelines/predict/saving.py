@@ -1,14 +1,16 @@
 """Write the map and the overlay of each image, and describe what was written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from metalad.data.images import MAPS, OVERLAYS, read_image, resize_map
+from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
 from metalad.pipelines.inference import InferredImage, Predictor, UnreadableImage
+from metalad.pipelines.predict.journal import Plan
 from metalad.pipelines.predict.sources import Source
 from metalad.results.prediction import SavedPrediction
 from metalad.results.regions import find_regions
@@ -16,16 +18,16 @@ from metalad.runtime.errors import ImageError
 from metalad.visualization.overlay import draw_overlay, in_thresholds, overlay_suffix, save_picture, to_steps
 
 
-def load_source(source: Source) -> UInt8[np.ndarray, "height width 3"]:
+def load_source(source: Source, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Return the image of a source as RGB bytes; raises as `read_image`."""
-    return read_image(source.path)
+    return read_image(source.path, reading)
 
 
 @dataclass(frozen=True)
 class Writer:
     """Writes the files of an inferred image; the threshold is the unit of the maps.
 
-    strict: an unreadable image raises instead of being described.
+    strict: an unreadable image raises instead of being described. reading: how image files are read.
     """
 
     out: Path
@@ -34,6 +36,17 @@ class Writer:
     strict: bool = False
     maps: bool = True
     overlays: bool = True
+    reading: Reading = field(default_factory=Reading, compare=False)
+
+    @classmethod
+    def of(cls, plan: Plan, out: Path) -> "Writer":
+        """Return the writer of a prediction."""
+        reading = Reading(plan.white_level, strict=plan.strict)
+        return cls(out, plan.scoring, plan.threshold, plan.strict, plan.maps, plan.overlays, reading)
+
+    def load(self, source: Source) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the image of a source as RGB bytes; raises as `read_image`."""
+        return load_source(source, self.reading)
 
     def predictor(self, detector: Detector, batch_size: int) -> Predictor:
         """Return what computes the maps that this writer needs."""
@@ -64,6 +77,7 @@ class Writer:
             map=map_file,
             overlay=overlay_file,
             size=item.decoded.size,
+            notes=self.reading.notes.of(source.path),
         )
 
     def _write_overlay(self, item: InferredImage[Source], relative: Float32[np.ndarray, "height width"]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from metalad.data.content import file_hash
 from metalad.pipelines.inference import Predictor, Threads, infer_stream
 from metalad.pipelines.predict.journal import Plan, Shard, ShardFile
-from metalad.pipelines.predict.saving import Writer, load_source
+from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source
 from metalad.runtime.errors import MetaladError, ModelFileError
 from metalad.runtime.tasks import Task
@@ -52,13 +52,13 @@ def answer(task: Task) -> dict[str, Any]:
 
 def _process(task: Task) -> None:
     plan, sources = Plan(**task["plan"]), [Source(Path(path), name) for path, name in task["sources"]]
-    writer = Writer(Path(task["out"]), plan.scoring, plan.threshold, plan.strict, plan.maps, plan.overlays)
+    writer = Writer.of(plan, Path(task["out"]))
     predictor = _predictor(Path(task["model"]), task["device"], plan, writer)
     on_cpu = predictor.detector.device.type == "cpu"
     threads = Threads(task["workers"] if on_cpu else max(task["workers"], GPU_WORKERS), plan.torch_threads)
     with contextlib.closing(ShardFile(Path(task["file"]))) as file:
         left = sources[len(file.stored) :]
-        for result in infer_stream(predictor, left, load_source, writer.write, threads):
+        for result in infer_stream(predictor, left, writer.load, writer.write, threads):
             file.append(result)
 
 

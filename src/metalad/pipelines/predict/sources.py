@@ -7,7 +7,9 @@ from itertools import chain
 from pathlib import Path
 
 from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS
+from metalad.data.pages import split_page
 from metalad.data.products import iter_products
+from metalad.data.reading import with_pages
 from metalad.data.walking import LeftOut
 from metalad.pipelines.predict.output_names import OutputNames
 from metalad.runtime.errors import DataError
@@ -26,6 +28,8 @@ class Source:
 def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
 
+    A file with several pages gives a source for each, with a path such as `scan.tif[2]`.
+
     A name is the path below the given folder, or below the common folder if several paths are given, see `OutputNames`.
     Files in the maps and overlays of `out` are left out: they are results. Other files in folders that are left out,
     such as masks, are counted, and a line about them is logged at the end.
@@ -36,7 +40,7 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     """
     for path in paths:
         try:
-            kind = special_kind(path)
+            kind = special_kind(split_page(path)[0])
         except OSError as error:
             raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
         if kind is not None:
@@ -54,7 +58,7 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
 
 def _images(paths: Sequence[Path], left_out: LeftOut) -> Iterator[Path]:
     for path in paths:
-        yield from iter_products(path, left_out) if path.is_dir() else (path,)
+        yield from with_pages(iter_products(path, left_out) if path.is_dir() else (path,))
     if line := left_out.text():
         logger.info("%s", line)
 
@@ -83,4 +87,6 @@ def _named(images: Iterable[Path], base: Path, names: OutputNames) -> Iterator[S
     for path in images:
         absolute = _absolute(path)
         below = base if absolute.is_relative_to(base) else Path(absolute.anchor)
-        yield Source(path, names.add(absolute.relative_to(below).with_suffix("").as_posix()))
+        file, page = split_page(absolute)
+        stem = file.relative_to(below).with_suffix("").as_posix()
+        yield Source(path, names.add(stem if page is None else f"{stem}[{page}]"))
