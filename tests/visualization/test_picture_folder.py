@@ -46,7 +46,7 @@ def test_half_of_the_pixels_are_kept_for_important_images(tmp_path: Path) -> Non
 
 
 def test_an_interrupted_command_leaves_the_former_folder(tmp_path: Path) -> None:
-    former = tmp_path / "page_files" / "former.jpg"
+    former = tmp_path / "page_files" / "00012-input.jpg"
     former.parent.mkdir()
     former.touch()
     PictureFolder(tmp_path / "page.html").write_full_size(0, {"Input": image()}, False)  # killed before `publish`
@@ -55,6 +55,16 @@ def test_an_interrupted_command_leaves_the_former_folder(tmp_path: Path) -> None
     assert {file.name for file in tmp_path.iterdir()} == {"page_files"}
     folder.publish()  # nothing was written: the new page has no files
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "page_files").mkdir()
+    (tmp_path / "page_files" / "mine.jpg").touch()
+    for number in (3, 4):
+        folder = PictureFolder(tmp_path / "page.html")
+        folder.write_full_size(number, {"Input": image()}, False)
+        folder.publish()
+    assert {file.name for file in (tmp_path / "page_files").iterdir()} == {"mine.jpg", "00004-input.jpg"}
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

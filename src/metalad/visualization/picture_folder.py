@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 
 from metalad.runtime.files import os_errors_as_run_errors
+from metalad.runtime.sidecar import replace_own_files
 from metalad.visualization.overlay import JPEG_MAX_SIDE
 from metalad.visualization.pictures import THUMBNAIL_SIDE, EmbeddedPicture, Picture
 
+OWN = "[0-9][0-9][0-9][0-9][0-9]-*.*"
+"""Pattern of the names of the pictures."""
 JPEG_QUALITY = 92
 MAX_PIXELS = 400_000_000
 """Pixels of all full-size pictures of a page: 0.1 to 0.2 GB. Half of them are kept for wrong decisions."""
@@ -68,16 +71,12 @@ class PictureFolder:
         return replace(picture, uri=f"{self._folder.name}/{name}")
 
     def publish(self) -> None:
-        """Replace the folder of the former page.
+        """Replace the pictures of the former page; other files in the folder stay.
 
         Raises:
             RunError: it cannot be replaced.
         """
-        with os_errors_as_run_errors(self._folder):
-            if self._folder.exists():
-                shutil.rmtree(self._folder)
-            if self._temporary.exists():
-                self._temporary.rename(self._folder)
+        replace_own_files(self._folder, self._temporary, OWN)
 
     def close(self) -> None:
         """Delete what was not published."""

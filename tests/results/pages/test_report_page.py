@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metalad.results.caution import Caution, Severity
 from metalad.results.pages.page import digits, times_threshold
 from metalad.results.pages.report_page import default_order, nothing_lost, write_html_report
 from metalad.results.report import (
@@ -23,6 +24,7 @@ from metalad.results.report import (
     ScoringReport,
     SizeRow,
 )
+from metalad.results.separation import separation
 from metalad.runtime.errors import RunError
 from metalad.visualization.picture_folder import PictureFolder
 from metalad.visualization.pictures import EmbeddedPicture, embed
@@ -293,7 +295,7 @@ def test_thumbnails_of_the_images_after_the_first_are_files(tmp_path: Path, monk
     monkeypatch.setattr("metalad.results.pages.report_page.EMBEDDED_ROWS", 2)
     path = tmp_path / "report.html"
     (tmp_path / "report_files").mkdir()
-    (tmp_path / "report_files" / "old.jpg").write_text("of the former page")
+    (tmp_path / "report_files" / "00009-input.jpg").write_text("of the former page")
     write_html_report(path, report(), pictures, PictureFolder(path))
     sources = [str(attrs["src"]) for attrs in Page(path).all("img") if attrs.get("src")]
     assert [source.startswith("data:") for source in sources] == [True] * 7 + [False] * 11
@@ -303,6 +305,27 @@ def test_thumbnails_of_the_images_after_the_first_are_files(tmp_path: Path, monk
     assert "report_files/00004-input-small.png" in files
     assert all(attrs.get("loading") == "lazy" for attrs in Page(path).all("img") if attrs.get("src") in files)
     np.testing.assert_allclose(np.asarray(Image.open(tmp_path / files[0]).convert("RGB")), 160, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("severity", "label"), [("caution", "Caution:"), ("warning", "Warning:"), ("severe", "Severe warning:")]
+)
+def test_a_caution_stands_between_the_headline_and_the_scores(severity: Severity, label: str, tmp_path: Path) -> None:
+    caution = Caution(severity, "few <images>")
+    write_html_report(tmp_path / "report.html", dataclasses.replace(report(), caution=caution), pictures)
+    page = Page(tmp_path / "report.html")
+    assert page.texts.index(("h1", "2 of 3 defective found, 1 of 2 good rejected")) < page.texts.index(("b", label))
+    assert page.texts.index(("p", "few <images>.")) < page.texts.index(("h2", "Image scores and threshold"))
+    assert [attrs["class"] for attrs in page.all("p") if attrs.get("role") == "note"] == [f"caution {severity}"]
+
+
+def test_without_a_caution_there_is_no_box_and_a_separation_is_shown(page: Page, tmp_path: Path) -> None:
+    assert not [attrs for attrs in page.all("p") if str(attrs.get("class")).startswith("caution")]
+    found = separation(np.array([1.0, 2.0, 3.0]), np.array([False, False, True]))
+    scorings = tuple(dataclasses.replace(each, separation=found) for each in report().scorings)
+    write_html_report(tmp_path / "report.html", dataclasses.replace(report(), scorings=scorings), pictures)
+    texts = [text for tag, text in Page(tmp_path / "report.html").texts if tag == "p"]
+    assert any(text.startswith("Chosen on these test images: a threshold between 2 and 3 separates") for text in texts)
 
 
 def test_pictures_are_requested_one_at_a_time_while_the_page_is_written(tmp_path: Path) -> None:
