@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 
 from metalad.data.convert import is_image, to_rgb
 from metalad.data.images import read_image, resize_map
+from metalad.data.pages import split_page
 from metalad.data.products import logged_products
 from metalad.data.reading import Reading, with_pages
 from metalad.detectors.base import Scoring
@@ -271,7 +272,7 @@ def _log_notes(reading: Reading) -> None:
 
 
 def _is_many(path: str | Path) -> bool:
-    return Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists())
+    return Path(path).is_dir() or (glob.has_magic(str(path)) and not split_page(Path(path))[0].exists())
 
 
 def _inputs(x: Any, reading: Reading) -> Iterator[_Input]:

@@ -26,7 +26,7 @@ from metalad.visualization.overlay import save_picture
 from metalad.visualization.sheet import concatenate_horizontally
 
 FOLDER = "outliers"
-MAX_PICTURES = 20
+MAX_PICTURES = 10
 PICTURE_SIDE = 800
 """Longest side of the image and of the overlay in a picture, in pixels."""
 
