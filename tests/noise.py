@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metalad.data.walking import JOURNAL
+from metalad.data.walking import JOURNAL, PAGE_FILES
 from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal import Metal, MetalConfig
 from metalad.storage.model_file import Header, write_model
@@ -56,6 +56,6 @@ def draw_many(folder: Path, count: int) -> Path:
 
 
 def files_in(folder: Path) -> set[str]:
-    """Return the names of the files in a folder without those of the journal of `predict`."""
+    """Return the names of the files in a folder without those of the journal and of the page of `predict`."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {file.as_posix() for file in files if file.parts[0] != JOURNAL}
+    return {file.as_posix() for file in files if file.parts[0] not in (JOURNAL, "index.html", PAGE_FILES)}

@@ -11,6 +11,8 @@ from metalad.runtime.errors import DataError
 
 RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
 """Output of `predict`: a file of results, and two folders of pictures."""
+PAGE_FILES, REPORT, REPORT_FILES = "index_files", "report.html", "report_files"
+"""Data of the page of `predict`; the page of `evaluate`, and its pictures."""
 JOURNAL = ".predict"
 """Folder in which `predict` records its progress, in its output folder; without results it did not finish."""
 DEAD_LINK, SPECIAL, NO_SUFFIX = "dead link", "special file", "without suffix"
@@ -165,9 +167,11 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:
                 found.append((entry.name + "/" * is_folder, path, is_folder))
             elif reason is not None:
                 left_out.add(reason)
-    # The pictures that `predict` wrote are not input images.
+    # The pictures that `predict` and `evaluate` wrote are not input images.
     has_outputs = (folder / RESULTS).exists() or (folder / JOURNAL).exists()
-    outputs = {f"{MAPS}/", f"{OVERLAYS}/"} if has_outputs else set()
+    outputs = {f"{MAPS}/", f"{OVERLAYS}/", f"{PAGE_FILES}/"} if has_outputs else set()
+    if (folder / REPORT).exists():
+        outputs.add(f"{REPORT_FILES}/")
     return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
 
 
