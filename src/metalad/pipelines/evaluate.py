@@ -75,7 +75,7 @@ def evaluate(
         threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
         corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
         maps: return the anomaly maps at the images' own sizes in `Report.maps`; they need memory.
-        strict: stop with an error at the first unreadable image instead of skipping it.
+        strict: stop with an error at the first image that is unreadable, instead of skipping it, or has several pages.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 

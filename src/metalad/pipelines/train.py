@@ -73,7 +73,7 @@ def train(
         resolution: fast, balanced or fine: how far images are reduced; more pixels take more time. Balanced by default.
         smallest_defect: width of the smallest defect that matters, in pixels of the images; the resolution follows.
         resume: continue a run that was stopped; it ends in the same bits as an uninterrupted one.
-        strict: stop with an error at the first unreadable image instead of skipping it.
+        strict: stop with an error at the first image that is unreadable, instead of skipping it, or has several pages.
         all_good: take all images below `data` as good, whatever its folders are named.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         precision: of matrix products in gradient descent: `fp32`, `bf16`, or `auto` for bf16 where it is faster.
