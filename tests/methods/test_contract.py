@@ -344,23 +344,16 @@ def killed_in(stage: str, epoch: Callable[..., Epoch]) -> Callable[..., Epoch]:
 
 
 @each_method
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_images_are_refused(tmp_path: Path, name: str, count: int) -> None:
-    images = put_cookies(tmp_path / "images", count)
-    with pytest.raises(DataError, match="images"):
-        metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
-
-
-@each_method
-def test_two_images_are_enough_or_are_refused(tmp_path: Path, name: str) -> None:
-    """One of them is held out; some methods need two images to fit."""
-    images = put_cookies(tmp_path / "images", 2)
-    message = ""
-    try:
-        model = metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
-    except DataError as error:
-        message = str(error)
-    assert "at least 2 good images" in message or np.isfinite(model.threshold)
+def test_the_required_number_of_images_is_enough_and_fewer_are_refused(tmp_path: Path, name: str) -> None:
+    required = method_named(name).load().required_images()
+    for count in range(required):
+        images = put_cookies(tmp_path / f"{count}", count)
+        with pytest.raises(DataError, match=f"{name} needs at least {required}, one of them" if count else "images"):
+            metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
+        assert not (tmp_path / "run").exists()
+    images = put_cookies(tmp_path / "images", required)
+    model = metalad.train(images, tmp_path / "run", method=small(name), epochs=1, device="cpu")
+    assert np.isfinite(model.threshold)
 
 
 @each_fitted_method

@@ -262,8 +262,8 @@ def test_nothing_is_written_without_a_folder_to_write_to(tmp_path: Path) -> None
 def test_impossible_images_are_errors(folder: Path, tmp_path: Path) -> None:
     paths = find_images(folder)
     wrong: list[tuple[Any, str]] = [
-        ([], "found 0 good images, but at least 2 are needed"),
-        (paths[:1], "found 1 good images, but at least 2 are needed"),
+        ([], "found 0 good images, but metal needs at least 2, one of them for validation"),
+        (paths[:1], "found 1 good images, but metal needs at least 2, one of them"),
         (iter(()), "found 0 good images"),
         (str(folder), r"fit takes a list or an iterable of images; use metalad\.train for a folder"),
         ([paths[0], 3], r"images\[1\] is a int; give a path, a NumPy array, a Pillow image or a torch tensor"),

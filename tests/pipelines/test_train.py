@@ -16,12 +16,14 @@ import torch
 
 import metalad
 from metalad.data import Images
+from metalad.pipelines import schedule
 from metalad.pipelines import train as module
 from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
 from metalad.storage.model_file import read_model
-from metalad.storage.run_folder import RunSettings
+from metalad.storage.run_folder import RunFolder, RunSettings
+from metalad.training.budget import Budget
 from metalad.training.loop import Descent, Epoch
 from tests.cookies import cookies, put_cookies
 from tests.tiny import TINY
@@ -300,40 +302,55 @@ def test_a_damaged_run_file_is_named(data: Path, tmp_path: Path, text: str) -> N
         run(data, tmp_path, resume=True)
 
 
+def measured(monkeypatch: pytest.MonkeyPatch, epoch: float, besides: float) -> None:
+    """Let an epoch and the rest of the training seem to take so many seconds, and the clock stand still."""
+    monkeypatch.setattr(schedule, "epoch_seconds", lambda *_: epoch)
+    monkeypatch.setattr(schedule, "seconds_besides_descent", lambda *_: besides)
+    monkeypatch.setattr(module, "Budget", lambda minutes: Budget(minutes, lambda: 0.0))
+
+
 def test_minutes_shorten_the_schedule(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "epoch_seconds", lambda *_: 0.6)
-    model = train(data, tmp_path / "a", method=TINY, minutes=0.045, device="cpu")
-    assert model.header.training["stages"]["train"]["max_epochs"] == 4
-    assert (
-        train(data, tmp_path / "b", method=TINY, minutes=1e-9, device="cpu").header.training["stages"]["train"][
-            "max_epochs"
-        ]
-        == 1
-    )
-    assert (
-        train(data, tmp_path / "c", method=TINY, minutes=9e9, epochs=2, device="cpu").header.training["stages"][
-            "train"
-        ]["max_epochs"]
-        == 2
-    )
+    def epochs(minutes: float, epochs: int | None = None) -> int:
+        out = tmp_path / f"{minutes}"
+        header = train(data, out, method=TINY, minutes=minutes, epochs=epochs, device="cpu").header
+        return int(header.training["stages"]["train"]["max_epochs"])
+
+    measured(monkeypatch, 0.6, 1.0)
+    assert epochs(0.06) == 4  # (3.6 - 1) / 0.6 = 4.3
+    assert epochs(0.0267) == 1
+    assert epochs(9e9, 2) == 2
+    with pytest.raises(ConfigError, match=r"minutes is 0\.02, but loading, one epoch .* take about 0\.027; allow more"):
+        epochs(0.02)
+    assert names(tmp_path / "0.02") == {"train.log"}
+
+
+def test_minutes_are_refused_for_a_method_without_descent(data: Path, tmp_path: Path) -> None:
+    for name in ("metal_features", "variation_model"):
+        with pytest.raises(ConfigError, match=f"{name} is fitted in one pass, without gradient descent that minutes"):
+            train(data, tmp_path / "run", method=name, minutes=3.0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_limited_by_minutes_keeps_its_length_when_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(seconds: float) -> None:
-        monkeypatch.setattr(module, "epoch_seconds", lambda *_: seconds)
-
-    measured(0.6)
-    train(data, tmp_path / "whole", method=TINY, minutes=0.045, device="cpu")
+    measured(monkeypatch, 0.6, 1.0)
+    train(data, tmp_path / "whole", method=TINY, minutes=0.06, device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(module, "calibrate", killed)
         with pytest.raises(Killed):
-            train(data, tmp_path / "interrupted", method=TINY, minutes=0.045, device="cpu")
-    measured(6.0)
-    train(data, tmp_path / "interrupted", method=TINY, minutes=0.045, resume=True, device="cpu")
+            train(data, tmp_path / "interrupted", method=TINY, minutes=0.06, device="cpu")
+    measured(monkeypatch, 6.0, 1.0)
+    train(data, tmp_path / "interrupted", method=TINY, minutes=0.06, resume=True, device="cpu")
     whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "interrupted"))
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_measuring_changes_no_bit_of_the_model(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "unlimited", method=TINY, epochs=3, device="cpu")
+    train(data, tmp_path / "limited", method=TINY, epochs=3, minutes=100.0, device="cpu")
+    unlimited, limited = (tmp_path / name / "model.safetensors" for name in ("unlimited", "limited"))
+    assert unlimited.read_bytes() == limited.read_bytes()
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -477,7 +494,7 @@ def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path, monkeyp
                 run(data, tmp_path, resume=resume)
             refused.append(str(caught.value))
 
-    class Folder(module.RunFolder):
+    class Folder(RunFolder):
         def record(self, settings: RunSettings) -> None:
             super().record(settings)
             second()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from metalad.nn.pixels import Pixels
 from metalad.runtime.errors import RunError
 from metalad.training import loop
-from metalad.training.loop import Descent, Epoch, Learner, Objective, Training, TrainingStep, epoch_seconds
+from metalad.training.loop import Descent, Epoch, Learner, Objective, Training, TrainingStep
 from metalad.training.precision import Precision
+from metalad.training.timing import epoch_seconds
 
 SHORT = Training(learning_rate=0.01, batch_size=4, max_epochs=6)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 6, 3), dtype=np.uint8)
@@ -272,7 +273,9 @@ def test_steps_are_rounded_up_to_whole_epochs(images: int, batch: int, steps: in
 
 def test_epoch_seconds_does_not_change_the_module(tmp_path: Path) -> None:
     module, other = Small(), Small()
-    assert epoch_seconds(module, SHORT, "fp32", TRAINING) > 0
+    state = torch.random.get_rng_state()
+    assert epoch_seconds(module, SHORT, "fp32", TRAINING, VALIDATION, at_least=0.01) > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert identical_weights(module, other)
     assert not list(tmp_path.iterdir())
 

@@ -100,6 +100,8 @@ class Detector(nn.Module, ABC):
     """Whether the image score comes from the map after smoothing, as in most papers, or before."""
     has_own_score: ClassVar[bool] = False
     """Whether the residuals come with an image score, which `image_score="own"` selects."""
+    min_images: ClassVar[int] = 1
+    """The fewest images that the method can be trained or fitted on; see `required_images`."""
     self_calibrated: ClassVar[bool] = False
     """Whether the raw map is in units of good images already; then there is no `calibration`."""
     config: DetectorConfig
@@ -115,6 +117,11 @@ class Detector(nn.Module, ABC):
         self.guided_smoothing = GuidedSmoothing(*config.image_size, config.smoothing_sigma) if guided else None
         for scoring in SCORINGS:
             self.register_buffer(f"normal_scores_{scoring}", None)
+
+    @classmethod
+    def required_images(cls) -> int:
+        """Return the fewest good images that a training needs in all, with one that is held out for validation."""
+        return cls.min_images + 1
 
     @property
     def device(self) -> torch.device:
@@ -262,12 +269,12 @@ class GradientDetector(Detector, Learner):
 
 
 class FittedDetector(Detector):
-    """A method with a closed form: statistics of good images, no loss.
+    """A method with a closed form: statistics of good images, no loss."""
 
-    min_images: the fewest images that `fit` accepts.
-    """
-
-    min_images: ClassVar[int] = 1
+    @classmethod
+    def required_images(cls) -> int:
+        """Return the fewest good images in all: those to fit on, one that is left out of a fold, one for validation."""
+        return cls.min_images + 2
 
     @abstractmethod
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals | None:

@@ -99,6 +99,7 @@ class GeometricTransformations(GradientDetector):
     """
 
     name = "gt"
+    min_images = 2
     has_own_score = True
     config: GeometricTransformationsConfig
     source: Tensor
@@ -137,8 +138,8 @@ class GeometricTransformations(GradientDetector):
             DataError: fewer than two images.
         """
         del stage, seed
-        if len(pixels) < 2:
-            raise DataError(f"gt needs at least 2 good images, got {len(pixels)}")
+        if len(pixels) < self.min_images:
+            raise DataError(f"gt needs at least {self.min_images} good images to train on, got {len(pixels)}")
 
     def transformed(
         self, images: Float[Tensor, "batch channels height width"], indices: Int[Tensor, " batch"]

@@ -154,6 +154,7 @@ class MetalFeatures(FittedDetector):
     """
 
     name = "metal_features"
+    min_images = 2
     self_calibrated = True
     config: MetalFeaturesConfig
     density_weights: Tensor
@@ -172,6 +173,11 @@ class MetalFeatures(FittedDetector):
         halved = ("per_stride", "context") if config.context_steps else ()
         self.register_buffer("density_weights", torch.tensor([0.5 if name in halved else 1.0 for name in names]))
 
+    @classmethod
+    def required_images(cls) -> int:
+        """Return the fewest good images in all: those that `fit` needs for both halves, and one for validation."""
+        return cls.min_images + 1
+
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals:
         """Fit densities on half of the images, their scales on the other half, and the densities on all images.
 
@@ -181,8 +187,8 @@ class MetalFeatures(FittedDetector):
         Raises:
             ConfigError: no weights for the backbone. DataError: fewer than two images.
         """
-        if len(pixels) < 2:
-            raise DataError(f"metal_features needs at least 2 good images to fit scales on, got {len(pixels)}")
+        if len(pixels) < self.min_images:
+            raise DataError(f"metal_features needs at least {self.min_images} good images to fit on, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]

@@ -100,6 +100,7 @@ class Piade(Reconstructor):
     """PIADE: encoder with attention, pyramid, capsules, two decoders, and a frozen network for the perceptual error."""
 
     name = "piade"
+    min_images = 2  # batch norm needs two vectors
     has_own_score = True
     config: PiadeConfig
     seen_variance: Tensor
@@ -161,8 +162,8 @@ class Piade(Reconstructor):
         Raises:
             DataError: a single training image.
         """
-        if self.training and len(images) < 2:  # batch norm needs two vectors
-            raise DataError("piade needs at least 2 good images for training, besides held-out images; got 1")
+        if self.training and len(images) < self.min_images:
+            raise DataError(f"piade needs at least {self.min_images} good images to train on, got {len(images)}")
         reconstruction = self.reconstruct(images)
         return (
             F.mse_loss(reconstruction, images)

@@ -6,13 +6,14 @@
 from pathlib import Path
 
 import metalad.data
-from metalad.detectors.base import DetectorConfig
-from metalad.pipelines.config import DEFAULT_METHOD
+from metalad.detectors.base import DetectorConfig, GradientDetector
+from metalad.pipelines.config import DEFAULT_METHOD, method_and_config
 from metalad.pipelines.evaluate import evaluate
 from metalad.pipelines.train import train
 from metalad.results.report import Report
 
 DATA = Path(metalad.data.__file__).parent / "demo_images" / "cookie"
+MINUTES = 2.5
 FALSE_ALARMS = 0.05
 """The rate that 31 images support; for one in a hundred, the threshold would be an extrapolation."""
 
@@ -21,7 +22,7 @@ def demo(
     out: str | Path = Path("demo-run"),
     *,
     method: str | DetectorConfig = DEFAULT_METHOD,
-    minutes: float | None = 2.5,
+    minutes: float | None = None,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
@@ -31,13 +32,15 @@ def demo(
         out: the run folder; the page is `evaluation/report.html` inside it. A stopped demo is resumed, a finished one
             is only evaluated again.
         method: any of `metalad methods`.
-        minutes: shorten gradient descent so that it fits into this many minutes.
+        minutes: for training, for a method with gradient descent; 2.5 by default. Others have none to shorten.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 
     Raises:
         RunError: `out` cannot be used. ConfigError: no such method, or an impossible setting.
     """
+    if minutes is None and issubclass(method_and_config(method, {})[0].load(), GradientDetector):
+        minutes = MINUTES
     model = train(
         DATA,
         out,

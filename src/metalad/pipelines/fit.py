@@ -17,17 +17,18 @@ from metalad.data.likeness import is_single_color, likeness_notes, pixel_hash
 from metalad.data.reading import Reading, common_white_level, highest_value
 from metalad.data.sixteen_bits import Decoded
 from metalad.data.splitting import choose
-from metalad.detectors.base import DetectorConfig, Protocol
+from metalad.detectors.base import Detector, DetectorConfig, Protocol
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
 from metalad.pipelines.resolution import is_automatic, resized
+from metalad.pipelines.schedule import require_descent, select_plans
 from metalad.pipelines.screening import screen, screening_lines
 from metalad.pipelines.train import (
     VALIDATION_FRACTION,
     calibrated_model,
     fit_detector,
+    require_images,
     run_settings,
-    select_plans,
     select_precision,
     with_image_facts,
 )
@@ -35,6 +36,7 @@ from metalad.runtime.choices import Resolution
 from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import rate
+from metalad.training.budget import Budget
 from metalad.training.device import choose_device
 from metalad.training.loop import Callback
 from metalad.training.precision import WantedPrecision
@@ -66,18 +68,20 @@ def fit(
     A tenth of the images is held out for validation, as in `train`.
 
     Args:
-        images: good images, two or more: NumPy arrays, Pillow images, torch tensors (see `Model.predict`), or paths of
-            files. They may differ in size. An iterator is read once.
+        images: good images, two or more (see `Detector.required_images`): NumPy arrays, Pillow images, torch tensors
+            (see `Model.predict`), or paths of files. They may differ in size. An iterator is read once.
         method, protocol, seed, epochs, minutes, false_alarms, resolution, smallest_defect, device, precision, callback,
             progress, settings: as of `metalad.train`. A size is chosen from the first images.
 
     Raises:
-        DataError: fewer than two images, or an array of another shape, type or range. ImageError: a file cannot be
-        read. ConfigError: an impossible setting.
+        DataError: fewer images than the method needs, or an array of another shape, type or range. ImageError: a file
+        cannot be read. ConfigError: an impossible setting.
     """
     check_training(epochs, minutes, seed, protocol, precision)
+    budget = None if minutes is None else Budget(minutes)
     false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
+    require_descent(chosen.load(), chosen.name, minutes)
     device_ = choose_device(device)
     if is_automatic(method, settings, protocol, resolution, smallest_defect):
         first, images = _peek(images)
@@ -86,14 +90,15 @@ def fit(
         )
         for line in size.lines() if size else ():
             logger.info("%s", line)
-    loaded = _load(images, config.image_size)
+    loaded = _load(images, config.image_size, chosen.load())
     is_validation = _validation_mask(loaded.hashes, seed)
     training, validation = loaded.pixels[~is_validation], loaded.pixels[is_validation]
     torch.manual_seed(seed)
     detector = chosen.load()(config).to(device_)
     precision_ = select_precision(detector, precision, None)
     with bars(shown=progress):
-        plans = select_plans(detector, protocol, epochs, minutes, precision_, training, None, SINGLE_PROCESS)
+        pixels = training, validation
+        plans = select_plans(detector, protocol, epochs, budget, precision_, *pixels, None, SINGLE_PROCESS)
         training_hash = hashlib.sha256("".join(sorted(loaded.hashes)).encode()).hexdigest()
         run = run_settings(chosen.name, detector, protocol, plans, seed, false_alarms, training_hash, precision_)
         out_of_fold = fit_detector(detector, run, training, validation, None, SINGLE_PROCESS, callback)
@@ -134,7 +139,7 @@ def _require_several(images: Iterable[Any]) -> None:
         raise DataError("fit takes a list or an iterable of images; use metalad.train for a folder")
 
 
-def _load(images: Iterable[Any], size: tuple[int, int]) -> _Loaded:
+def _load(images: Iterable[Any], size: tuple[int, int], kind: type[Detector]) -> _Loaded:
     """Convert all images; those with 16 bits are held until the white level of all of them is known."""
     _require_several(images)
     names: list[str] = []
@@ -150,8 +155,7 @@ def _load(images: Iterable[Any], size: tuple[int, int]) -> _Loaded:
         else:
             image = read_image(path, reading) if path else to_rgb(value, names[-1], reading)
             converted[number] = _facts(image, size)
-    if len(names) < 2:
-        raise DataError(f"found {len(names)} good images, but at least 2 are needed, for training and for validation")
+    require_images(kind, len(names))
     reading.white_level = common_white_level(
         highest_value(decode_file(deep) if isinstance(deep, Path) else deep) for deep in waiting.values()
     )

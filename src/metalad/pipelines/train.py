@@ -20,16 +20,19 @@ from metalad.nn.pixels import Pixels
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
 from metalad.pipelines.resolution import is_automatic, resized, sizes_of
+from metalad.pipelines.schedule import require_descent, select_plans
 from metalad.pipelines.screening import FOLDER as OUTLIERS
 from metalad.pipelines.screening import names_of, screen, screening_lines, write_pictures
 from metalad.runtime.choices import Resolution
+from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import from_json, rate
 from metalad.runtime.versions import versions
 from metalad.storage.model_file import Header, StoredModel, read_model, write_model
 from metalad.storage.run_folder import RunFolder, RunSettings, require_same
+from metalad.training.budget import Budget
 from metalad.training.device import choose_device
-from metalad.training.loop import Callback, Training, descend, epoch_seconds
+from metalad.training.loop import Callback, Training, descend
 from metalad.training.precision import Precision, WantedPrecision, fastest_precision
 from metalad.training.process_group import ProcessGroup, join_process_group
 
@@ -68,7 +71,7 @@ def train(
         protocol: `paper`: train as published, however long; `default`: as good, in less time.
         seed: of the split, the initial weights and the order of images.
         epochs: train this many instead of the protocol's number.
-        minutes: shorten the schedule so that gradient descent fits into this many minutes.
+        minutes: shorten gradient descent so that the whole training, with loading and calibration, takes this long.
         false_alarms: wanted fraction of good images above the threshold, in (0, 1).
         resolution: fast, balanced or fine: how far images are reduced; more pixels take more time. Balanced by default.
         smallest_defect: width of the smallest defect that matters, in pixels of the images; the resolution follows.
@@ -82,11 +85,14 @@ def train(
         settings: of the method, such as `image_size=320`; `metalad methods NAME` lists them.
 
     Raises:
-        DataError: no usable images. ConfigError: an impossible setting. RunError: `out` cannot be used.
+        DataError: no usable images. ConfigError: an impossible setting, or `minutes` are too few, or given for a method
+        without gradient descent. RunError: `out` cannot be used.
     """
     check_training(epochs, minutes, seed, protocol, precision)
+    budget = None if minutes is None else Budget(minutes)
     false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
+    require_descent(chosen.load(), chosen.name, minutes)
     automatic = is_automatic(method, settings, protocol, resolution, smallest_defect)
     device_ = choose_device(device)
     with join_process_group(device_) as group:
@@ -98,29 +104,46 @@ def train(
         if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
+        require_images(chosen.load(), len(category.train))
         split = split_validation(category.train, VALIDATION_FRACTION, seed)
         with folder.claimed(resume=resume):
             for line in (*category.train_notes, *(size.lines() if size else ())):
                 folder.note(line)
             training, validation = _load(split, config, folder, strict, progress)
+            require_images(chosen.load(), len(training) + len(validation))
             folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
             torch.manual_seed(seed)
             detector = chosen.load()(config).to(device_)
             stored = _stored(folder, group)
             precision_ = select_precision(detector, precision, stored)
-            plans = select_plans(detector, protocol, epochs, minutes, precision_, training.pixels, stored, group)
+            pixels = training.pixels, validation.pixels
+            plans = select_plans(detector, protocol, epochs, budget, precision_, *pixels, stored, group)
             training_hash = data_hash((*training.samples, *validation.samples))
             run = run_settings(chosen.name, detector, protocol, plans, seed, false_alarms, training_hash, precision_)
             # Measured values, such as the precision, might differ between processes.
             run = RunSettings(**group.broadcast(dataclasses.asdict(dataclasses.replace(run, processes=group.size))))
             folder.record(run)
             with bars(shown=progress and group.is_main):
-                out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder, group, callback)
+                out_of_fold = fit_detector(detector, run, *pixels, folder, group, callback)
                 model = None
                 if group.is_main:
                     model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
             group.broadcast(None)  # the others wait for the model file
             return Model(model or read_model(folder.path))
+
+
+def require_images(kind: type[Detector], count: int) -> None:
+    """Check that there are as many good images as a method needs.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    required = kind.required_images()
+    if count < required:
+        raise DataError(
+            f"found {count} good images, but {kind.name} needs at least {required}, one of them for validation; "
+            "give more images of good parts"
+        )
 
 
 def run_settings(
@@ -198,32 +221,6 @@ def select_precision(detector: Detector, wanted: WantedPrecision, stored: RunSet
     if stored is not None:
         return "bf16" if stored.precision == "bf16" else "fp32"
     return fastest_precision(detector.device.type)
-
-
-def select_plans(
-    detector: Detector,
-    protocol: Protocol,
-    epochs: int | None,
-    minutes: float | None,
-    precision: Precision,
-    training: Pixels,
-    stored: RunSettings | None,
-    group: ProcessGroup,
-) -> tuple[Training, ...]:
-    """Return the plans of all stages, with their numbers of epochs; a resumed run keeps those that were measured."""
-    if not isinstance(detector, GradientDetector):
-        return ()
-    plans = tuple(plan.resolved(len(training)) for plan in detector.plan(protocol))
-    if epochs is not None:
-        plans = tuple(dataclasses.replace(plan, max_epochs=epochs) for plan in plans)
-    if minutes is None:
-        return plans
-    if stored is not None:
-        return tuple(from_json(Training, plan) for plan in stored.plan.values())
-    seconds = [epoch_seconds(detector, plan, precision, training, group) for plan in plans]
-    whole = sum(each * plan.max_epochs for each, plan in zip(seconds, plans, strict=True))
-    part = min(1.0, 60 * minutes / whole)
-    return tuple(dataclasses.replace(plan, max_epochs=max(1, int(part * plan.max_epochs))) for plan in plans)
 
 
 def calibrated_model(

@@ -7,7 +7,6 @@ A method can train in several stages (a teacher, then its students), and in each
 alternate on every batch (a critic, then a generator).
 """
 
-import copy
 import dataclasses
 import json
 import math
@@ -371,22 +370,6 @@ def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
     return torch.optim.Adam(
         objective.parameters, plan.learning_rate, plan.betas, weight_decay=plan.weight_decay, fused=True
     )
-
-
-def epoch_seconds(
-    module: Learner, plan: Training, precision: Precision, training: Pixels, group: ProcessGroup = SINGLE_PROCESS
-) -> float:
-    """Return the estimated time of an epoch in seconds, measured on a few steps of a copy of the module."""
-    descent = Descent(copy.deepcopy(module), plan, seed=0, precision=precision, folder=None, group=group)
-    batch_size = min(plan.batch_size, len(training))
-    batch = training[group.shard(np.arange(batch_size))] if group.size > 1 else training[: plan.batch_size]
-    steps = max(2, *(objective.every for objective in descent.objectives))
-    descent.learner.train()
-    descent.step(batch, plan.learning_rate, steps - 1, batch_size)
-    start = time.perf_counter()
-    for number in range(steps):
-        descent.step(batch, plan.learning_rate, number, batch_size)
-    return (time.perf_counter() - start) / steps * len(training) / batch_size
 
 
 def _line(row: Epoch) -> str:
