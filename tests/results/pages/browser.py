@@ -46,11 +46,11 @@ addEventListener("message", (event) => {
 </script>"""
 
 
-def run_in_browser(page: Path, script: str, width: int = 1400) -> Any:
+def run_in_browser(page: Path, script: str, width: int = 1400, fragment: str = "") -> Any:
     """Open a copy of the page beside it, run the script (the body of an async function), and return its value."""
     copy, frame, profile = (page.with_name(name) for name in ("copy.html", "frame.html", ".browser"))
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", _ADDED.replace("SCRIPT", script)), "utf-8")
-    frame.write_text(_FRAME.replace("PAGE", copy.name).replace("WIDTH", str(width)), "utf-8")
+    frame.write_text(_FRAME.replace("PAGE", copy.name + fragment).replace("WIDTH", str(width)), "utf-8")
     assert CHROMIUM is not None
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
     try:

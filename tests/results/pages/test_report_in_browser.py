@@ -243,3 +243,13 @@ def test_navigation_lands_right_and_nothing_overflows(path: Path, width: int) ->
     assert overflow <= 15  # the scroll bar
     assert -1 <= sticky <= 2
     assert cells == 7
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_an_address_with_a_section_opens_there(path: Path, width: int) -> None:
+    script = """
+    await wait(300);
+    return [byId("metrics").getBoundingClientRect().top, document.querySelector("nav").getBoundingClientRect().height];
+    """
+    top, bar = run_in_browser(path, script, width, "#metrics")
+    assert bar - 4 <= top <= bar + 16

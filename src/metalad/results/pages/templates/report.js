@@ -192,4 +192,6 @@
   for (const element of document.querySelectorAll("[data-script]")) element.hidden = false;
   showThreshold();
   updateVisibility();
+  // The browser has scrolled to the section of the address before rows were hidden.
+  document.getElementById(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });
 })();
