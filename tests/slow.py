@@ -22,6 +22,7 @@ SLOW = (
     "pipelines/test_compare.py",
     "pipelines/test_demo.py",
     "pipelines/test_evaluate.py",
+    "pipelines/test_files_as_stored.py",
     "pipelines/test_fit.py",
     "pipelines/test_inference.py::test_images_in_memory_are_bounded_by_the_batch_size_for_any_number_of_images",
     "pipelines/test_model.py",
