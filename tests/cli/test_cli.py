@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,6 +68,9 @@ class Header:
     thresholds: Mapping[str, float] = field(default_factory=lambda: {"calibrated": 1.5})
     config: Mapping[str, Any] = field(default_factory=lambda: {"scoring": "calibrated"})
     false_alarms: float = 0.01
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 CAUTION = Caution("severe", "ask for less")

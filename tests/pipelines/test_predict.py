@@ -102,6 +102,26 @@ def test_scoring_and_false_alarms_choose_score_and_threshold(run: Path, model: M
     assert raw.score != own.score
 
 
+def test_a_given_threshold_decides_without_a_caution(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = draw(tmp_path / "x.png")
+    (own,) = predict(run, [image], tmp_path / "own", false_alarms=0.001)
+    assert own.score is not None
+    (warning,) = [record for record in caplog.records if "extrapolation" in record.getMessage()]
+    assert (warning.levelname, own.caution) == ("WARNING", "severe")
+    assert warning.getMessage().startswith("SEVERE WARNING: ")
+    assert own.to_dict()["caution"] == "severe"
+    caplog.clear()
+    for threshold, is_anomalous in ((own.score, False), (own.score * 0.999, True)):
+        (result,) = predict(run, [image], tmp_path / "out", threshold=threshold, overwrite=True)
+        assert (result.score, result.threshold, result.is_anomalous) == (own.score, threshold, is_anomalous)
+        assert "caution" not in result.to_dict()
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="threshold and false_alarms exclude each other"):
+        predict(run, [image], tmp_path / "out", threshold=1.0, false_alarms=0.1)
+
+
 def test_a_result_does_not_depend_on_the_other_images_of_its_batch(run: Path, tmp_path: Path) -> None:
     folder = draw_many(tmp_path / "in", 6)
     together = list(predict(run, [folder], tmp_path / "together", batch_size=4))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from metalad.results.caution import Severity
 from metalad.results.regions import Region, above, find_regions
 from metalad.runtime.files import write_json
 from metalad.visualization.overlay import draw_overlay, in_thresholds, overlay_suffix, save_picture, to_steps
@@ -131,6 +132,7 @@ class SavedPrediction:
     map, overlay: the files written, None where they were not.
     error: why the image could not be read, else None.
     size: height and width of the image, None where it could not be read.
+    caution: the severity of a caution about the threshold, which is stated before the first result; else None.
     notes: what was read differently than it is stored, such as an ignored alpha channel.
     """
 
@@ -144,6 +146,7 @@ class SavedPrediction:
     error: str | None = None
     size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    caution: Severity | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], threshold: float) -> "SavedPrediction":
@@ -161,7 +164,9 @@ class SavedPrediction:
             error=values.get("error"),
             size=(values["height"], values["width"]) if values.get("height") else None,
             notes=tuple(values.get("notes", ())),
-            **files,
+            caution=values.get("caution"),
+            map=files["map"],
+            overlay=files["overlay"],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +183,7 @@ class SavedPrediction:
             "height": height,
             "width": width,
             "regions": [region.to_dict() for region in self.regions],
+            **({"caution": self.caution} if self.caution else {}),
             "map": None if self.map is None else str(self.map),
             "overlay": None if self.overlay is None else str(self.overlay),
             **({"notes": list(self.notes)} if self.notes else {}),

@@ -18,6 +18,8 @@ from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, rebuilt,
 from metalad.pipelines.predict.remote import Remote
 from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source, find_sources
+from metalad.results.caution import Caution
+from metalad.results.pages.prediction_page import PredictionInfo, remove_prediction_page, write_prediction_page
 from metalad.results.prediction import SavedPrediction
 from metalad.runtime.choices import Format
 from metalad.runtime.errors import ConfigError
@@ -36,6 +38,7 @@ def predict(
     *,
     scoring: Scoring | None = None,
     false_alarms: float | None = None,
+    threshold: float | None = None,
     batch_size: int | None = None,
     strict: bool = False,
     maps: bool = True,
@@ -51,8 +54,9 @@ def predict(
 ) -> Generator[SavedPrediction, None, None]:
     """Score image files in the order given, write a map and an overlay of each into `out`, and yield the results.
 
-    `predictions.jsonl` there holds the results, a JSON object a line; it appears when the last is written. Close the
-    generator to stop: all files written are whole. The results do not depend on where images are processed.
+    `predictions.jsonl` there holds the results, a JSON object a line, and `index.html` shows them by decreasing score;
+    both appear when the last is written. Close the generator to stop: all files written are whole. The results do not
+    depend on where images are processed.
 
     A folder `out` that holds results is refused, unless `resume`, `append` or `overwrite` decides what becomes of them.
 
@@ -62,6 +66,7 @@ def predict(
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
         scoring: `calibrated` or `raw`; the model's own by default.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
+        threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
         batch_size: images in a batch; by default 1 on a CPU and 16 on a GPU. It can change the last bits of a score.
         strict: stop with an error at the first unreadable image, instead of a result that names it.
         maps: write the anomaly maps, 16-bit gray PNG files of the images' own sizes; 16384 is the threshold.
@@ -100,7 +105,7 @@ def predict(
         model=file_hash(model.path),
         paths=_digest(files),
         scoring=model.scoring(scoring),
-        threshold=model.threshold(false_alarms, scoring),
+        threshold=model.threshold_or(threshold, false_alarms, scoring),
         batch_size=batch_size or default_batch_size(device_type),
         strict=strict,
         maps=maps,
@@ -110,7 +115,20 @@ def predict(
         white_level=model.header.white_level,
     )
     sources = iter(()) if begun else find_sources(files, folder)
-    return _predicted(journal, plan, begun, use, sources, model, model.path, remote, format, progress)
+    caution = model.caution(false_alarms, scoring) if threshold is None else None
+    if caution:
+        logger.warning("%s", caution)
+    info = PredictionInfo(f"{model.header.category}: {model.header.method}", plan.scoring, plan.threshold, caution)
+    results = _predicted(journal, plan, begun, use, sources, model, model.path, remote, format, info, progress)
+    return _with_caution(results, caution)
+
+
+def _with_caution(
+    results: Generator[SavedPrediction, None, None], caution: Caution | None
+) -> Generator[SavedPrediction, None, None]:
+    with contextlib.closing(results):
+        for result in results:
+            yield dataclasses.replace(result, caution=caution.severity) if caution else result
 
 
 def _check(batch_size: int | None, workers: int | None, format: str) -> None:
@@ -132,10 +150,11 @@ def _use(**chosen: bool) -> str | None:
 def _begun(journal: Journal, plan: Plan, use: str | None, sources: Iterable[Source], processes: int) -> Plan:
     if use == "append":
         return journal.begin_appended(plan, sources, processes)
+    if use != "overwrite":
+        journal.require_unused()
+    remove_prediction_page(journal.out)
     if use == "overwrite":
         journal.remove_results()
-    else:
-        journal.require_unused()
     return journal.begin(plan, sources, processes)
 
 
@@ -153,6 +172,7 @@ def _predicted(
     file: Path,
     remote: Remote | None,
     format: Format,
+    info: PredictionInfo,
     progress: bool,
 ) -> Generator[SavedPrediction, None, None]:
     with exclusive_lock(journal.lock, "predict"):
@@ -164,6 +184,7 @@ def _predicted(
             if journal.finished:
                 yield from journal.recorded(plan)
                 write_formats(format, journal.results)
+                write_prediction_page(journal.results, info)
                 return
             journal.clean()
         notes = NoteCounter()
@@ -179,6 +200,7 @@ def _predicted(
                 notes.add(result.path or journal.out, result.notes)
                 yield result
         write_formats(format, journal.results)
+        write_prediction_page(journal.results, info)
         journal.finish()
         for line in notes.lines():
             logger.warning("%s", line)
