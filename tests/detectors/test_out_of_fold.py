@@ -10,9 +10,9 @@ from scipy import stats
 from torch import Tensor
 
 from metalad.detectors import out_of_fold
-from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, fold_of_each
+from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, fold_of_each, number_of_folds
 from metalad.detectors.calibration import Calibration
-from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate
+from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate, level_of_all
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import threshold
 from metalad.methods.padim import Padim, PadimConfig
@@ -201,7 +201,7 @@ def test_a_fitted_method_scores_each_image_by_a_model_of_the_others() -> None:
     """With six images, each is a fold of its own; the final model is fitted on all."""
     detector, images = variation_model(), pixels(0, 6, NEW)
     detector.fit(images, 0)
-    calibrate(detector, images, images[:0])
+    calibrate(detector, images, images[:0])  # of six images the level is not corrected
     expected = []
     for left_out in range(6):
         other = variation_model()
@@ -234,6 +234,35 @@ def test_a_fitted_method_is_calibrated_to_about_1_on_new_images() -> None:
     assert detector.calibration is not None
     maps = detector.calibration(detector.residuals(to_batch(images[20:])))
     assert 0.5 < float(maps.mean()) < 2
+
+
+@pytest.mark.parametrize("images", [10, 28, 60])
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
+def test_the_level_is_that_of_a_model_of_all_images(images: int, exponent: float) -> None:
+    """Scores that fall as exp(exponent / m) with the number m of images that a model is fitted on."""
+    folds = number_of_folds(images)
+    base = np.random.default_rng(0).lognormal(0, 0.5, images)
+    by_halves, by_folds, by_all = (
+        base * math.exp(exponent / fitted_on) for fitted_on in (images / 2, images * (folds - 1) / folds, images)
+    )
+    np.testing.assert_allclose(by_folds * level_of_all(by_halves, by_folds), by_all, rtol=1e-9)
+    assert level_of_all(by_folds / 2, by_folds) == 1  # never raised
+
+
+def test_scores_of_few_images_have_the_level_of_new_images() -> None:
+    """PaDiM of 20 images and 40 channels: out-of-fold scores are too high, because fewer images were fitted on."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 48, 48, 3), np.uint8)
+    config = PadimConfig(image_size=(48, 48), channels=40, grid="s8", smoothing_sigma=1.0)
+    detector = Padim(config)
+    detector.fit(images[:20], 0)
+    calibrate(detector, images[:20], images[:0])
+    with torch.no_grad():
+        new = np.median(detector.image_scores(detector.residuals_of(images[20:]), "raw").numpy())
+        refitted = np.median(detector.image_scores(detector.out_of_fold_residuals(images[:20]), "raw").numpy())
+    level = np.median(scores(detector)[SCORINGS.index("raw")])
+    assert refitted > 1.01 * new
+    assert abs(math.log(level / new)) < abs(math.log(refitted / new))
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,10 @@ class Detector(nn.Module, ABC):
         return False
 
     def _residuals_by_folds(
-        self, training: Pixels, residuals_without: Callable[[Bool[np.ndarray, " images"]], Residuals]
+        self,
+        training: Pixels,
+        residuals_without: Callable[[Bool[np.ndarray, " images"]], Residuals],
+        folds: int | None = None,
     ) -> Residuals:
         """Return the residuals of all images in their order, computed fold by fold; see `fold_of_each`.
 
@@ -183,7 +186,7 @@ class Detector(nn.Module, ABC):
         """
         if len(training) == 1:
             return self.residuals_of(training)  # there are no others to fit on
-        fold = fold_of_each(training)
+        fold = fold_of_each(training, folds)
         parts = [
             residuals_without(fold == left_out) for left_out in counted(range(fold.max() + 1), "out-of-fold", "fold")
         ]
@@ -288,8 +291,8 @@ class FittedDetector(Detector):
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:
         """Return the residuals of each fold of the images by a model that is fitted on the other folds.
 
-        The cost is that of fitting once for each fold, on 80 to 90 % of the images: 5 times with 40 images or more, 10
-        times with 20 or fewer (with fewer than 10, once for each image).
+        The cost is that of fitting once for each fold, on 80 to 90 % of the images: 5 times with 40 images or more, up
+        to 10 times with fewer, once for each image with fewer than 10.
 
         Raises:
             DataError: fewer images than one fold and a fit need.
@@ -300,21 +303,36 @@ class FittedDetector(Detector):
                 f"one to set the threshold, got {len(training)}"
             )
 
+        return self._refitted(training, seed, None)
+
+    def half_fitted_residuals(self, training: Pixels, seed: int = 0) -> Residuals:
+        """Return the residuals of each half of the images by a model that is fitted on the other half.
+
+        Compared with those of `out_of_fold_residuals`, they show how much residuals fall as images get more.
+        """
+        return self._refitted(training, seed, 2)
+
+    def _refitted(self, training: Pixels, seed: int, folds: int | None) -> Residuals:
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
             detector = type(self)(self.config).to(self.device).eval()
             detector.fit(training[~left_out], seed)
             return detector.residuals_of(training[left_out])
 
-        return self._residuals_by_folds(training, residuals_without)
+        return self._residuals_by_folds(training, residuals_without, folds)
 
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are)
         """Return True: all parts of the method are fitted without the image."""
         return True
 
 
-def fold_of_each(pixels: Pixels) -> Int[np.ndarray, " images"]:
-    """Return the fold of each image: 5 folds, up to 10 for few images; identical images are in the same fold."""
-    folds = min(len(pixels), max(FOLDS, min(MOST_FOLDS, IMAGES_IN_ALL_FOLDS // len(pixels))))
+def number_of_folds(images: int) -> int:
+    """Return 5, up to 10 for few images, and one for each image for fewer than 10."""
+    return min(images, max(FOLDS, min(MOST_FOLDS, IMAGES_IN_ALL_FOLDS // images)))
+
+
+def fold_of_each(pixels: Pixels, folds: int | None = None) -> Int[np.ndarray, " images"]:
+    """Return the fold of each image, by default of `number_of_folds`; identical images are in the same fold."""
+    folds = folds or number_of_folds(len(pixels))
     first: dict[bytes, int] = {}
     numbers = [first.setdefault(hashlib.sha256(image.tobytes()).digest(), len(first)) for image in pixels]
     if len(first) < 2:  # copies of one image

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring
+from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring, number_of_folds
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
 from metalad.detectors.threshold import MEDIAN_VARIANCE, MIN_IMAGES
@@ -17,6 +17,8 @@ from metalad.nn.pixels import Pixels, subsampled
 MAX_IMAGES = 512
 """Residuals are held in memory at once: of at most this many training images and as many held-out ones."""
 FOLDS = 5
+MIN_IMAGES_FOR_LEVEL = 8
+"""With fewer images, half of them are too few to fit on, and the medians that are compared are too uncertain."""
 OVERFIT_FRACTION = 0.5
 """A method overfits if the energy of its training residuals is less than this fraction of the held-out ones'; then only
 the held-out images tell what new good images are like."""
@@ -29,9 +31,10 @@ def calibrate(
 
     The scores are cross-validated: each fifth of the images is scored by moments of the other four. A training image
     is reconstructed better than a new one; the scores of training images are therefore raised, on a logarithmic scale,
-    until their median is that of the held-out images, unless the method's `training_scores_are_out_of_fold`. The
-    threshold uses both. If the method overfits its training images, the held-out images are used alone, if there are
-    two or more.
+    until their median is that of the held-out images. The threshold uses both. If the method overfits its training
+    images, the held-out images are used alone, if there are two or more.
+
+    The scores of a method with a closed form are out-of-fold instead, and corrected by `level_of_all`.
 
     Args:
         detector: trained; it is left on the CPU, calibrated.
@@ -44,15 +47,35 @@ def calibrate(
     detector.eval()
     old = out_of_fold or detector.out_of_fold_residuals(subsampled(training, MAX_IMAGES), seed)
     new = detector.residuals_of(subsampled(held_out, MAX_IMAGES)) if len(held_out) else old.select(torch.arange(0))
+    half = None
+    if out_of_fold is None and isinstance(detector, FittedDetector) and len(training) >= MIN_IMAGES_FOR_LEVEL:
+        half = detector.half_fitted_residuals(subsampled(training, MAX_IMAGES), seed)
     summary, fitted_on, residuals, trained_on = _select(detector, training, old, new)
-    is_new = np.arange(len(residuals.values)) >= trained_on
+    is_new = torch.arange(len(residuals.values)) >= trained_on
     detector.cpu()  # the residuals are there
     for scoring in SCORINGS:
         scores = _cross_validated_scores(detector, summary, fitted_on, residuals, scoring)
-        raised = _raised_to_held_out_level(scores, is_new | detector.training_scores_are_out_of_fold(scoring))
+        raised = _raised_to_held_out_level(scores, is_new.numpy() | detector.training_scores_are_out_of_fold(scoring))
+        if half is not None:
+            by_halves = _cross_validated_scores(detector, summary, fitted_on.select(~is_new), half, scoring)
+            raised[~is_new] *= level_of_all(by_halves, scores[~is_new])
         detector.register_buffer(f"normal_scores_{scoring}", raised)
     detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, fitted_on)
     return summary
+
+
+def level_of_all(by_halves: Float[np.ndarray, " images"], by_folds: Float[np.ndarray, " images"]) -> float:
+    """Return the level of scores by a model of all n images, relative to the level of the out-of-fold scores.
+
+    The logarithm of the median score is taken as linear in 1 / (number of images that the model is fitted on), and
+    extrapolated from n / 2 and n (k − 1) / k images, for k folds, to n. It is never raised. A score that falls by a
+    power of the number, or by its logarithm, falls by more; then the level is still too high.
+    """
+    folds = number_of_folds(len(by_folds))
+    smallest = np.finfo(np.float32).tiny
+    medians = (float(np.median(np.log(np.maximum(scores, smallest)))) for scores in (by_halves, by_folds))
+    difference = next(medians) - next(medians)
+    return math.exp(-max(difference, 0.0) / (folds - 2))
 
 
 def _select(

@@ -11,6 +11,8 @@ ENOUGH_ALARMS = 10
 """The order statistic alone is used if at least this many images are expected above it."""
 SOME_ALARMS = 2
 """The order statistic that leaves this many images above is a lower bound; the single largest score varies too much."""
+DEGREES_OF_FREEDOM = 0.6
+"""Of the deviation, for each image but one; less than 1 because the lower half of the scores can only lower it."""
 MEDIAN_VARIANCE = math.pi / 2
 """The variance of the median of Gaussian numbers, divided by that of their mean."""
 ROUND_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -23,12 +25,13 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     normal_scores: positive out-of-fold image scores of good images.
 
     With at least 10 / `false_alarms` images this is their order statistic, which needs no assumption (split
-    conformal prediction, Vovk 2005). With fewer, the logarithms of the scores above their median are taken as the upper
-    half of a Gaussian, and the threshold is the upper end of its *prediction* interval: median + t · deviation ·
-    √(1 + π/2n), with Student's t of (n − 1)/2 degrees of freedom, because half of the scores determine the deviation.
-    Scores below the median are not used: an image with a near-copy in the training set scores far too low, and would
-    widen the interval. The interval widens as images get fewer: few images cost sensitivity, not false alarms. Scores
-    with a heavier tail raise the threshold: it is never below the order statistic that leaves 2 images above.
+    conformal prediction, Vovk 2005). With fewer, the logarithms of the scores are taken as Gaussian, and the threshold
+    is the upper end of its *prediction* interval: median + t · deviation · √(1 + π/2n), with Student's t. The variance
+    is the mean of those of the two halves, above and below the median; of the lower half, at most that of the upper
+    one, because an image with a near-copy in the training set scores far too low, and would widen the interval. Hence
+    the 0.6 (n − 1) degrees of freedom: for Gaussian logarithms, 1.0 to 1.4 % of good images exceed a threshold for 1 %.
+
+    Scores with a heavier tail raise the threshold: it is never below the order statistic that leaves 2 images above.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -43,10 +46,13 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     least = _order_statistic(normal_scores, max(false_alarms, SOME_ALARMS / count))
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
     middle = np.median(logs)
-    deviation = math.sqrt(2 * np.square((logs - middle).clip(0)).mean())
-    reach = -special.stdtrit(max(1, (count - 1) / 2), false_alarms) * math.sqrt(1 + MEDIAN_VARIANCE / count)
+    above, below = (2 * np.square((sign * (logs - middle)).clip(0)).mean() for sign in (1, -1))
+    deviation = math.sqrt((above + min(above, below)) / 2)
+    freedom = max(1, DEGREES_OF_FREEDOM * (count - 1))
+    reach = -special.stdtrit(freedom, false_alarms) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can give more than a float holds; the model file's JSON has no infinity.
-    return max(least, float(np.exp(min(middle + reach * deviation, LARGEST_LOG))))
+    extrapolated = float(np.exp(min(middle + reach * deviation, LARGEST_LOG)))
+    return max(least, extrapolated)
 
 
 def smallest_supported_rate(images: int) -> float:
