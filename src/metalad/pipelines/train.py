@@ -124,12 +124,7 @@ def train(
             run = RunSettings(**group.broadcast(dataclasses.asdict(dataclasses.replace(run, processes=group.size))))
             folder.record(run)
             with bars(shown=progress and group.is_main):
-                out_of_fold = fit_detector(detector, run, *pixels, folder, group, callback)
-                model = None
-                if group.is_main:
-                    model = _conclude(detector, run, category.name, training, validation, out_of_fold, folder)
-            group.broadcast(None)  # the others wait for the model file
-            return Model(model or read_model(folder.path))
+                return _trained(detector, run, category.name, training, validation, folder, group, callback)
 
 
 def require_images(kind: type[Detector], count: int) -> None:
@@ -297,6 +292,24 @@ def _stored(folder: RunFolder, group: ProcessGroup) -> RunSettings | None:
     stored = folder.stored()
     values = group.broadcast(dataclasses.asdict(stored) if stored else None)
     return RunSettings(**values) if values else None
+
+
+def _trained(
+    detector: Detector,
+    run: RunSettings,
+    category: str,
+    training: Images,
+    validation: Images,
+    folder: RunFolder,
+    group: ProcessGroup,
+    callback: Callback | None,
+) -> Model:
+    out_of_fold = fit_detector(detector, run, training.pixels, validation.pixels, folder, group, callback)
+    model = None
+    if group.is_main:
+        model = _conclude(detector, run, category, training, validation, out_of_fold, folder)
+    group.broadcast(None)  # the others wait for the model file
+    return Model(model or read_model(folder.path))
 
 
 def _conclude(
