@@ -171,7 +171,7 @@ def test_pictures_are_written_at_full_size_unless_thumbnails_have_it(
         with Image.open(file) as picture:
             picture.resize((150, 200)).save(file)
     again = shutil.copytree(out, tmp_path / "out")
-    evaluate(model, small, out=again)
+    evaluate(model, small, out=again, overwrite=True)
     assert not (again / "report_files").exists()
     assert "data-peak=" not in (again / "report.html").read_text()
 

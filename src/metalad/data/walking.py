@@ -13,6 +13,8 @@ RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
 """Output of `predict`: a file of results, and two folders of pictures."""
 PAGE_FILES, REPORT, REPORT_FILES = "index_files", "report.html", "report_files"
 """Data of the page of `predict`; the page of `evaluate`, and its pictures."""
+MODEL, OUTLIERS = "model.safetensors", "outliers"
+"""Output of `train`: the model file, and pictures of training images that stand out."""
 JOURNAL = ".predict"
 """Folder in which `predict` records its progress, in its output folder; without results it did not finish."""
 DEAD_LINK, SPECIAL, NO_SUFFIX = "dead link", "special file", "without suffix"
@@ -172,6 +174,8 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:
     outputs = {f"{MAPS}/", f"{OVERLAYS}/", f"{PAGE_FILES}/"} if has_outputs else set()
     if (folder / REPORT).exists():
         outputs.add(f"{REPORT_FILES}/")
+    if (folder / MODEL).exists():
+        outputs.add(f"{OUTLIERS}/")
     return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
 
 

@@ -11,6 +11,7 @@ from metalad.data.reading import Reading
 from metalad.pipelines.evaluate import evaluate
 from metalad.pipelines.inference import default_batch_size
 from metalad.pipelines.rendering import infer_and_render
+from metalad.pipelines.used_outputs import require_own_comparison
 from metalad.results.comparison import Comparison, compared
 from metalad.results.pages.comparison_page import ComparedPictures, write_html_comparison
 from metalad.results.report import Report
@@ -30,6 +31,7 @@ def compare(
     data: str | Path | None = None,
     out: str | Path = Path("comparison.html"),
     images: int = 12,
+    overwrite: bool = False,
     device: str = "auto",
     progress: bool = False,
 ) -> Comparison:
@@ -41,16 +43,18 @@ def compare(
             evaluated on. If that no longer exists, the page has no pictures.
         out: the page.
         images: how many images to show; see `metalad.results.comparison.choose` for which.
+        overwrite: replace a file `out` also if it is not a page of an earlier comparison.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 
     Raises:
         ConfigError: fewer than two runs, one twice, or a number that cannot be. ModelFileError: no usable model.
-        RunError: a run was not evaluated, or was trained again since, or the page cannot be written.
+        RunError: a run was not evaluated, or was trained again since, or the page cannot be written or is another file.
         DataError: the runs were evaluated on different images, or the images are not those.
     """
     if images < 0:
         raise ConfigError(f"images is {images}; it must be 0 or more")
+    require_own_comparison(Path(out), overwrite=overwrite)
     paths = [Path(run) for run in runs]
     names = run_names(paths)
     folder = None if data is None else Path(data)

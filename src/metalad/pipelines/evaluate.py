@@ -28,6 +28,7 @@ from metalad.pipelines.inference import (
 )
 from metalad.pipelines.model import Model, stored_model
 from metalad.pipelines.rendering import render
+from metalad.pipelines.used_outputs import require_same_report
 from metalad.results.evaluation import Evaluation, MeasuredImage, measure_pixels, size_index
 from metalad.results.pages.report_page import write_html_report
 from metalad.results.report import EvaluatedImage, Report
@@ -61,6 +62,7 @@ def evaluate(
     corruptions: bool = False,
     maps: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     progress: bool = False,
 ) -> Report:
@@ -76,12 +78,13 @@ def evaluate(
         corruptions: score the good images also under each of `metalad.data.corruptions.CORRUPTIONS`.
         maps: return the anomaly maps at the images' own sizes in `Report.maps`; they need memory.
         strict: stop with an error at the first image that is unreadable, instead of skipping it, or has several pages.
+        overwrite: replace a report in `out` also if it is of another run or of other data.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         progress: show progress on stderr.
 
     Raises:
         ModelFileError: no usable model. DataError: no test images, or a mask that does not fit its image.
-        RunError: the reports cannot be written.
+        RunError: the reports cannot be written, or `out` has a report of another run or of other data.
     """
     stored = stored_model(model, device)
     category = read_category(Path(data), seed=stored.header.seed)
@@ -91,6 +94,8 @@ def evaluate(
     thresholds = {name: stored.threshold(false_alarms, name) for name in SCORINGS}
     thresholds[chosen] = stored.threshold_or(threshold, false_alarms, chosen)
     rate = None if threshold is not None else stored.rate(false_alarms)
+    if out is not None:
+        require_same_report(Path(out), _run_name(stored), category.root, overwrite=overwrite)
     folder = None if out is None else PictureFolder(Path(out) / PAGE)
     closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
     reader = CopyReader(Reading(stored.header.white_level, strict=strict), stored.header.image_hashes)
@@ -233,6 +238,10 @@ def _evaluated(worker: _Worker, category: Category, pictures: PictureStore, stri
     return found
 
 
+def _run_name(model: StoredModel) -> str:
+    return "" if model.path is None else model.path.parent.resolve().name
+
+
 def _report(
     model: StoredModel,
     category: Category,
@@ -246,7 +255,7 @@ def _report(
     return Report(
         category=category.name,
         method=model.header.method,
-        run="" if model.path is None else model.path.parent.resolve().name,
+        run=_run_name(model),
         resolution=config.image_size,
         smoothing_sigma=config.smoothing_sigma,
         scorings=tuple(

@@ -14,6 +14,7 @@ from metalad.data.images import read_image, resize_image
 from metalad.data.likeness import listed
 from metalad.data.reading import Reading
 from metalad.data.text import number_of
+from metalad.data.walking import OUTLIERS
 from metalad.detectors.base import Detector
 from metalad.detectors.out_of_fold import MAX_IMAGES
 from metalad.detectors.outliers import standing_out, useless_threshold
@@ -25,7 +26,7 @@ from metalad.storage.model_file import StoredModel
 from metalad.visualization.overlay import save_picture
 from metalad.visualization.sheet import concatenate_horizontally
 
-FOLDER = "outliers"
+FOLDER = OUTLIERS
 MAX_PICTURES = 10
 PICTURE_SIDE = 800
 """Longest side of the image and of the overlay in a picture, in pixels."""
