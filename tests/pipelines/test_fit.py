@@ -20,8 +20,8 @@ from metalad.data.images import find_images, read_image
 from metalad.detectors.base import DetectorConfig
 from metalad.methods.metal_features import MetalFeaturesConfig
 from metalad.methods.padim import PadimConfig
-from metalad.methods.variation_model import VariationModelConfig
-from metalad.pipelines.fit import fit
+from metalad.methods.variation_model import VariationModel, VariationModelConfig
+from metalad.pipelines.fit import _validation_mask, fit
 from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.runtime.errors import ConfigError, DataError, ImageError
@@ -108,28 +108,25 @@ def test_images_may_differ_in_size() -> None:
     assert model.predict(images[0]).anomaly_map.shape == (32, 20)
 
 
-def test_a_tenth_of_the_images_is_held_out_and_equal_images_are_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tenth_of_the_images_is_held_out_and_equal_images_are_on_one_side() -> None:
     for count, held_out in ((3, 1), (4, 1), (14, 1), (16, 2), (31, 3)):
-        images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-        header = fit(list(images), method="variation_model", image_size=32).header
-        assert header.images == {"training": count - held_out, "validation": held_out, "skipped": 0}
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    split = metalad.pipelines.fit._split
-
-    def splitting(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-        parts.append(split(*arguments))
-        return parts[-1]
-
-    monkeypatch.setattr("metalad.pipelines.fit._split", splitting)
-    distinct = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
+        assert _validation_mask([str(number) for number in range(count)], 0).sum() == held_out
+    hashes = [str(number % 10) for number in range(20)]
     for seed in range(5):
-        fit([*distinct, *distinct], method="variation_model", image_size=32, seed=seed)
-        training, validation = ({image.tobytes() for image in part} for part in parts[-1])
-        assert len(training) == 9
-        assert len(validation) == 1
-        assert not training & validation
-    fit([distinct[0]] * 4, method="variation_model", image_size=32)
-    assert [len(part) for part in parts[-1]] == [3, 1]
+        mask = _validation_mask(hashes, seed)
+        assert mask.sum() == 2
+        assert np.array_equal(mask[:10], mask[10:])
+    assert _validation_mask(["0"] * 4, 0).tolist().count(True) == 1
+
+
+def test_a_method_with_a_closed_form_is_fitted_on_all_images_and_scores_all_out_of_fold() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    model = fit(list(images), method="variation_model", image_size=32)
+    assert model.header.images == {"training": 12, "validation": 0, "skipped": 0}
+    detector = model.stored.detector
+    assert isinstance(detector, VariationModel)
+    assert len(detector.get_buffer("normal_scores_raw")) == 12
+    np.testing.assert_allclose(detector.normal.numpy(), images.mean(0).transpose(2, 0, 1) / 255, rtol=1e-5)
 
 
 def test_the_seed_changes_the_model_and_the_hash_depends_on_the_images_alone(folder: Path, fitted: Model) -> None:
@@ -262,8 +259,8 @@ def test_nothing_is_written_without_a_folder_to_write_to(tmp_path: Path) -> None
 def test_impossible_images_are_errors(folder: Path, tmp_path: Path) -> None:
     paths = find_images(folder)
     wrong: list[tuple[Any, str]] = [
-        ([], "found 0 good images, but metal needs at least 2, one of them for validation"),
-        (paths[:1], "found 1 good images, but metal needs at least 2, one of them"),
+        ([], "found 0 good images, but metal needs at least 2"),
+        (paths[:1], "found 1 good images, but metal needs at least 2;"),
         (iter(()), "found 0 good images"),
         (str(folder), r"fit takes a list or an iterable of images; use metalad\.train for a folder"),
         ([paths[0], 3], r"images\[1\] is a int; give a path, a NumPy array, a Pillow image or a torch tensor"),

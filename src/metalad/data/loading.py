@@ -48,6 +48,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def without_images(self) -> "Images":
+        """Return the same without any image."""
+        return Images((), self.pixels[:0], (), (), white_level=self.white_level)
+
 
 def load_images(
     samples: Sequence[Sample],

@@ -120,7 +120,7 @@ class Detector(nn.Module, ABC):
 
     @classmethod
     def required_images(cls) -> int:
-        """Return the fewest good images that a training needs in all, with one that is held out for validation."""
+        """Return the fewest good images in all: one more than `min_images`, for validation or an out-of-fold score."""
         return cls.min_images + 1
 
     @property
@@ -273,11 +273,6 @@ class GradientDetector(Detector, Learner):
 
 class FittedDetector(Detector):
     """A method with a closed form: statistics of good images, no loss."""
-
-    @classmethod
-    def required_images(cls) -> int:
-        """Return the fewest good images in all: those to fit on, one that is left out of a fold, one for validation."""
-        return cls.min_images + 2
 
     @abstractmethod
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals | None:

@@ -10,7 +10,11 @@ MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
 """The order statistic alone is used if at least this many images are expected above it."""
 SOME_ALARMS = 2
-"""The order statistic that leaves this many images above is a lower bound; the single largest score varies too much."""
+MOST_ABOVE = 1.5
+"""Lower bound: the order statistic that leaves this many times the wanted number of images above, `SOME_ALARMS` or
+more; a single one varies too much."""
+MOST_ALARMS = 2
+"""Upper bound: the highest score, if that gives at most about this many times the wanted false alarms."""
 DEGREES_OF_FREEDOM = 0.6
 """Of the deviation, for each image but one; less than 1 because the lower half of the scores can only lower it."""
 MEDIAN_VARIANCE = math.pi / 2
@@ -31,7 +35,10 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     one, because an image with a near-copy in the training set scores far too low, and would widen the interval. Hence
     the 0.6 (n − 1) degrees of freedom: for Gaussian logarithms, 1.0 to 1.4 % of good images exceed a threshold for 1 %.
 
-    Scores with a heavier tail raise the threshold: it is never below the order statistic that leaves 2 images above.
+    Order statistics limit it, whatever the distribution. It is never so low that more than 1.5 times the wanted number
+    of the images (and more than 2) lie above, which scores with a heavy tail would otherwise cause. It is never above
+    the highest score if there are 1 / (2 · `false_alarms`) images or more: a further image is higher than all n with a
+    probability of 1 / (n + 1). False alarms are therefore expected at no more than about twice the wanted rate.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
@@ -43,7 +50,8 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
         raise ValueError(f"a threshold needs the scores of at least {MIN_IMAGES} good images, not {count}")
     if count * false_alarms >= ENOUGH_ALARMS:
         return _order_statistic(normal_scores, false_alarms)
-    least = _order_statistic(normal_scores, max(false_alarms, SOME_ALARMS / count))
+    most_above = max(SOME_ALARMS, math.ceil(MOST_ABOVE * false_alarms * count))
+    least = float(np.sort(normal_scores)[max(0, count - 1 - most_above)])
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
     middle = np.median(logs)
     above, below = (2 * np.square((sign * (logs - middle)).clip(0)).mean() for sign in (1, -1))
@@ -52,6 +60,8 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     reach = -special.stdtrit(freedom, false_alarms) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can give more than a float holds; the model file's JSON has no infinity.
     extrapolated = float(np.exp(min(middle + reach * deviation, LARGEST_LOG)))
+    if MOST_ALARMS * false_alarms * count >= 1:
+        extrapolated = min(extrapolated, float(np.max(normal_scores)))
     return max(least, extrapolated)
 
 

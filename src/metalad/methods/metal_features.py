@@ -175,8 +175,8 @@ class MetalFeatures(FittedDetector):
 
     @classmethod
     def required_images(cls) -> int:
-        """Return the fewest good images in all: those that `fit` needs for both halves, and one for validation."""
-        return cls.min_images + 1
+        """Return the fewest good images in all: those that `fit` needs for both halves."""
+        return cls.min_images
 
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals:
         """Fit densities on half of the images, their scales on the other half, and the densities on all images.

@@ -17,7 +17,7 @@ from metalad.data.likeness import is_single_color, likeness_notes, pixel_hash
 from metalad.data.reading import Reading, common_white_level, highest_value
 from metalad.data.sixteen_bits import Decoded
 from metalad.data.splitting import choose
-from metalad.detectors.base import Detector, DetectorConfig, Protocol
+from metalad.detectors.base import Detector, DetectorConfig, FittedDetector, Protocol
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
 from metalad.pipelines.model import Model
 from metalad.pipelines.resolution import is_automatic, resized
@@ -65,7 +65,7 @@ def fit(
 ) -> Model:
     """Train on good images in memory, calibrate, and return the model. Nothing is written; see `Model.save`.
 
-    A tenth of the images is held out for validation, as in `train`.
+    A tenth of the images is held out for validation, unless the method has a closed form, as in `train`.
 
     Args:
         images: good images, two or more (see `Detector.required_images`): NumPy arrays, Pillow images, torch tensors
@@ -91,7 +91,9 @@ def fit(
         for line in size.lines() if size else ():
             logger.info("%s", line)
     loaded = _load(images, config.image_size, chosen.load())
-    is_validation = _validation_mask(loaded.hashes, seed)
+    is_validation = np.zeros(len(loaded.hashes), bool)
+    if not issubclass(chosen.load(), FittedDetector):
+        is_validation = _validation_mask(loaded.hashes, seed)
     training, validation = loaded.pixels[~is_validation], loaded.pixels[is_validation]
     torch.manual_seed(seed)
     detector = chosen.load()(config).to(device_)

@@ -105,13 +105,14 @@ def train(
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
         require_images(chosen.load(), len(category.train))
-        split = split_validation(category.train, VALIDATION_FRACTION, seed)
+        split = _split(chosen.load(), category.train, seed)
         with folder.claimed(resume=resume):
             for line in (*category.train_notes, *(size.lines() if size else ())):
                 folder.note(line)
             training, validation = _load(split, config, folder, strict, progress)
             require_images(chosen.load(), len(training) + len(validation))
-            folder.note(f"{category.name}: {len(training)} good images to train on, {len(validation)} to validate on")
+            held_out = f", {len(validation)} to validate on" if validation else ""
+            folder.note(f"{category.name}: {len(training)} good images to train on{held_out}")
             torch.manual_seed(seed)
             detector = chosen.load()(config).to(device_)
             stored = _stored(folder, group)
@@ -127,6 +128,13 @@ def train(
                 return _trained(detector, run, category.name, training, validation, folder, group, callback)
 
 
+def _split(kind: type[Detector], samples: tuple[Sample, ...], seed: int) -> tuple[tuple[Sample, ...], ...]:
+    """Return training and validation images; a method with a closed form is fitted on all, and scores all out-of-fold."""
+    if issubclass(kind, FittedDetector):
+        return samples, ()
+    return split_validation(samples, VALIDATION_FRACTION, seed)
+
+
 def require_images(kind: type[Detector], count: int) -> None:
     """Check that there are as many good images as a method needs.
 
@@ -136,8 +144,7 @@ def require_images(kind: type[Detector], count: int) -> None:
     required = kind.required_images()
     if count < required:
         raise DataError(
-            f"found {count} good images, but {kind.name} needs at least {required}, one of them for validation; "
-            "give more images of good parts"
+            f"found {count} good images, but {kind.name} needs at least {required}; give more images of good parts"
         )
 
 
@@ -232,7 +239,7 @@ def calibrated_model(
     pixels: of the training and of the validation images. folder: gets the log; None: nothing is written.
     """
     training, validation = pixels
-    summary = calibrate(detector, training, validation, out_of_fold)
+    summary = calibrate(detector, training, validation, out_of_fold, run.seed)
     make_contiguous(detector)
     if summary.kind == "own":
         _note(folder, "the map is in units of good images; no calibration is needed")
@@ -275,9 +282,10 @@ def _load(
     """Load the training and the validation images, and log what was noted about them."""
     reading = Reading(find_white_level([sample.path for part in split for sample in part]), strict=strict)
     size = config.image_size
-    training, validation = (
-        load_images(part, size, strict=strict, progress=progress, reading=reading) for part in split
+    training, *held_out = (
+        load_images(part, size, strict=strict, progress=progress, reading=reading) for part in split if part
     )
+    validation = held_out[0] if held_out else training.without_images()
     for skipped in (*training.skipped, *validation.skipped):
         folder.note(f"skipped {skipped.path}: {skipped.reason}")
     if reading.white_level != FULL_RANGE:
