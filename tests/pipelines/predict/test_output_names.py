@@ -31,6 +31,14 @@ def test_names_are_unique_short_enough_and_free_of_conflicts(wanted: list[str]) 
     assert all(len(os.fsencode(part)) <= 255 for name in found for part in f"{name}.png".split("/"))
 
 
+def test_a_folder_named_like_a_picture_gets_another_name() -> None:
+    names, long = OutputNames(NOWHERE), "x" * 300
+    for folder in ("a", long):
+        image = names.add(folder)
+        assert not names.add(f"{image}.png/b").startswith(f"{image}.png/")
+        assert names.add(f"{folder}.jpg").count("/") == 0
+
+
 @pytest.mark.parametrize("depth", [3, 15, 40])
 def test_a_path_is_never_longer_than_the_system_allows(depth: int) -> None:
     out = Path("/" + "/".join(["o" * 100] * 5))

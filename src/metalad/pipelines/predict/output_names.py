@@ -30,10 +30,11 @@ class OutputNames:
 
     def add(self, wanted: str) -> str:
         """Return a name for an image: `wanted` if it is free and short enough, else one that begins like it."""
-        if self._is_too_long(wanted) or any(_is_picture_of(part, self._names) for part in _parents(wanted)):
-            wanted = wanted.replace("/", "_")
         *parents, last = wanted.split("/")
         parents = [shortened(part, self._part_limit) for part in parents]
+        folder = "/".join(parents)
+        if self._is_too_long(folder) or any(_is_picture_of(each, self._names) for each in (*_parents(folder), folder)):
+            parents, last = [], wanted.replace("/", "_")
         number, addition = 1, ""
         while True:
             name = "/".join([*parents, shortened(last, self._last_limit(parents) - len(addition)) + addition])
@@ -49,9 +50,9 @@ class OutputNames:
         rest = self._path_limit - sum(len(os.fsencode(part)) + 1 for part in parents)
         return min(self._part_limit, rest) - len(SUFFIXES[0])
 
-    def _is_too_long(self, name: str) -> bool:
-        """Return whether the folders of a name leave no room for files with short names."""
-        return len(os.fsencode(name.rpartition("/")[0])) + 1 + TEMPORARY_NAME + DIGEST > self._path_limit
+    def _is_too_long(self, folder: str) -> bool:
+        """Return whether a folder of outputs leaves no room for files with short names."""
+        return len(os.fsencode(folder)) + 1 + TEMPORARY_NAME + DIGEST > self._path_limit
 
     def _is_free(self, name: str) -> bool:
         files = [name + suffix for suffix in SUFFIXES]
