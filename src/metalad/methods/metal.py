@@ -28,7 +28,7 @@ from metalad.nn.losses import l1_ssim_loss, mean_ssim
 from metalad.nn.photometric import PhotometricNormalization
 from metalad.nn.pixels import Pixels, batches
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 from metalad.training.loop import Training
 
 Token = Literal["squares", "rows", "columns"]
@@ -47,7 +47,7 @@ class MetalConfig(DetectorConfig):
     `attention="neighbours"` adds 16,640 parameters. `docs/methods/metal.md` lists all differences from the paper.
     """
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(256, 32)
     smoothing_sigma: float = setting(6.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
     guide: Literal["image", "none"] = setting(
         "image", "edges that the calibrated map follows: image, those of the input (guided filter), or none (paper)"

@@ -36,7 +36,7 @@ from metalad.nn.pixels import Pixels, batches, to_batch
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
@@ -50,7 +50,7 @@ MAX_IMAGES = 1024
 class MetalFeaturesConfig(DetectorConfig):
     """Settings of MeTAL on features."""
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(256, 32)
     smoothing_sigma: float = setting(6.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     guide: Literal["image", "none"] = setting(
         "image", "image: the calibrated map follows the edges of the image (guided filter); none: it does not"

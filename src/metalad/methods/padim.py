@@ -20,7 +20,7 @@ from metalad.nn.pixels import to_batch
 from metalad.nn.whitening import whitening
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 
 BATCH_SIZE = 16
 RIDGE = 0.01
@@ -31,7 +31,7 @@ RIDGE = 0.01
 class PadimConfig(DetectorConfig):
     """Settings of PaDiM; those of the paper for ResNet-18, except the backbone."""
 
-    image_size: tuple[int, int] = setting((224, 224), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(224, 32)
     backbone: str = setting("lite0", "pretrained network that computes the features; all but lite0-2 need weights=PATH")
     weights: str | None = setting(None, "weights file of the backbone; none: the installed weights")
     taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "strides of the feature maps that are used")

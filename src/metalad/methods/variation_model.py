@@ -16,7 +16,7 @@ from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.residuals import Residuals
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 
 MAD_TO_DEVIATION = 1.4826
 """Standard deviation of a Gaussian distribution, in median absolute deviations."""
@@ -28,7 +28,7 @@ ROWS = 16
 class VariationModelConfig(DetectorConfig):
     """Settings of the variation model."""
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(256, 8)
     smoothing_sigma: float = setting(1.0, "sigma of the Gaussian smoothing of the map, in resized pixels; 0 = off")
     statistics: Literal["standard", "robust"] = setting(
         "standard", "standard: mean and deviation; robust: median and median absolute deviation"

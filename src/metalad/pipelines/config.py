@@ -7,6 +7,7 @@ from typing import Any
 
 from metalad.detectors.base import DetectorConfig
 from metalad.methods import Method, method_named, methods
+from metalad.pipelines.resolution import AUTO
 from metalad.runtime.choices import Protocol, WantedPrecision
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import check_choice, from_values, number, whole_number
@@ -17,9 +18,12 @@ DEFAULT_METHOD = "metal_features"
 def method_and_config(method: str | DetectorConfig, settings: Mapping[str, Any]) -> tuple[Method, DetectorConfig]:
     """Return a method and its config; `settings` replace its defaults, or the values of a given config.
 
+    With `image_size="auto"` the config has the default size, until `metalad.pipelines.resolution` replaces it.
+
     Raises:
         ConfigError: no such method or setting, or an impossible value.
     """
+    settings = {name: value for name, value in settings.items() if (name, value) != ("image_size", AUTO)}
     if isinstance(method, str):
         found = method_named(method)
         return found, from_values(found.load_config(), settings)

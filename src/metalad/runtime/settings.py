@@ -19,10 +19,24 @@ def setting(default: Any, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
+def auto_size(side: int, multiple: int) -> Any:
+    """Return the field `image_size` of a method whose images keep their aspect ratio.
+
+    side: of the square that the size is derived from, in pixels; the size where no image is known. multiple: the size
+    is a multiple of this many pixels.
+    """
+    text = "height and width that images are resized to, in pixels; auto: from the training images' own sizes"
+    return dataclasses.field(default=(side, side), metadata={"help": text, "multiple": multiple})
+
+
 def describe(config: type) -> list[tuple[str, str, str]]:
     """Return (name, default, help) for each setting of a config class."""
     return [
-        (field.name, _formatted(field.default), str(field.metadata.get("help", "")))
+        (
+            field.name,
+            "auto" if "multiple" in field.metadata else _formatted(field.default),
+            str(field.metadata.get("help", "")),
+        )
         for field in dataclasses.fields(config)
     ]
 

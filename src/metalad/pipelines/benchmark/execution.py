@@ -19,6 +19,7 @@ from metalad.pipelines.benchmark.job import Failure, Job
 from metalad.pipelines.benchmark.machine import PACKAGES, machine, peak_memory, reset_peak_memory
 from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.pipelines.evaluate import evaluate
+from metalad.pipelines.resolution import resized, sizes_of
 from metalad.pipelines.train import train
 from metalad.results.report import Report
 from metalad.runtime.errors import MetaladError
@@ -69,7 +70,12 @@ def _config(job: Job) -> DetectorConfig:
     kind = method_named(job.cell.configuration.method).load_config()
     if job.config is not None:
         return from_json(kind, job.config)
-    return from_texts(kind, job.cell.configuration.settings)
+    texts = [text for text in job.cell.configuration.settings if text != "image_size=auto"]
+    config = from_texts(kind, texts)
+    is_given = any(text.startswith("image_size=") for text in texts)
+    if is_given or job.data is None or job.cell.protocol != "default":
+        return config
+    return resized(config, sizes_of(read_category(Path(job.data), seed=job.cell.seed).train))[0]
 
 
 def _train_and_evaluate(

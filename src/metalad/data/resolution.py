@@ -1,0 +1,105 @@
+"""The size that a model resizes images to, chosen from the sizes of the good images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metalad.runtime.choices import Resolution
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.settings import check_choice, number
+
+REDUCTIONS: dict[Resolution, float] = {"fast": 5.0, "balanced": 3.5, "fine": 1.75}
+"""Factor by which large images are reduced at most; 900×900 and less are resized to a side of 256 by `balanced`. The
+time per image then grows with the number of its own pixels."""
+SHORT_SIDES: dict[Resolution, float] = {"fast": 0.75, "balanced": 1.0, "fine": 1.5}
+"""The least shorter side, as a multiple of the method's default side."""
+MAX_AREAS: dict[Resolution, float] = {"fast": 2.0, "balanced": 4.0, "fine": 12.0}
+"""The largest area, in squares of the method's default side: bounds time and memory."""
+MAX_DEFECT_AREA = 24.0
+"""The same where the size of the smallest defect is given."""
+DEFECT_PIXELS = 8.0
+"""Pixels, after resizing, that the smallest defect has across: one position of the features of stride 8."""
+MAX_DISTORTION = 1.5
+"""Ratio between the most different aspect ratios of the images from which on resizing to one shape is reported."""
+MAX_HEADERS = 512
+"""Images whose headers are read, spread evenly."""
+
+
+@dataclass(frozen=True)
+class ChosenSize:
+    """A height and width to resize to, and how it was chosen.
+
+    scale: resized pixels per pixel of a median image. typical: height and width of a median image. distortion: ratio
+    between the extreme aspect ratios of the images (90 % of them lie between the extremes).
+    """
+
+    size: tuple[int, int]
+    scale: float
+    typical: tuple[int, int]
+    distortion: float
+
+    def lines(self) -> list[str]:
+        """Return the choice in words, with a warning where images of different shapes are distorted."""
+        height, width = self.size
+        smallest = math.ceil(DEFECT_PIXELS / self.scale)
+        own = f"{self.typical[0]}x{self.typical[1]}"
+        lines = [
+            f"image_size: images of {own} (height x width) are resized to {height}x{width}, {self.scale:.0%} of their "
+            f"size; a defect should be {smallest} or more of their pixels across (see --smallest-defect)"
+        ]
+        if self.distortion > MAX_DISTORTION:
+            lines.append(
+                f"the aspect ratios of the images differ by a factor of {self.distortion:.1f}; all are resized to "
+                f"{height}x{width}, which distorts some; crop them to one shape if you can"
+            )
+        return lines
+
+
+def choose_size(
+    sizes: Sequence[tuple[int, int]],
+    side: int,
+    multiple: int,
+    resolution: Resolution = "balanced",
+    smallest_defect: float | None = None,
+) -> ChosenSize:
+    """Choose a height and a width that keep the aspect ratio of the images, in multiples of `multiple` pixels.
+
+    The shorter side is `side` (scaled by `SHORT_SIDES`), or more for large images (`REDUCTIONS`). With
+    `smallest_defect`, it is instead such that this many pixels of an image become `DEFECT_PIXELS`, but never larger
+    than the images themselves.
+
+    Args:
+        sizes: height and width of the good images, at least one.
+        side: side of the square that the method resizes images to by default, in pixels.
+        multiple: of which height and width must be multiples.
+        resolution: fast, balanced or fine.
+        smallest_defect: width of the smallest defect that matters, in pixels of the images.
+
+    Raises:
+        ConfigError: no such resolution, or `smallest_defect` is not positive.
+    """
+    check_choice("resolution", resolution, Resolution)
+    if smallest_defect is not None and not 0 < number("smallest_defect", smallest_defect) < math.inf:
+        raise ConfigError(f"smallest_defect is {smallest_defect}; it is a width in pixels, above 0")
+    shapes = np.array(sizes, dtype=float)
+    ratios = shapes[:, 0] / shapes[:, 1]
+    ratio = float(np.exp(np.median(np.log(ratios))))
+    short = float(np.median(shapes.min(1)))
+    wanted = max(side * SHORT_SIDES[resolution], short / REDUCTIONS[resolution])
+    area = MAX_AREAS[resolution] * side**2
+    if smallest_defect is not None:
+        wanted = max(side * SHORT_SIDES["fast"], min(short * DEFECT_PIXELS / smallest_defect, short))
+        area = MAX_DEFECT_AREA * side**2
+    wanted = min(wanted, math.sqrt(area / max(ratio, 1 / ratio)))
+    target = (wanted * max(ratio, 1.0), wanted * max(1 / ratio, 1.0))
+    height, width = (max(multiple, round(each / multiple) * multiple) for each in target)
+    low, high = np.quantile(ratios, [0.05, 0.95])
+    typical = (round(short * max(ratio, 1.0)), round(short * max(1 / ratio, 1.0)))
+    return ChosenSize((height, width), min(height, width) / short, typical, float(high / low))
+
+
+def spread(count: int) -> list[int]:
+    """Return the indices of at most `MAX_HEADERS` of `count` images, spread evenly."""
+    return sorted({int(index) for index in np.linspace(0, count - 1, min(count, MAX_HEADERS)).round()})
