@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64
 
 from metalad.results.report import METRIC_NAMES, EvaluatedImage, Metrics, Report, ScoringReport
 from metalad.results.report_text import aligned
+from metalad.results.seeds import SeedRow, over_seeds, seed_table
 from metalad.runtime.errors import ConfigError, DataError, printable
 from metalad.visualization.plots import percent
 
@@ -80,6 +81,11 @@ class Comparison:
         """The number of images that some runs decide to be anomalous and others do not."""
         return int(_disagree(_decisions(self.images_by_run)).sum())
 
+    @property
+    def over_seeds(self) -> tuple[SeedRow, ...]:
+        """Averages of the runs that differ in the seed alone, a row for each method; empty if there are none."""
+        return over_seeds(self.names, self.reports)
+
     def blocks(self) -> Iterator[Block]:
         """Yield the metrics, those of the first run's own scoring first."""
         for name in (scoring.name for scoring in self.reports[0].scorings):
@@ -109,6 +115,7 @@ class Comparison:
             "category": self.category,
             "images": len(self.reports[0].images),
             "disagreements": self.disagreements,
+            "over_seeds": [row.to_json() for row in self.over_seeds],
             "runs": {name: _run(report) for name, report in zip(self.names, self.reports, strict=True)},
             **found,
             "shown": [self._shown(choice) for choice in self.choices],
@@ -200,6 +207,8 @@ def comparison_table(comparison: Comparison) -> str:
             ["good rejected", *(f"{each.fp}/{each.fp + each.tn}" for each in counts)],
         ]),
     ]  # fmt: skip
+    if rows := comparison.over_seeds:
+        blocks.append(aligned([[printable(cell) for cell in line] for line in seed_table(rows)]))
     for block in comparison.blocks():
         title = f"{block.scoring} score, {block.resolution} resolution, %"
         blocks.append(aligned([[title, *names], *(_cells(line) for line in block.lines)]))

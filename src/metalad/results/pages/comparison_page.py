@@ -8,6 +8,7 @@ from pathlib import Path
 from metalad.results.comparison import Choice, Comparison
 from metalad.results.pages.page import METRIC_LABELS, name_and_folder, outcome, times_threshold, write_html_page
 from metalad.results.report import EvaluatedImage, Report
+from metalad.results.seeds import seed_table
 from metalad.visualization.pictures import EmbeddedPicture
 from metalad.visualization.plots import Plot, curve_plots
 
@@ -82,6 +83,7 @@ def write_html_comparison(path: Path, comparison: Comparison, pictures: Mapping[
         "count": len(comparison.reports[0].images),
         "headline": _headline(comparison),
         "summaries": _summaries(comparison),
+        "seed_table": seed_table(comparison.over_seeds) if comparison.over_seeds else [],
         "rows": [_row(comparison, choice, pictures.get(choice.index)) for choice in comparison.choices],
         "blocks": list(comparison.blocks()),
         "same_size": len({report.resolution for report in comparison.reports}) == 1,
