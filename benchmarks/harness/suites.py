@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from benchmarks.harness.declaration import Grid, PaperConfiguration, Suite
 from benchmarks.harness.paper import PRODUCTS, TEXTURES, column_of
-from metalad.methods import methods
+from metalad.methods import OWN
 from metalad.pipelines.benchmark.cells import Configuration
 from metalad.runtime.errors import ConfigError
 
@@ -15,6 +15,8 @@ MASKS = ("blind", "zero-logit", "none")
 SPLITS = (0, 1, 2, 3, 4)
 SEEDS = (0, 1, 2)
 FEATURES = Configuration("metal_features", "metal_features")
+METHODS = tuple(method.name for method in OWN)
+"""Without those of installed plug-ins, which join no table unasked."""
 OURS = ("metal", FEATURES.method)
 CHEAP = (*OURS, "patchcore", "padim", "variation_model", "student_teacher")
 """Methods that are trained in a few minutes on a CPU: three seeds each."""
@@ -82,7 +84,7 @@ def _default() -> Suite:
 
 
 def _methods() -> Suite:
-    names = [name for name in methods() if name not in OURS]
+    names = [name for name in METHODS if name not in OURS]
     others = tuple(PaperConfiguration(name, name, paper=column_of("Table 4", name)) for name in names)
     return Suite(
         "methods",
@@ -149,9 +151,7 @@ def _table_4() -> Suite:
 def _every(depth: int, others: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> tuple[Configuration, ...]:
     """Return all methods with default settings or those in `others`, MeTAL with the depth for products or textures."""
     settings = {**others, "metal": _of_depth(depth)}
-    return tuple(
-        PaperConfiguration(name, name, settings.get(name, ()), column_of("Table 4", name)) for name in methods()
-    )
+    return tuple(PaperConfiguration(name, name, settings.get(name, ()), column_of("Table 4", name)) for name in METHODS)
 
 
 def _of_depth(depth: int) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def _table_5() -> Suite:
     )
     others = tuple(
         PaperConfiguration(name, name, paper=column_of("Table 5", name))
-        for name in methods()
+        for name in METHODS
         if column_of("Table 5", name) is not None
     )
     every = (*ours, FEATURES, *others)
@@ -187,7 +187,7 @@ def _table_6() -> Suite:
     )
     others = tuple(
         PaperConfiguration(name, name, AS_PUBLISHED.get(name, ()), column_of("Table 6", name))
-        for name in methods()
+        for name in METHODS
         if name != "metal"
     )
     plain = (*AS_PUBLISHED["vt_adl"], "capsule=false")

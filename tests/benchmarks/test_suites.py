@@ -6,7 +6,7 @@ import pytest
 from benchmarks.harness.declaration import Suite, paper_column
 from benchmarks.harness.paper import PRODUCTS, TABLES, TEXTURES, column_of
 from benchmarks.harness.suites import SEEDS, suite_named, suites
-from metalad.methods import method_named, methods
+from metalad.methods import OWN, Method, method_named, methods
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import from_texts
 
@@ -50,6 +50,18 @@ def test_every_method_with_a_column_is_in_tables_4_and_5() -> None:
         paper = f"Table {name[-1]}"
         missing = {method for method in methods() if method != "metal" and column_of(paper, method)} - labels
         assert not missing
+
+
+def test_an_installed_plug_in_joins_no_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in = Method("mine", "a plug-in", "package:Mine")
+    registered = {**{each.name: each for each in OWN}, "mine": plug_in}
+    monkeypatch.setattr("benchmarks.harness.suites.methods", lambda: registered, raising=False)
+    assert not [
+        suite.name
+        for suite in suites().values()
+        for grid in suite.grids
+        if "mine" in {each.method for each in grid.configurations}
+    ]
 
 
 def test_gans_have_their_published_width_in_the_papers_tables() -> None:

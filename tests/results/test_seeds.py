@@ -32,13 +32,13 @@ def test_runs_that_differ_in_the_seed_alone_are_averaged() -> None:
     assert padim.deviation("image_auroc") == pytest.approx(statistics.stdev([0.9, 0.95, 0.7]))
     assert (padim.mean("found"), padim.mean("false_alarms"), padim.deviation("found")) == (0.75, 0.1, 0)
     assert (metal.mean("image_auroc"), metal.deviation("image_auroc")) == (0.8, None)
-    assert padim.text("image_auroc") == "85.0 ± 13.2"
+    assert padim.text("image_auroc") == "85.00 ± 13.23"
     assert padim.text("pixel_ap") == "-"
 
 
 @pytest.mark.parametrize(
     "other",
-    [report("padim", 1, 0.5, channels=9), report("padim", 0, 0.5), report("padim", None, 0.5), report("metal", 1, 1)],
+    [report("padim", 1, 0.5, channels=9), report("padim", 0, 0.5), report("padim", None, 0.5), report("metal", 1, 1.0)],
 )
 def test_other_runs_are_not_averaged(other: Report) -> None:
     assert over_seeds(["one", "two"], [report("padim", 0, 0.9), other]) == ()
@@ -51,8 +51,8 @@ def test_a_comparison_prints_a_line_for_each_method() -> None:
         block for block in comparison_table(comparison).split("\n\n") if "over seeds" in block
     ).splitlines()
     assert header.split()[-2:] == ["false", "alarms"]
-    assert padim.split()[:5] == ["padim", "2", "85.0", "±", "7.1"]
-    assert metal.split()[:3] == ["metal", "1", "70.0"]
+    assert padim.split()[:5] == ["padim", "2", "85.00", "±", "7.07"]
+    assert metal.split()[:3] == ["metal", "1", "70.00"]
     assert [row["runs"] for row in comparison.to_json()["over_seeds"]] == [["p0", "p1"], ["m"]]
     alone = compared(runs[:2], [report("padim", 0, 0.9), report("metal", 0, 0.7)], 0)
     assert "over seeds" not in comparison_table(alone)
