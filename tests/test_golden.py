@@ -8,7 +8,7 @@ from metalad.methods.metal_features import MetalFeaturesConfig
 
 def test_the_default_method_finds_the_defective_cookies(tmp_path: Path) -> None:
     model = metalad.train(metalad.demo_images(), tmp_path / "run", false_alarms=0.05, device="cpu")
-    assert (model.method, model.images) == ("metal_features", 28)
+    assert (model.method, model.images) == ("metal_features", 31)
     assert model.stored.detector.config == MetalFeaturesConfig()
     report = metalad.evaluate(model, metalad.demo_images(), device="cpu")
     counts = report.chosen.confusion
