@@ -255,6 +255,12 @@ def test_constant_schedule_is_constant() -> None:
     assert {Training(learning_rate=0.3).rate(step, 10) for step in range(10)} == {0.3}
 
 
+def test_multistep_schedule_decays_after_80_and_90_percent_of_the_steps() -> None:
+    plan = Training(learning_rate=1.0, schedule="multistep")
+    rates = [plan.rate(step, 10) for step in range(10)]
+    assert rates == pytest.approx([1.0] * 8 + [0.4, 0.16])
+
+
 def test_schedule_covers_all_epochs(tmp_path: Path) -> None:
     plan = dataclasses.replace(SHORT, schedule="cosine")
     train(Small(), tmp_path, plan)
@@ -334,6 +340,44 @@ def test_objectives_alternate_on_their_own_parameters(tmp_path: Path) -> None:
     # Adam changes a weight by about the learning rate in each step.
     assert module.first.item() == pytest.approx(8 * 0.01, rel=0.02)
     assert module.second.item() == pytest.approx(2 * 0.005, rel=0.02)
+
+
+class TwoRates(TwoObjectives):
+    """One objective, whose parameters have different learning rates; the third has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(()))
+
+    def objectives(self) -> tuple[Objective, ...]:
+        return (Objective(self.loss, (self.first, self.second, self.unused), rate=0.5, rates=(1.0, 0.2, 1.0)),)
+
+
+def test_parameters_have_their_own_learning_rates(tmp_path: Path) -> None:
+    module = TwoRates()
+    train(module, tmp_path, Training(learning_rate=0.01, batch_size=4, max_epochs=4, keep="last"))
+    assert module.first.item() == pytest.approx(8 * 0.005, rel=0.02)
+    assert module.second.item() == pytest.approx(8 * 0.001, rel=0.02)
+    assert module.unused.item() == 1
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("adam", 1 - 0.1), ("adamw", 1 - 0.1 * 0.5)])
+def test_weight_decay_of_adamw_is_not_scaled_by_the_gradient(
+    optimizer: Literal["adam", "adamw"], expected: float
+) -> None:
+    """Adam takes the penalty for a gradient, whose size does not count; AdamW shrinks a weight by rate × decay."""
+    module = TwoObjectives()
+    descent = Descent(
+        module,
+        Training(learning_rate=0.1, weight_decay=0.5, optimizer=optimizer),
+        seed=0,
+        precision="fp32",
+        folder=None,
+    )
+    with torch.no_grad():
+        module.first.fill_(1.0)  # the minimum: the gradient of the loss is 0
+    descent.step(IMAGES[:1], 0.1)
+    assert module.first.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_last_weights_are_kept_on_request(tmp_path: Path) -> None:

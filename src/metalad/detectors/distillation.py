@@ -3,6 +3,7 @@
 The prediction error is large for features that do not occur in good images.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ GRAY = 0.1
 """Fraction of the images that `random_variants` converts to gray."""
 GRID_SIZES = (1, 2, 4, 8, 16, 32)
 """Grid cells along a side of the noise components of `random_variants`."""
+CACHED_BYTES = 2**30
+"""Limit of `CachedFeatures`: 1 GiB."""
 
 
 class PartLearner(Learner):
@@ -43,6 +46,37 @@ class PartLearner(Learner):
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the loss that was given."""
         return self._loss(images)
+
+
+class CachedFeatures:
+    """Feature maps of a frozen network, stored for each image, so that a further epoch does not compute them again.
+
+    Each image is processed alone: its features do not depend on the batch, and a resumed training gives the same bits.
+    Further images are not stored once the maps take `limit` bytes. The cache is no part of a checkpoint.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor], Sequence[Float[Tensor, "batch _ _ _"]]], limit: int = CACHED_BYTES
+    ) -> None:
+        self.network, self.limit, self.bytes = network, limit, 0
+        self._stored: dict[bytes, list[Tensor]] = {}
+
+    def __call__(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Return the maps of a batch, without gradient."""
+        keys = [hashlib.sha256(image.numpy()).digest() for image in images.detach().cpu().contiguous()]
+        rows = [self._maps(key, images[index : index + 1]) for index, key in enumerate(keys)]
+        return [torch.cat(maps) for maps in zip(*rows, strict=True)]
+
+    def _maps(self, key: bytes, image: Tensor) -> list[Tensor]:
+        if key in self._stored:
+            return self._stored[key]
+        with torch.no_grad():
+            maps = [part.contiguous() for part in self.network(image)]
+        size = sum(part.nbytes for part in maps)
+        if self.bytes + size <= self.limit:
+            self._stored[key] = maps
+            self.bytes += size
+        return maps
 
 
 def fit_standardization(

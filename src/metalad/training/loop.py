@@ -36,6 +36,8 @@ from metalad.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 WARM_UP = 0.05
 """Fraction of a cosine schedule in which the learning rate increases from 0."""
+DECAY, DECAYS = 0.4, (0.8, 0.9)
+"""Factor on the learning rate of a multistep schedule, applied after each of these fractions of the steps."""
 CHECKPOINT_SECONDS = 30.0
 """Minimum time between two checkpoints."""
 
@@ -48,13 +50,15 @@ class Training:
     batch_size: int = setting(64, "images per step")
     max_epochs: int = setting(3000, "maximum number of epochs")
     steps: int | None = setting(None, "number of steps, rounded up to whole epochs; replaces max_epochs")
-    schedule: Literal["constant", "cosine"] = setting("constant", "constant, or warm-up and cosine decay to 0")
+    schedule: Literal["constant", "cosine", "multistep"] = setting(
+        "constant", "constant; warm-up and cosine decay to 0; or multiplied by 0.4 after 80 % and 90 % of the steps"
+    )
     patience: int | None = setting(None, "epochs without a lower validation loss after which training stops")
     patience_from: int = setting(0, "first epoch after which patience can stop training")
     keep: Literal["best", "last"] = setting("best", "weights to keep: those of the lowest validation loss, or the last")
-    optimizer: Literal["adam", "rmsprop"] = setting("adam", "Adam or RMSprop")
+    optimizer: Literal["adam", "adamw", "rmsprop"] = setting("adam", "Adam, AdamW or RMSprop")
     betas: tuple[float, float] = setting((0.9, 0.999), "decay rates of Adam's two moments")
-    weight_decay: float = setting(0.0, "L2 penalty on the weights, added to the gradient")
+    weight_decay: float = setting(0.0, "L2 penalty on the weights, added to the gradient; AdamW: to the step")
     whole_batches: bool = setting(False, "skip the last, smaller batch of an epoch, for batch norm")
     stage: str = setting("train", "name of this stage of training")
 
@@ -74,6 +78,8 @@ class Training:
         """Return the learning rate of a step, counted from 0, of `total` steps."""
         if self.schedule == "constant":
             return self.learning_rate
+        if self.schedule == "multistep":
+            return self.learning_rate * DECAY ** sum(step >= fraction * total for fraction in DECAYS)
         return (
             self.learning_rate * min(1.0, (step + 1) / (WARM_UP * total)) * (1 + math.cos(math.pi * step / total)) / 2
         )
@@ -127,13 +133,14 @@ class Objective:
     """A loss, the parameters that minimize it, and how often it is minimized.
 
     every: minimize in every n-th step; 1 for the first objective, whose loss is reported in the history.
-    rate: factor on the learning rate of the plan.
+    rate: factor on the learning rate of the plan. rates: a further factor for each parameter; empty: 1.
     """
 
     loss: Callable[[Tensor], Tensor]
     parameters: tuple[nn.Parameter, ...]
     every: int = 1
     rate: float = 1.0
+    rates: tuple[float, ...] = ()
 
 
 class Learner(nn.Module, ABC):
@@ -274,7 +281,7 @@ class Descent:
             if (number + 1) % objective.every:
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = rate * objective.rate
+                group["lr"] = rate * objective.rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
                 loss = objective.loss(images) if len(images) else None
@@ -365,11 +372,18 @@ def descend(
 
 
 def _optimizer(plan: Training, objective: Objective) -> torch.optim.Optimizer:
+    factors = objective.rates or (1.0,) * len(objective.parameters)
+    groups = [  # one for each factor; all parameters are in the first group if none has its own
+        {
+            "params": [one for one, own in zip(objective.parameters, factors, strict=True) if own == factor],
+            "factor": factor,
+        }
+        for factor in dict.fromkeys(factors)
+    ]
     if plan.optimizer == "rmsprop":
-        return torch.optim.RMSprop(objective.parameters, plan.learning_rate, weight_decay=plan.weight_decay)
-    return torch.optim.Adam(
-        objective.parameters, plan.learning_rate, plan.betas, weight_decay=plan.weight_decay, fused=True
-    )
+        return torch.optim.RMSprop(groups, plan.learning_rate, weight_decay=plan.weight_decay)
+    adam = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, plan.learning_rate, plan.betas, weight_decay=plan.weight_decay, fused=True)
 
 
 def _line(row: Epoch) -> str:
