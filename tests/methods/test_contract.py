@@ -34,6 +34,7 @@ from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.piade import PiadeConfig
 from metalad.methods.ssim_ae import SsimAutoencoderConfig
 from metalad.methods.student_teacher import StudentTeacherConfig
+from metalad.methods.subspace_ad import SubspaceADConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.vae import VaeConfig
 from metalad.methods.variation_model import VariationModelConfig
@@ -55,6 +56,7 @@ SMALL: dict[str, DetectorConfig] = {
     "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, codebook_size=64, context_steps=50),
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
+    "subspace_ad": SubspaceADConfig(image_size=(48, 64), smoothing_sigma=2.0, variance=0.9),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
     "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=300),
     "texture_inspection": TextureInspectionConfig(
@@ -98,6 +100,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal_features": (MetalFeaturesConfig(), 2_958_848),
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
+    "subspace_ad": (SubspaceADConfig(), 700_768),
     "variation_model": (VariationModelConfig(), 0),
     "feature_dictionary": (FeatureDictionaryConfig(), 700_768),
     "texture_inspection": (TextureInspectionConfig(), 0),

@@ -68,6 +68,11 @@ OWN = (
         "metalad.methods.padim:Padim",
     ),
     Method(
+        "subspace_ad",
+        "distance of each patch's feature from the principal subspace of good ones",
+        "metalad.methods.subspace_ad:SubspaceAD",
+    ),
+    Method(
         "variation_model",
         "each pixel's deviation from its mean, relative to its standard deviation (Steger 2008)",
         "metalad.methods.variation_model:VariationModel",
