@@ -32,9 +32,11 @@ from metalad.methods.ocgan import OcGanConfig
 from metalad.methods.padim import PadimConfig
 from metalad.methods.patchcore import PatchCoreConfig
 from metalad.methods.piade import PiadeConfig
+from metalad.methods.rd4ad import RD4ADConfig
 from metalad.methods.ssim_ae import SsimAutoencoderConfig
 from metalad.methods.student_teacher import StudentTeacherConfig
 from metalad.methods.subspace_ad import SubspaceADConfig
+from metalad.methods.supersimplenet import SuperSimpleNetConfig
 from metalad.methods.texture_inspection import TextureInspectionConfig
 from metalad.methods.vae import VaeConfig
 from metalad.methods.variation_model import VariationModelConfig
@@ -90,6 +92,15 @@ SMALL: dict[str, DetectorConfig] = {
         image_size=(48, 64), smoothing_sigma=2.0, width=4, channels=16, autoencoder=2, taps=("s4",)
     ),
     "mkd": MKDConfig(image_size=(32, 48), smoothing_sigma=3.0),
+    "rd4ad": RD4ADConfig(image_size=(32, 48), smoothing_sigma=2.0, taps=("s4", "s8")),
+    "supersimplenet": SuperSimpleNetConfig(
+        image_size=(64, 64),
+        smoothing_sigma=2.0,
+        taps=("s4", "s8"),
+        segmentation_width=16,
+        classification_width=4,
+        noise=1.0,
+    ),
     "vae": VaeConfig(image_size=(32, 32), smoothing_sigma=1.0, code=16, width=8),
     # A patch of one color differs from a blurred reconstruction only near its edges; here all of it is near one.
     "ssim_ae": SsimAutoencoderConfig(image_size=(16, 16), smoothing_sigma=0.0, code=32, width=16),
@@ -114,6 +125,8 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "student_teacher": (StudentTeacherConfig(), 1_627_144),
     "efficientad": (EfficientADConfig(), 1_297_736),
     "mkd": (MKDConfig(), 3_067_824),
+    "rd4ad": (RD4ADConfig(), 2_388_800),
+    "supersimplenet": (SuperSimpleNetConfig(), 886_523),
     "vae": (VaeConfig(), 1_760_115),
     "ssim_ae": (SsimAutoencoderConfig(), 1_048_549),
     "lsa": (LsaConfig(), 36_849_088),
@@ -122,7 +135,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
 IMAGES = 10
 EPOCHS = 150
 SHORT = 2
-FEWER_EPOCHS = {"piade": 60, "student_teacher": 40, "efficientad": 40}
+FEWER_EPOCHS = {"piade": 60, "student_teacher": 40, "efficientad": 40, "rd4ad": 40, "supersimplenet": 60}
 """For methods with a pretrained network: their epochs take long, and few are enough."""
 BATCH_TOLERANCE = 1e-5
 """Relative to the largest value of the map: the batch size can change the order of summation."""

@@ -136,6 +136,16 @@ OWN = (
         "metalad.methods.efficientad:EfficientAD",
     ),
     Method(
+        "rd4ad",
+        "student that decodes a teacher's features from a compressed embedding of them (Deng & Li 2022)",
+        "metalad.methods.rd4ad:RD4AD",
+    ),
+    Method(
+        "supersimplenet",
+        "segmentation and classification of noise added to features (Rolih 2024)",
+        "metalad.methods.supersimplenet:SuperSimpleNet",
+    ),
+    Method(
         "mkd",
         "small network distilled from a large one at several depths (Salehi 2021)",
         "metalad.methods.mkd:MKD",
