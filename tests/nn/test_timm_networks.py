@@ -315,3 +315,9 @@ def test_weights_of_another_network_raise_one_line(file: str, other: str, tmp_pa
     with pytest.raises(ConfigError, match=rf"weights.safetensors: not the weights of {other}; \d+ of its") as raised:
         Backbone(other, ("s16",)).load(str(tmp_path / "weights.safetensors"))
     assert "\n" not in str(raised.value)
+
+
+def test_unknown_training_of_a_transformer_raises_config_error() -> None:
+    installed_timm()
+    with pytest.raises(ConfigError, match=r"unknown backbone 'test_vit.nothing': .*; omit what follows the point"):
+        Backbone("test_vit.nothing", ("s16",))

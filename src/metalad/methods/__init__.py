@@ -69,7 +69,7 @@ OWN = (
     ),
     Method(
         "subspace_ad",
-        "distance of each patch's feature from the principal subspace of good ones",
+        "distance of each patch's feature from the principal subspace of good ones (Lendering 2026)",
         "metalad.methods.subspace_ad:SubspaceAD",
     ),
     Method(

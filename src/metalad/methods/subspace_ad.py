@@ -1,10 +1,8 @@
-"""SubspaceAD: distance of a patch feature from the principal subspace of good features.
+"""SubspaceAD (Lendering et al. 2026, arXiv:2602.23013): distance of a feature from a subspace of good features.
 
 A frozen backbone computes a feature for each patch, the mean of several layers. Principal component analysis of the
 features of all good images gives a subspace with 99 % of their variance. A patch's anomaly score is the norm of its
 residual after projection on the subspace. Nothing is trained; one to a few good images are enough.
-
-Written from the method's published description, "training-free few-shot anomaly detection via subspace modeling".
 """
 
 import math
@@ -33,7 +31,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class SubspaceADConfig(DetectorConfig):
-    """Settings of SubspaceAD; those of the publication, except backbone, image size and rotations."""
+    """Settings of SubspaceAD; those of the paper, except backbone, image size and rotations."""
 
     image_size: tuple[int, int] = auto_size(256, 32)
     image_score: Literal["max", "mean", "top-k", "own"] = setting(

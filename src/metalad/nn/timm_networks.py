@@ -42,6 +42,12 @@ def timm_network(name: str, taps: Sequence[Tap], built_in: Sequence[str]) -> Net
         similar = difflib.get_close_matches(name, [*built_in, *timm.list_models()])
         hint = f"did you mean {', '.join(similar)}?" if similar else f"available: {', '.join(built_in)}"
         raise ConfigError(f"unknown backbone {name!r}, in timm too; {hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError) as error:  # the part after the point
+        raise ConfigError(
+            f"unknown backbone {name!r}: {str(error).rstrip('.')}; omit what follows the point"
+        ) from error
     is_transformer = timm.model_entrypoint(name).__module__.rpartition(".")[2] in TRANSFORMERS
     return TimmTransformer(timm, name, taps) if is_transformer else TimmNetwork(timm, name, taps)
 
