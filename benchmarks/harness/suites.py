@@ -34,6 +34,8 @@ AS_PUBLISHED = {
     ),
     "f_anogan": ("width=64",),
     "anogan": ("width=64", "search_steps=300"),
+    "rd4ad": ("block=bottleneck", "blocks=3,3,4,6"),
+    "supersimplenet": ("upsampling=2", "segmentation_width=1024", "classification_width=128"),
     "vt_adl": ("image_size=512", "patch_size=64", "width=512", "depth=6", "heads=8", "hidden_width=1024"),
 }
 """Settings of a paper that differ from the method's defaults, because they take a CPU hours."""

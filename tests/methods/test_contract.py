@@ -126,7 +126,7 @@ PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "efficientad": (EfficientADConfig(), 1_297_736),
     "mkd": (MKDConfig(), 3_067_824),
     "rd4ad": (RD4ADConfig(), 2_388_800),
-    "supersimplenet": (SuperSimpleNetConfig(), 886_523),
+    "supersimplenet": (SuperSimpleNetConfig(), 805_275),
     "vae": (VaeConfig(), 1_760_115),
     "ssim_ae": (SsimAutoencoderConfig(), 1_048_549),
     "lsa": (LsaConfig(), 36_849_088),

@@ -55,8 +55,8 @@ class SuperSimpleNetConfig(DetectorConfig):
     upsampling: int = setting(1, "factor by which the finest map is enlarged; paper: 2")
     noise: float = setting(0.3, "standard deviation of the noise that makes synthetic anomalies; paper: 0.015")
     perlin_threshold: float = setting(0.2, "Perlin noise above this is a synthetic anomaly; paper: 0.2 (MVTec), 0.6")
-    segmentation_width: int = setting(256, "hidden channels of the segmentation head; paper: 1024")
-    classification_width: int = setting(32, "channels of the classification head's convolution; paper: 128")
+    segmentation_width: int = setting(128, "hidden channels of the segmentation head; paper: 1024")
+    classification_width: int = setting(16, "channels of the classification head's convolution; paper: 128")
 
     def __post_init__(self) -> None:
         """Validate the settings."""
