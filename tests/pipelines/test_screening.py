@@ -12,8 +12,11 @@ from PIL import Image
 import metalad
 from metalad.data.images import find_images, read_image
 from metalad.detectors.outliers import standing_out
+from metalad.detectors.residuals import Residuals
+from metalad.methods.variation_model import VariationModel
+from metalad.nn.pixels import Pixels, subsampled
 from metalad.runtime.errors import DataError
-from tests.cookies import put_cookies
+from tests.cookies import cookies, put_cookies
 
 FAST: dict[str, Any] = {"method": "variation_model", "image_size": 32}
 
@@ -33,7 +36,7 @@ def test_defective_bottles_among_the_training_images_are_named_with_a_picture(
     for number in (0, 5, 9):
         shutil.copy(defective[number], good / f"planted{number}{defective[number].suffix}")
     with caplog.at_level(logging.INFO, "metalad"):
-        metalad.train(good, tmp_path / "run", method="padim", image_size=128, device="cpu")
+        metalad.train(good, tmp_path / "run", method="padim", image_size=64, channels=40, device="cpu")
     pictures = tmp_path / "run" / "outliers"
     assert {path.name[3:] for path in pictures.iterdir()} == {"planted0.jpg", "planted5.jpg", "planted9.jpg"}
     assert read_image(next(pictures.iterdir())).shape == (256, 512, 3)
@@ -103,6 +106,27 @@ def test_a_useless_threshold_is_an_error_that_names_the_images_behind_it(
         metalad.train(good, tmp_path / "run", **FAST)
     assert str(good / "white.png") in str(error.value)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("scored", [3, 5, 9])
+def test_the_right_image_is_named_if_fitting_returns_residuals_of_some_images_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, scored: int
+) -> None:
+    """Methods that hold features in memory may return fewer out-of-fold residuals than there are images."""
+    fit = VariationModel.fit
+
+    def fit_on_some(self: VariationModel, pixels: Pixels, seed: int) -> Residuals:
+        fit(self, pixels, seed)
+        return self.residuals_of(subsampled(pixels, scored))
+
+    images = list(cookies(17))
+    images[8] = np.full_like(images[8], 255)
+    monkeypatch.setattr(VariationModel, "fit", fit_on_some)
+    monkeypatch.setattr("metalad.pipelines.screening.useless_threshold", lambda *_: None)
+    monkeypatch.setattr("metalad.pipelines.screening.standing_out", lambda scores: [np.argmax(scores)])
+    metalad.fit(images, **FAST)
+    (named,) = (line for line in warnings_of(caplog) if "times the median" in line)
+    assert named.strip().startswith("images[8]: ")
 
 
 def twelve_bits(source: Path, target: Path) -> None:

@@ -279,8 +279,8 @@ class FittedDetector(Detector):
         """Fit on good images of the config's size.
 
         Returns:
-            The out-of-fold residuals of the images (at most `metalad.detectors.out_of_fold.MAX_IMAGES` of them, spread
-            evenly), where fitting yields them in less time than `out_of_fold_residuals` needs; else None.
+            The out-of-fold residuals of at most `metalad.detectors.out_of_fold.MAX_IMAGES` images, those that
+            `subsampled` selects, where fitting yields them in less time than `out_of_fold_residuals` needs; else None.
         """
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:

@@ -90,7 +90,7 @@ def _select(
         return CalibrationSummary("own", {}), both, both, len(old.values)
     if isinstance(detector, FittedDetector):
         # Residuals of unusual images are far larger out-of-fold: they would dominate the moments at their positions.
-        in_sample = scaled_to(detector.residuals_of(subsampled(training, MAX_IMAGES)), old)
+        in_sample = scaled_to(detector.residuals_of(subsampled(training, len(old.values))), old)
         fitted_on = Residuals.concatenate((in_sample._replace(distances=old.distances), new))
         return choose(in_sample, old), fitted_on, both, len(old.values)
     if len(new.values) >= MIN_IMAGES and _overfits(old, new):

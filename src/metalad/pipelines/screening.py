@@ -130,11 +130,12 @@ def names_of(training: Images, validation: Images) -> list[str]:
 def _out_of_fold_scores(
     detector: Detector, training: int, validation: int
 ) -> tuple[np.ndarray, Float[np.ndarray, " images"]]:
-    """Return the indices of the images that the threshold is computed from, training images first, and their scores."""
+    """Return the indices of the images that the threshold is computed from, training images first, and their scores.
+
+    A method that overfits has no scores of training images. One with a closed form may have fewer than `MAX_IMAGES`.
+    """
     scores = detector.get_buffer(f"normal_scores_{detector.config.scoring}").numpy(force=True).astype(np.float64)
-    old = subsampled_indices(training, MAX_IMAGES)
     new = training + subsampled_indices(validation, MAX_IMAGES)
-    both = np.concatenate([old, new])
-    indices = next((each for each in (both, new) if len(each) == len(scores)), None)
-    assert indices is not None, f"{len(scores)} scores of {training} + {validation} images"
-    return indices, scores
+    scored_training = len(scores) - len(new)
+    assert 0 <= scored_training <= training, f"{len(scores)} scores of {training} + {validation} images"
+    return np.concatenate([subsampled_indices(training, scored_training), new]), scores

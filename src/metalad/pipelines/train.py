@@ -129,7 +129,7 @@ def train(
 
 
 def _split(kind: type[Detector], samples: tuple[Sample, ...], seed: int) -> tuple[tuple[Sample, ...], ...]:
-    """Return training and validation images; a method with a closed form is fitted on all, and scores all out-of-fold."""
+    """Return training and validation images; none for validation of a method with a closed form, fitted on all."""
     if issubclass(kind, FittedDetector):
         return samples, ()
     return split_validation(samples, VALIDATION_FRACTION, seed)
