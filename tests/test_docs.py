@@ -21,6 +21,7 @@ from metalad.data.images import find_images, read_image, resize_image, write_ima
 from metalad.methods import Method
 from metalad.pipelines import demo
 from metalad.runtime.settings import from_texts
+from tests.tiny import tiny_category
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -179,13 +180,16 @@ def test_python_runs(page: Path, working_folder: Path, finished_run: Path, capsy
     code = "\n".join(blocks(page, "python"))
     if "train(" not in code:
         shutil.copytree(finished_run, working_folder / "runs" / "bottle")
-    # Only the training time is changed.
-    exec(compile(re.sub(r"minutes=\d+", "epochs=1", code), name_of(page), "exec"), {"__name__": "example"})
+    # Only what determines the training time is changed.
+    code = re.sub(r"minutes=\d+", "epochs=1, image_size=64", code)
+    code = code.replace('demo("demo-run")', 'demo("demo-run", method="variation_model")')
+    exec(compile(code, name_of(page), "exec"), {"__name__": "example"})
     assert capsys.readouterr().out
 
 
 def test_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All blocks, one after the other, on the photographs that ship with the package."""
+    """All blocks, one after the other, on a few of the photographs that ship with the package."""
+    monkeypatch.setattr(demo, "DATA", tiny_category(tmp_path / "cookie", train=8))
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(ROOT / "docs" / "api.md", "python"))
     exec(compile(code, "docs/api.md", "exec"), {"__name__": "example"})

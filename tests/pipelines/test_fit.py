@@ -179,8 +179,8 @@ def test_a_closed_form_method_does_not_call_the_callback(folder: Path, tmp_path:
     def called(step: TrainingStep) -> None:
         pytest.fail(f"called with {step}")
 
-    fit(find_images(folder), method=METHODS["padim"], callback=called)
-    train(folder, tmp_path / "run", method=METHODS["padim"], callback=called)
+    fit(find_images(folder), method=METHODS["variation_model"], callback=called)
+    train(folder, tmp_path / "run", method=METHODS["variation_model"], callback=called)
 
 
 def test_an_error_of_the_callback_stops_training(folder: Path) -> None:

@@ -1,3 +1,5 @@
+"""The image size that is chosen from the training images, in training, fitting and benchmarks."""
+
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from metalad.runtime.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight wide images of noise, as a category."""
+    """Four wide images of noise for each purpose, as a category."""
     rng = np.random.default_rng(0)
     for part in ("train/good", "test/good", "test/bad"):
         (tmp_path / "strip" / part).mkdir(parents=True)
-        for number in range(8):
+        for number in range(4):
             write_image(tmp_path / "strip" / part / f"{number}.png", rng.integers(0, 256, (64, 128, 3), np.uint8))
     return tmp_path / "strip"
 
