@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metalad.detectors.density.coreset import coreset
 from metalad.detectors.density.nearest import nearest
-from metalad.methods.patchcore import PatchCore, PatchCoreConfig, coreset
+from metalad.methods.patchcore import PatchCore, PatchCoreConfig
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies

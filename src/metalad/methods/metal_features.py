@@ -1,11 +1,11 @@
 """MeTAL on features: distances of a pretrained network's features from those of good images.
 
-A frozen network trained on ImageNet gives a feature vector at each position of an image. Three codebooks measure the
-distance from the nearest typical vector, of fine features (each stride with equal weight, or each channel), and of deep
-features; a Gaussian at each position measures the distance from what is usual there; optionally a blind transformer
-predicts a position's features from those around it. Distances of held-out good images normalize each density (see
-`NormalizedLogDistance`), and their weighted mean is the map. The positional Gaussian is weighted by the squared
-fraction of variance that position explains: little on objects that turn. No memory bank is searched.
+A frozen network trained on ImageNet gives a feature vector at each position of an image. Two codebooks of fine features
+(each stride with equal weight, or each channel) and one of deep features measure the distance from the nearest entry;
+those of fine features are coresets, which keep rare features. A Gaussian at each position measures the distance from
+what is usual there; optionally a blind transformer predicts a position's features from those around it. Distances of
+held-out good images normalize each density (see `NormalizedLogDistance`), and their weighted mean is the map. The
+positional Gaussian is weighted by the squared fraction of variance that position explains: little on objects that turn.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
-from metalad.detectors.density.codebook import Codebook, sampled_positions
+from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
@@ -42,8 +42,11 @@ TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
-MAX_IMAGES = 1024
-"""Images whose features are held at once, copies included: 0.7 gigabytes at 256×256, three times that at the peak."""
+DEEP_CODEBOOK_SIZE = 1024
+"""Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
+MAX_PIXELS = 1024 * 256**2
+"""Pixels of the images whose features are held at once, copies included: 0.7 gigabytes, three times that at the peak.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,10 @@ class MetalFeaturesConfig(DetectorConfig):
     )
     backbone: str = setting("lite0", "network that gives the features; all but lite0, lite1, lite2 need weights")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    codebook_size: int = setting(1024, "entries of each codebook")
+    codebook_size: int = setting(5000, "entries of each codebook of fine features")
+    selection: Selection = setting(
+        "coreset", "entries of these codebooks: coreset, which keeps rare features, or k-means"
+    )
     copies: int = setting(1, "copies of each good image with small random changes of light, position and focus")
     photometric_normalization: bool = setting(True, "scale every image to the mean brightness of the good images")
     context_steps: int = setting(0, "training steps of a blind transformer that predicts features; 0: without it")
@@ -105,20 +111,18 @@ class Densities(nn.Module):
 
     stride_weights: Tensor
 
-    def __init__(self, codebook_size: int, widths: Sequence[int], grid: tuple[int, int], context_steps: int) -> None:
-        """Construct the models, unfitted.
-
-        widths: channels of strides 4, 8 and 16. grid: positions of stride 8, down and across.
-        """
+    def __init__(self, config: MetalFeaturesConfig, widths: Sequence[int]) -> None:
+        """Construct the models, unfitted. widths: channels of strides 4, 8 and 16."""
         super().__init__()
-        self.context_steps = context_steps
+        self.context_steps = config.context_steps
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
         self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
         self.position_channels = widths[0]
-        self.per_stride, self.per_channel = Codebook(codebook_size), Codebook(codebook_size)
-        self.deep = Codebook(codebook_size)
+        size, selection = config.codebook_size, config.selection
+        self.per_stride, self.per_channel = Codebook(size, selection), Codebook(size, selection)
+        self.deep = Codebook(min(size, DEEP_CODEBOOK_SIZE))
         self.position = PositionalGaussian()
-        self.context = ContextPrediction(sum(widths), grid) if context_steps else None
+        self.context = ContextPrediction(sum(widths), config.grid) if self.context_steps else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -191,7 +195,9 @@ class MetalFeatures(FittedDetector):
             raise DataError(f"metal_features needs at least {self.min_images} good images to fit on, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
-        pixels = pixels[:: math.ceil(len(pixels) * (1 + self.config.copies) / MAX_IMAGES)]
+        pixels = pixels[
+            :: math.ceil(len(pixels) * (1 + self.config.copies) * math.prod(self.config.image_size) / MAX_PIXELS)
+        ]
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
@@ -282,7 +288,7 @@ class MetalFeatures(FittedDetector):
         return Features(self.fine_standardization(fine), self.deep_standardization(deep))
 
     def _new_densities(self) -> Densities:
-        return Densities(self.config.codebook_size, self.widths, self.config.grid, self.config.context_steps)
+        return Densities(self.config, self.widths)
 
     def _distances_without(self, fitted_on: Features, others: Features, seed: int) -> list[Tensor]:
         """Return the distances of other images by densities that are fitted on the first ones."""

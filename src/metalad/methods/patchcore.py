@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
+from metalad.detectors.density.coreset import coreset, random_projection
 from metalad.detectors.density.nearest import nearest
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
@@ -24,8 +25,6 @@ from metalad.runtime.progress import counted
 from metalad.runtime.settings import auto_size, setting
 
 BATCH_SIZE = 16
-ROUNDING = 1e-5
-"""Tolerance of the candidate test in `coreset`, relative to squared lengths: rounding error of expanded squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ class PatchCore(FittedDetector):
         with torch.no_grad():
             patches, total = self._candidates(pixels, seed)
             count = min(math.ceil(self.config.bank_fraction * total), self.config.bank_size, len(patches))
-            self.bank = patches[coreset(_projected(patches, self.config.projection, seed), count, seed)]
+            self.bank = patches[coreset(random_projection(patches, self.config.projection, seed), count, seed)]
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across channels"]:
         """Return the feature of each patch: all taps, averaged over 3×3, resized to one grid and concatenated."""
@@ -116,37 +115,3 @@ class PatchCore(FittedDetector):
             first = start * patches_per_image
             selected.append(patches[sample[(sample >= first) & (sample < first + len(patches))] - first])
         return torch.cat(selected), total
-
-
-def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:
-    """Select `count` points greedily: the first at random, each next one farthest from all selected ones.
-
-    Exact k-center greedy (Gonzalez 1985). In each step, one matrix-vector product (expanded squares) finds the few
-    points that may be closer to the newest center than to any other; exact distances are computed for these only.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    newest = int(torch.randint(len(points), (1,), generator=generator))
-    chosen, squares = [newest], points.square().sum(1)
-    distance = torch.linalg.vector_norm(points - points[newest], dim=1)
-    squared_distance = distance.square()
-    for _ in counted(range(1, count), "bank", "feature"):
-        distance[newest] = squared_distance[newest] = -1  # never select it again, even with duplicate points
-        newest = int(distance.argmax())
-        centre = points[newest]
-        approximate = torch.addmv(squares, points, centre, alpha=-2).add_(squares[newest])
-        possibly_closer = (approximate < squared_distance + ROUNDING * (squares + squares[newest])).nonzero()[:, 0]
-        closer = torch.linalg.vector_norm(points.index_select(0, possibly_closer) - centre, dim=1)
-        better = closer < distance[possibly_closer]
-        updated, closer = possibly_closer[better], closer[better]
-        distance[updated], squared_distance[updated] = closer, closer.square()
-        chosen.append(newest)
-    return torch.tensor(chosen, device=points.device)
-
-
-def _projected(points: Tensor, dimensions: int, seed: int) -> Tensor:
-    """Project at random, which nearly keeps distances (Johnson & Lindenstrauss 1984); the bank is not projected."""
-    if points.shape[1] <= dimensions:
-        return points
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(points.shape[1], dimensions, generator=generator) / math.sqrt(dimensions)
-    return points @ matrix.to(points.device)

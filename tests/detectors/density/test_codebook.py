@@ -33,3 +33,25 @@ def test_the_distance_of_an_entry_from_itself_is_zero() -> None:
     book = Codebook(16)
     book.fit(1000 + noise(16, 4), 0)
     assert torch.count_nonzero(book(book.entries.T.reshape(1, 4, 4, 4))) == 0
+
+
+def test_a_coreset_keeps_rare_points_that_k_means_averages_away() -> None:
+    frequent, rare = 0.1 * noise(4000, 6), 5 * noise(6, 6, seed=1)
+    points = torch.cat([frequent, rare])
+    distances = {}
+    for selection in ("k-means", "coreset"):
+        book = Codebook(16, selection)  # type: ignore[arg-type]
+        book.fit(points, 0)
+        assert book.entries.shape == (16, 6)
+        distances[selection] = book(rare.T.reshape(1, 6, 2, 3)).max()
+    assert distances["coreset"] < 1e-6 < 1 < distances["k-means"]
+
+
+def test_a_coreset_consists_of_the_points_and_covers_them_within_twice_the_optimum() -> None:
+    """Gonzalez 1985: the covering radius of k-center greedy is at most twice that of the best 8 points."""
+    centers = 10 * noise(8, 5)
+    points = (centers + 0.01 * noise(50, 8, 5, seed=1)).reshape(-1, 5)
+    book = Codebook(8, "coreset")
+    book.fit(points, 0)
+    assert torch.cdist(book.entries, points).amin(1).max() == 0
+    assert torch.cdist(points, book.entries).amin(1).max() <= 2 * torch.cdist(points, centers).amin(1).max()

@@ -1,37 +1,49 @@
 """Codebook of feature vectors and nearest-neighbor distances."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.detectors.density.clustering import k_means
+from metalad.detectors.density.coreset import coreset, random_projection
 from metalad.detectors.density.nearest import nearest
 
 ROUNDS = 10
 """Iterations of k-means. Further iterations change the entries of a large codebook only slightly."""
 
+PROJECTION = 64
+"""Dimensions of the random projection in which a coreset is selected."""
+
 MAX_POINTS = 30_000
 """Maximum number of feature vectors that a codebook is fitted on."""
 
 
-class Codebook(nn.Module):
-    """The distance of a feature vector from the nearest codebook entry; the entries are fitted by k-means.
+Selection = Literal["k-means", "coreset"]
 
-    The distance is as accurate as that from the nearest of all good feature vectors, but the time does not depend on
-    the number of images. entries: [entries, channels].
+
+class Codebook(nn.Module):
+    """The distance of a feature vector from the nearest codebook entry; the time does not depend on the images.
+
+    selection: `coreset` selects feature vectors such that every other one is near one of them (k-center greedy, as in
+    PatchCore), so that rare ones, such as those of rare orientations of an object, are entries. `k-means` averages them
+    with frequent ones, and needs fewer entries. entries: [entries, channels].
     """
 
     entries: Tensor
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, selection: Selection = "k-means") -> None:
         super().__init__()
-        self.count = entries
+        self.count, self.selection = entries, selection
         self.register_buffer("entries", None)
 
     def fit(self, points: Float[Tensor, "points channels"], seed: int) -> None:
         """Fit the entries. If there are not more points than entries, the points are the entries."""
         if len(points) <= self.count:
             self.entries = points
+        elif self.selection == "coreset":
+            self.entries = points[coreset(random_projection(points, PROJECTION, seed), self.count, seed)]
         else:
             self.entries = k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
 
