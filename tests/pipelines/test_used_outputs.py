@@ -12,6 +12,12 @@ from metalad.data.images import find_images
 from tests.tiny import tiny_category
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots, which take most of the time of a page."""
+    monkeypatch.setattr("metalad.visualization.plots._svg", lambda draw, title: "<svg></svg>")
+
+
 @pytest.fixture(scope="module")
 def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_category(tmp_path_factory.mktemp("data") / "cookie", train=6, good=2, defective=2)
