@@ -15,7 +15,7 @@ from tests.tiny import tiny_category
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots, which take most of the time of a page."""
-    monkeypatch.setattr("metalad.visualization.plots._svg", lambda draw, title: "<svg></svg>")
+    monkeypatch.setattr("metalad.visualization.plots._svg", lambda *_: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
