@@ -311,12 +311,12 @@ def test_paper_protocol_matches_section_4_2() -> None:
         ("shift=0.5", "shift between 0 and 0.5"),
         ("photometric=1", "must lie between 0 and 1"),
         ("heads=3", "heads 3 does not divide width 128"),
-        ("mask=blnd", "one of blind, zero-logit, none"),
+        ("mask=blnd", "did you mean blind"),
         ("image_size=8", "at least 16 pixels"),
         ("smoothing_sigma=-1", "between 0 and a quarter"),
         ("smoothing_sigma=64", "between 0 and a quarter"),
         ("smoothing_sigma=nan", "between 0 and a quarter"),
-        ("image_score=median", "one of max, mean, top-k"),
+        ("image_score=total", "one of max, mean, top-k"),
     ],
 )
 def test_invalid_settings_raise(text: str, message: str) -> None:

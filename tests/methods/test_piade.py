@@ -168,7 +168,7 @@ def test_paper_protocol_matches_the_authors_code(model: Piade) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("vectors=0", "vectors is 0"), ("backbone=lite2", "one of lite0, lite1, resnet18, wide_resnet50_2")],
+    [("vectors=0", "vectors is 0"), ("backbone=vgg16", "one of lite0, lite1, resnet18, wide_resnet50_2")],
 )
 def test_invalid_settings_raise(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -28,7 +28,7 @@ def test_a_card_states_the_required_number(page: str) -> None:
 
 def test_the_page_on_training_states_the_required_numbers() -> None:
     least, *more = sorted(set(REQUIRED.values()))
-    sentence = f"At least {least} good images are needed, one of them for validation"
+    sentence = f"At least {least} good images are needed, one of them for validation or for an out-of-fold score"
     for number in more:
         names = sorted(name for name, required in REQUIRED.items() if required == number)
         sentence += f"; at least {number} for {listed(names)}"
