@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from _pytest.nodeid import NodeId
 
 from tests.slow import SLOW
 
@@ -13,12 +14,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, run the tests of a file in one process, unless they have groups of their own."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, run the tests of a file in one process, unless they have groups of their own.
+
+    The scheduler of pytest-xdist reads the group from the end of a test's id. pytest-xdist 3.8 cannot add it there: it
+    sets an attribute that pytest 9.2 has no more.
+    """
+    if not config.getoption("loadgroup", default=False):
+        return
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
+        marker = item.get_closest_marker("xdist_group")
+        group = marker.args[0] if marker else item.path.relative_to(config.rootpath).as_posix()
+        item._id = NodeId.parse(f"{item.nodeid}@{group}")
 
 
 @pytest.fixture(scope="session")
