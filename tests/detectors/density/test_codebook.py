@@ -40,7 +40,7 @@ def test_a_coreset_keeps_rare_points_that_k_means_averages_away() -> None:
     points = torch.cat([frequent, rare])
     distances = {}
     for selection in ("k-means", "coreset"):
-        book = Codebook(16, selection)  # type: ignore[arg-type]
+        book = Codebook(16, selection)
         book.fit(points, 0)
         assert book.entries.shape == (16, 6)
         distances[selection] = book(rare.T.reshape(1, 6, 2, 3)).max()
@@ -56,6 +56,7 @@ def test_a_coreset_consists_of_the_points_and_covers_them_within_twice_the_optim
     assert (book.entries[:, None] == points).all(2).any(1).all()
 
     def radius(entries: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.vector_norm(points[:, None] - entries, dim=2).amin(1).max()
+        distances: torch.Tensor = torch.linalg.vector_norm(points[:, None] - entries, dim=2)
+        return distances.amin(1).max()
 
     assert radius(book.entries) <= 2 * radius(centers)
