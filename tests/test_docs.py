@@ -189,7 +189,7 @@ def test_python_runs(page: Path, working_folder: Path, finished_run: Path, capsy
 
 def test_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All blocks, one after the other, on a few of the photographs that ship with the package."""
-    monkeypatch.setattr(demo, "DATA", tiny_category(tmp_path / "cookie", train=8))
+    monkeypatch.setattr("metalad.pipelines.demo_images.DATA", tiny_category(tmp_path / "cookie", train=8))
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(ROOT / "docs" / "api.md", "python"))
     exec(compile(code, "docs/api.md", "exec"), {"__name__": "example"})
