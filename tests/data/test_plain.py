@@ -53,6 +53,14 @@ def test_names_that_tell_images_apart_are_refused_with_the_folder_to_give(tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_file_names_that_tell_images_apart_are_refused(tmp_path: Path) -> None:
+    root = put(tmp_path, "0001_OK.png 0002_NG.png 0003_OK.png")
+    with pytest.raises(DataError, match=r"by their file names \(0001_OK.png, 0002_NG.png\); .*--all-good"):
+        read_category(root)
+    assert len(read_category(root, all_good=True).train) == 3
+    assert len(read_category(put(tmp_path / "good", "1_OK.png 2_OK.png 3_side.png")).train) == 3
+
+
 @pytest.mark.parametrize("names", REFUSED)
 def test_all_good_takes_all_images_of_a_refused_folder(tmp_path: Path, names: str) -> None:
     category = read_category(put(tmp_path, names), all_good=True)

@@ -234,7 +234,8 @@ def test_without_good_images_no_corruption_is_evaluated(model: Model, category: 
     shutil.rmtree(data / "test" / "good")
     report = evaluate(model, data, out=tmp_path / "out", corruptions=True)
     assert report.chosen.per_corruption == ()
-    assert any("no good test images" in note for note in report.notes)
+    (note,) = [note for note in report.notes if note.startswith("There are no good test images: all 5 count as")]
+    assert "Put good ones into a folder named good" in note
 
 
 # The public function

@@ -37,14 +37,16 @@ def separate_masks(root: Path, paths: Sequence[Path], *, all_good: bool) -> tupl
 
 
 def refuse_several_kinds(root: Path, paths: Iterable[Path]) -> None:
-    """Refuse a folder in which the names of subfolders tell good images, defects, masks or parts apart.
+    """Refuse a folder in which the names of subfolders or files tell good images, defects, masks or parts apart.
 
     Raises:
         DataError: the names do; the text states the folder to give instead.
     """
+    paths = list(paths)
     kinds = {folder: _kinds(folder) for folder in {path.parent.relative_to(root).parts for path in paths}}
     union = frozenset[Role]().union(*kinds.values())
     if not union or _have_one_kind(kinds, union):
+        _refuse_names_of_both_kinds(root, paths)
         return
     names = _names(sorted(kinds, key=lambda folder: (not kinds[folder], folder)))
     kind = "that are not all good, by the name of their folder" if len(set(kinds.values())) == 1 else "of several kinds"
@@ -52,6 +54,20 @@ def refuse_several_kinds(root: Path, paths: Iterable[Path]) -> None:
         f"{root} contains images {kind} ({names}); {_remedy(root, kinds)}; {_OVERRIDE}; "
         "to evaluate, put the folders into one named test, and give its parent"
     )
+
+
+def _refuse_names_of_both_kinds(root: Path, paths: Iterable[Path]) -> None:
+    """Refuse files whose names tell good images from anomalous ones, such as 1_OK.png and 2_NG.png."""
+    first: dict[Role, Path] = {}
+    for path in sorted(paths):
+        found = [kind for kind in hints(path.stem) if kind in ("good", "bad")]
+        if len(found) == 1:
+            first.setdefault(found[0], path)
+    if "good" in first and "bad" in first:
+        raise DataError(
+            f"{root} contains good and anomalous images by their file names ({first['good'].name}, "
+            f"{first['bad'].name}); give a folder with good images only, or a file labels.csv; {_OVERRIDE}"
+        )
 
 
 def subfolder_counts(root: Path, paths: Iterable[Path]) -> str | None:

@@ -292,6 +292,12 @@ def _notes(model: StoredModel, category: Category, found: _Found, corruptions: b
         notes.append(f"{unmasked} anomalous images have no ground-truth mask; pixel metrics leave them out.")
     notes += mask_notes(found.masks)
     notes += [f"{line}." for line in (*category.test_notes, *found.reading_notes)]
+    if all(sample.abnormal for sample in found.samples):
+        kinds = sorted({sample.defect for sample in found.samples})
+        notes.append(
+            f"There are no good test images: all {len(found.samples)} count as anomalous, as defects "
+            f"{', '.join(kinds[:5])}{', ...' if len(kinds) > 5 else ''}. Put good ones into a folder named good."
+        )
     if corruptions and all(sample.abnormal for sample in found.samples):
         notes.append("There are no good test images, so no corruption was evaluated.")
     if method_named(model.header.method).image_level:
