@@ -32,7 +32,7 @@ from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap, channels_of
 from metalad.nn.photometric import PhotometricNormalization
-from metalad.nn.pixels import Pixels, batches, to_batch
+from metalad.nn.pixels import Pixels, batches, subsampled, to_batch
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
@@ -195,9 +195,8 @@ class MetalFeatures(FittedDetector):
             raise DataError(f"metal_features needs at least {self.min_images} good images to fit on, got {len(pixels)}")
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
-        pixels = pixels[
-            :: math.ceil(len(pixels) * (1 + self.config.copies) * math.prod(self.config.image_size) / MAX_PIXELS)
-        ]
+        held = (1 + self.config.copies) * math.prod(self.config.image_size)
+        pixels = subsampled(pixels, max(self.min_images, MAX_PIXELS // held))
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
