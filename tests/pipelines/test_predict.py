@@ -122,6 +122,15 @@ def test_a_given_threshold_decides_without_a_caution(
         predict(run, [image], tmp_path / "out", threshold=1.0, false_alarms=0.1)
 
 
+def test_an_image_of_a_single_color_is_noted(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw_many(tmp_path / "images", 2)
+    Image.new("RGB", (40, 32)).save(tmp_path / "images" / "black.png")
+    found = {path_of(result).name: result.notes for result in predict(run, [tmp_path / "images"], out=tmp_path / "out")}
+    assert [name for name, notes in found.items() if notes] == ["black.png"]
+    assert found["black.png"][0].startswith("of a single color")
+    assert "1 image of a single color" in caplog.text
+
+
 def test_a_result_does_not_depend_on_the_other_images_of_its_batch(run: Path, tmp_path: Path) -> None:
     folder = draw_many(tmp_path / "in", 6)
     together = list(predict(run, [folder], tmp_path / "together", batch_size=4))

@@ -11,6 +11,7 @@ from metalad.runtime.errors import DataError
 
 NAMED = 3
 """Images that a line names at most."""
+SINGLE_COLOR_NOTE = "of a single color, as a covered or disconnected camera gives, scored like any other"
 STORED_DIGITS = 16
 """Digits of each image's hash in a model file: of 10,000 images, two differ in all but one of 10¹¹ cases."""
 

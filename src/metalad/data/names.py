@@ -22,8 +22,8 @@ _NEUTRAL = (
 )
 _WORDS: Mapping[Role, str] = {
     "good": "good goods ok okay normal pass passed accept accepted approved conforming golden healthy io intact "
-    "bon bons bonne bonnes conforme conformes gut gute guter gutteil gutteile fehlerfrei buono buoni buona buone bueno "
-    "buenos buena buenas aprobado aprobados bom boas aprovado aprovados goed dobry dobre dobra "
+    "bon bons bonne bonnes conforme conformes gut gute guter gutteil gutteile fehlerfrei bestanden buono buoni buona "
+    "buone bueno buenos buena buenas aprobado aprobados bom boas aprovado aprovados goed dobry dobre dobra "
     "норма годен годные хороший хорошие iyi sağlam",
     "bad": "bad ng nok ko nio faulty fault faults flaw flaws flawed invalid nogood notok notgood "
     "schlecht schlechte ausschuss fehler fehlerhaft mauvais mauvaise mauvaises rebut rebuts défaut défauts scarto "

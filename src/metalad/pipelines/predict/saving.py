@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from metalad.data.images import MAPS, OVERLAYS, read_image, resize_map
+from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
 from metalad.pipelines.inference import InferredImage, Predictor, UnreadableImage
@@ -46,7 +47,10 @@ class Writer:
 
     def load(self, source: Source) -> UInt8[np.ndarray, "height width 3"]:
         """Return the image of a source as RGB bytes; raises as `read_image`."""
-        return load_source(source, self.reading)
+        image = load_source(source, self.reading)
+        if is_single_color(image):
+            self.reading.notes.add(source.path, [SINGLE_COLOR_NOTE])
+        return image
 
     def predictor(self, detector: Detector, batch_size: int) -> Predictor:
         """Return what computes the maps that this writer needs."""
