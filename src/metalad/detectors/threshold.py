@@ -52,6 +52,8 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
         return _order_statistic(normal_scores, false_alarms)
     most_above = max(SOME_ALARMS, math.ceil(MOST_ABOVE * false_alarms * count))
     least = float(np.sort(normal_scores)[max(0, count - 1 - most_above)])
+    if count > ENOUGH_ALARMS:  # a lower rate never lowers the threshold, also where the order statistics end
+        least = max(least, _order_statistic(normal_scores, ENOUGH_ALARMS / count))
     logs = np.log(np.maximum(normal_scores, np.finfo(np.float32).tiny).astype(np.float64))
     middle = np.median(logs)
     above, below = (2 * np.square((sign * (logs - middle)).clip(0)).mean() for sign in (1, -1))
