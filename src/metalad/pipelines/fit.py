@@ -70,8 +70,9 @@ def fit(
     Args:
         images: good images, two or more (see `Detector.required_images`): NumPy arrays, Pillow images, torch tensors
             (see `Model.predict`), or paths of files. They may differ in size. An iterator is read once.
-        method, protocol, seed, epochs, minutes, false_alarms, resolution, smallest_defect, device, precision, callback,
-            progress, settings: as of `metalad.train`. A size is chosen from the first images.
+        method, protocol, seed, epochs, minutes, false_alarms: as of `metalad.train`.
+        resolution, smallest_defect: as of `metalad.train`; the size is chosen from the first images.
+        device, precision, callback, progress, settings: as of `metalad.train`.
 
     Raises:
         DataError: fewer images than the method needs, or an array of another shape, type or range. ImageError: a file
