@@ -32,7 +32,7 @@ from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap, channels_of
 from metalad.nn.photometric import PhotometricNormalization
-from metalad.nn.pixels import Pixels, batches, subsampled, to_batch
+from metalad.nn.pixels import Pixels, batches, subsampled, subsampled_indices, to_batch
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
@@ -240,7 +240,7 @@ class MetalFeatures(FittedDetector):
 
     def _out_of_fold(self, pixels: Pixels, features: Features) -> Residuals:
         """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""
-        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_OUT_OF_FOLD)).round().astype(int)
+        chosen = subsampled_indices(len(pixels), MAX_OUT_OF_FOLD)
         offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
 
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:

@@ -4,12 +4,11 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from metalad.detectors.base import Detector, GradientDetector, Protocol
 from metalad.detectors.out_of_fold import MAX_IMAGES, calibrate
-from metalad.nn.pixels import Pixels
+from metalad.nn.pixels import Pixels, subsampled
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import from_json
@@ -115,11 +114,7 @@ def _calibrate(prepared: GradientDetector, training: Pixels, validation: Pixels,
 def _parts(training: Pixels, validation: Pixels, count: int) -> tuple[Pixels, Pixels]:
     """Return `count` training images, and as many validation images in proportion, spread evenly."""
     held_out = min(len(validation), max(1, round(count * len(validation) / len(training))))
-    return training[_spread(len(training), count)], validation[_spread(len(validation), held_out)]
-
-
-def _spread(total: int, count: int) -> np.ndarray:
-    return np.linspace(0, total - 1, count).round().astype(int)
+    return subsampled(training, count), subsampled(validation, held_out)
 
 
 def _gpus(detector: Detector) -> list[torch.device]:
