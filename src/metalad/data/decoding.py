@@ -5,6 +5,7 @@ Therefore the decoders are opened directly, and the size in the header is checke
 """
 
 import contextlib
+import io
 import math
 import os
 import struct
@@ -103,6 +104,14 @@ def decode_file(path: Path) -> Decoded:
         raise as_image_error(path, error) from error
 
 
+def decode_bytes(name: Path, content: bytes) -> Decoded:
+    """Decode the content of an image file to the pixels that `decode_file` returns; `name` is used in errors alone."""
+    try:
+        return _decode(name, io.BytesIO(content), None)
+    except Exception as error:
+        raise as_image_error(name, error) from error
+
+
 def decode_opened(path: Path, image: Image.Image) -> Decoded:
     """Return a Pillow image as decoded, upright; what Pillow loses is decoded from the file that it was opened from.
 
@@ -149,14 +158,26 @@ def header_size(path: Path) -> tuple[int, int]:
     try:
         source, page = split_page(path)
         with _open_file(source) as file:
-            try:
-                image = _open_header(path, file)
-                image = image if page is None else _select_page(path, file, image, page)[0]
-                width, height, orientation = _header_orientation(image, file)
-            except UnsupportedTiffError:
-                width, height, orientation = stored_size(path, file, page or 1)
+            return _header_size(path, file, page)
     except Exception as error:
         raise as_image_error(path, error) from error
+
+
+def header_size_of_bytes(name: Path, content: bytes) -> tuple[int, int]:
+    """Return `header_size` of the content of an image file; `name` is used in errors alone."""
+    try:
+        return _header_size(name, io.BytesIO(content), None)
+    except Exception as error:
+        raise as_image_error(name, error) from error
+
+
+def _header_size(path: Path, file: BinaryIO, page: int | None) -> tuple[int, int]:
+    try:
+        image = _open_header(path, file)
+        image = image if page is None else _select_page(path, file, image, page)[0]
+        width, height, orientation = _header_orientation(image, file)
+    except UnsupportedTiffError:
+        width, height, orientation = stored_size(path, file, page or 1)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 

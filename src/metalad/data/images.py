@@ -7,7 +7,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8, UInt16
 from PIL import Image
 
-from metalad.data.decoding import as_image_error, check_size, decode_file, decode_opened, header_size, size_text
+from metalad.data.decoding import (
+    as_image_error,
+    check_size,
+    decode_bytes,
+    decode_file,
+    decode_opened,
+    header_size,
+    size_text,
+)
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.masks import anomalous_pixels, has_gray_edges
 from metalad.data.pages import split_page
@@ -30,6 +38,7 @@ __all__ = [
     "iter_images",
     "opened_image",
     "read_image",
+    "read_image_bytes",
     "read_mask",
     "require_folder",
     "resize_image",
@@ -68,9 +77,24 @@ def read_image(path: Path, reading: Reading | None = None) -> UInt8[np.ndarray, 
             `MIN_SIDE`, larger than `MAX_PIXELS`, or with pixels of an unknown range (32-bit); with several pages, if
             `reading` is strict.
     """
-    decoded = decode_file(path)
-    reading = reading or Reading()
-    if decoded.pages > 1 and split_page(path)[1] is None:
+    return _first_page_rgb(path, decode_file(path), reading or Reading(), is_page=split_page(path)[1] is not None)
+
+
+def read_image_bytes(name: str, content: bytes, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the content of an image file as RGB bytes: those of `read_image` for a file with this content.
+
+    No file is read. `name` names the image in notes and errors alone; it does not select a page.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    return _first_page_rgb(Path(name), decode_bytes(Path(name), content), reading or Reading(), is_page=False)
+
+
+def _first_page_rgb(
+    path: Path, decoded: Decoded, reading: Reading, *, is_page: bool
+) -> UInt8[np.ndarray, "height width 3"]:
+    if decoded.pages > 1 and not is_page:
         if reading.strict:
             raise ImageError(path, f"{decoded.pages} pages or frames, but one is read", "save them as separate files")
         reading.notes.add(path, [FRAMES_NOTE])
