@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metalad.data.images import find_images, read_image, resize_image
 from metalad.detectors.base import Detector
+from metalad.detectors.inference import DetectorEngine
 from metalad.detectors.out_of_fold import calibrate
+from metalad.inference.stream import MAX_WORKERS, infer_stream
 from metalad.methods import method_named
 from metalad.nn.pixels import to_batch
 from metalad.pipelines.demo import DATA
-from metalad.pipelines.inference import MAX_WORKERS, infer_stream
 from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import find_sources
 from metalad.storage.model_file import read_model
@@ -80,7 +81,7 @@ def time_predict(detector: Detector, folder: Path, out: Path, batch_size: int, *
     """Return the seconds of predict over a folder, from the detector in memory to the last file written."""
     scoring = detector.config.scoring
     writer = Writer(out, scoring, detector.threshold(0.01, scoring), strict=True, maps=files, overlays=files)
-    predictor = writer.predictor(detector, batch_size)
+    predictor = writer.predictor(DetectorEngine(detector), batch_size)
     start = time.perf_counter()
     for _ in infer_stream(predictor, find_sources([folder], out), load_source, writer.write):
         pass

@@ -9,8 +9,9 @@ from PIL import Image
 
 from metalad.data.walking import JOURNAL, PAGE_FILES
 from metalad.detectors.out_of_fold import calibrate
+from metalad.inference.model import Header
 from metalad.methods.metal import Metal, MetalConfig
-from metalad.storage.model_file import Header, write_model
+from metalad.storage.model_file import write_model
 
 SIZE = (40, 24)
 

@@ -10,9 +10,9 @@ from metalad.data import read_category, read_truth
 from metalad.data.images import read_image, write_image
 from metalad.data.reading import Reading
 from metalad.detectors.base import SCORINGS
+from metalad.inference.stream import Predictor, default_batch_size, infer_one
 from metalad.pipelines.benchmark.execution import run_job
 from metalad.pipelines.benchmark.job import Job
-from metalad.pipelines.inference import Predictor, default_batch_size, infer_one
 from metalad.pipelines.rendering import render
 from metalad.results.report import EvaluatedImage, Report
 from metalad.runtime.errors import printable
@@ -64,7 +64,7 @@ def draw_examples(path: Path, model: StoredModel, data: Path, report: Report) ->
     category = read_category(data, seed=model.header.seed)
     samples = {category.relative(sample): sample for sample in category.test}
     thresholds = {scoring.name: scoring.threshold for scoring in report.scorings}
-    predictor = Predictor(model.detector, SCORINGS, default_batch_size(model.detector.device.type))
+    predictor = Predictor(model.engine, SCORINGS, default_batch_size(model.engine.device_type))
     rows: list[list[SheetCell]] = []
     for index in median_images(report.images):
         image = report.images[index]

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from metalad.cli.main import main
+from metalad.inference.model import FORMAT
 from metalad.pipelines.train import train
-from metalad.storage.model_file import FORMAT
 from tests.tiny import TINY, TINY_SETTINGS, tiny_category
 
 Run = Callable[..., str]

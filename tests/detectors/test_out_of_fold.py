@@ -14,7 +14,7 @@ from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, fold_of_e
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate, level_of_all
 from metalad.detectors.residuals import Residuals
-from metalad.detectors.threshold import threshold
+from metalad.inference.threshold import threshold
 from metalad.methods.padim import Padim, PadimConfig
 from metalad.methods.variation_model import VariationModel, VariationModelConfig
 from metalad.nn.pixels import to_batch

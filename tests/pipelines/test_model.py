@@ -202,7 +202,7 @@ def test_a_large_image_is_read_again_for_the_same_overlay(
     tiny: Model, cookie: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = tiny.predict(cookie)
-    monkeypatch.setattr("metalad.pipelines.inference.HELD_PIXELS", 10)
+    monkeypatch.setattr("metalad.inference.stream.HELD_PIXELS", 10)
     same(tiny.predict(cookie), held)
     same(tiny.predict(read_image(cookie)), held)
 

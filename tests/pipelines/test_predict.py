@@ -19,11 +19,10 @@ from metalad.data import Sample, load_images
 from metalad.data.formats import readable_names
 from metalad.data.images import image_size, read_image
 from metalad.detectors.base import Detector, Scoring
+from metalad.inference.stream import infer_stream
 from metalad.methods.metal import Metal
 from metalad.nn.pixels import to_batch
-from metalad.pipelines import inference
 from metalad.pipelines.demo import DATA
-from metalad.pipelines.inference import infer_stream
 from metalad.pipelines.load import load
 from metalad.pipelines.model import Model
 from metalad.pipelines.predict import predict, saving, sources
@@ -173,7 +172,7 @@ def test_a_large_image_is_decoded_again_for_the_same_overlay(
 ) -> None:
     image = draw(tmp_path / "x.png")
     (held,) = predict(run, [image], tmp_path / "held")
-    monkeypatch.setattr(inference, "HELD_PIXELS", 10)
+    monkeypatch.setattr("metalad.inference.stream.HELD_PIXELS", 10)
     (again,) = predict(run, [image], tmp_path / "again")
     assert held.overlay is not None
     assert again.overlay is not None
@@ -186,7 +185,7 @@ def test_map_files_are_clipped_for_extreme_thresholds(
 ) -> None:
     image = draw(tmp_path / "x.png")
     writer = Writer(tmp_path / "out", "calibrated", threshold)
-    predictor = writer.predictor(model.stored.detector, 4)
+    predictor = writer.predictor(model.opened.engine, 4)
     (result,) = infer_stream(predictor, [Source(image, "x")], saving.load_source, writer.write)
     assert result.map is not None
     assert set(pixels_of(result.map).flat) == {step}
@@ -429,7 +428,7 @@ def test_a_large_image_that_is_deleted_before_its_overlay_is_an_error(
             return read_image(path)
         return read_image(tmp_path / "gone.png")
 
-    monkeypatch.setattr(inference, "HELD_PIXELS", 10)
+    monkeypatch.setattr("metalad.inference.stream.HELD_PIXELS", 10)
     monkeypatch.setattr(saving, "read_image", read_once)
     (result,) = predict(run, [image], tmp_path / "out")
     assert result.error is not None

@@ -18,6 +18,7 @@ import metalad
 from metalad.data.images import find_images
 from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.calibration import Calibration
+from metalad.inference.model import FORMAT
 from metalad.methods import OWN, method_named
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn.fitted import unfitted
@@ -25,7 +26,7 @@ from metalad.runtime.errors import ModelFileError, RunError
 from metalad.runtime.settings import from_json
 from metalad.storage import migration
 from metalad.storage.migration import migrate_header, migrate_settings, migrate_tensors
-from metalad.storage.model_file import FILE_NAME, FORMAT, read_model
+from metalad.storage.model_file import FILE_NAME, read_model
 from metalad.storage.run_folder import RunFolder
 from tests.tiny import COOKIES
 

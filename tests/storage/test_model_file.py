@@ -15,11 +15,12 @@ from safetensors.torch import load, save
 
 from metalad.detectors.base import SCORINGS, Detector
 from metalad.detectors.calibration import KINDS, Calibration, Kind
-from metalad.detectors.threshold import smallest_supported_rate
+from metalad.inference.model import FORMAT, Header
+from metalad.inference.threshold import smallest_supported_rate
 from metalad.methods.metal import Metal
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, ModelFileError
-from metalad.storage.model_file import FILE_NAME, FORMAT, Header, find_model, read_model, summary, write_model
+from metalad.storage.model_file import FILE_NAME, find_model, read_model, summary, write_model
 from tests.cookies import cookies
 from tests.tiny import TINY
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.residuals import Residuals
-from metalad.detectors.threshold import threshold
+from metalad.inference.threshold import threshold
 from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import Pixels, to_batch
 from metalad.nn.smoothing import GuidedSmoothing, Smoothing

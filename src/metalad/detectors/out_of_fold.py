@@ -11,7 +11,7 @@ from torch import Tensor
 from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring, number_of_folds
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
-from metalad.detectors.threshold import MEDIAN_VARIANCE, MIN_IMAGES
+from metalad.inference.threshold import MEDIAN_VARIANCE, MIN_IMAGES
 from metalad.nn.pixels import Pixels, subsampled
 
 MAX_IMAGES = 512

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from metalad.data import Sample, read_category
 from metalad.data.reading import Reading
+from metalad.inference.stream import default_batch_size
 from metalad.pipelines.evaluate import evaluate
-from metalad.pipelines.inference import default_batch_size
 from metalad.pipelines.rendering import infer_and_render
 from metalad.pipelines.used_outputs import require_own_comparison
 from metalad.results.comparison import Comparison, compared

@@ -17,15 +17,15 @@ from metalad.data.loading import inspect_truth
 from metalad.data.mask_notes import MaskFacts, mask_facts, mask_notes
 from metalad.data.reading import Reading
 from metalad.detectors.base import SCORINGS, Detector, Scoring
-from metalad.detectors.inference import infer
-from metalad.methods import method_named
-from metalad.pipelines.inference import (
+from metalad.detectors.inference import DetectorEngine
+from metalad.inference.stream import (
     InferredImage,
     Predictor,
     UnreadableImage,
     default_batch_size,
     infer_stream,
 )
+from metalad.methods import method_named
 from metalad.pipelines.model import Model, stored_model
 from metalad.pipelines.rendering import render
 from metalad.pipelines.used_outputs import require_same_report
@@ -141,7 +141,7 @@ class _Worker:
 
     @property
     def predictor(self) -> Predictor:
-        return Predictor(self.detector, SCORINGS, default_batch_size(self.detector.device.type))
+        return Predictor(DetectorEngine(self.detector), SCORINGS, default_batch_size(self.detector.device.type))
 
     def load(self, source: _Numbered) -> UInt8[np.ndarray, "height width 3"]:
         return self.reader.read(source.sample.path)
@@ -174,7 +174,7 @@ class _Worker:
     ) -> Mapping[str, Mapping[Scoring, float]]:
         # The noise of an image depends on its number alone.
         images = np.stack([change(pixels, np.random.default_rng(number)) for change in CORRUPTIONS.values()])
-        scores = infer(self.detector, images, SCORINGS).scores
+        scores = DetectorEngine(self.detector).infer(images, SCORINGS).scores
         return {
             name: {scoring: float(scores[scoring][index]) for scoring in SCORINGS}
             for index, name in enumerate(CORRUPTIONS)

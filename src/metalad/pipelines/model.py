@@ -7,18 +7,18 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from metalad.data.convert import is_image, to_rgb
 from metalad.data.images import read_image, resize_map
 from metalad.data.pages import split_page
 from metalad.data.products import logged_products
 from metalad.data.reading import Reading, with_pages
-from metalad.detectors.base import Scoring
-from metalad.pipelines.inference import (
+from metalad.inference.model import Header, ScoringModel
+from metalad.inference.stream import (
     InferredImage,
     Predictor,
     UnreadableImage,
@@ -28,11 +28,14 @@ from metalad.pipelines.inference import (
 )
 from metalad.results.caution import Caution
 from metalad.results.prediction import Result
-from metalad.runtime.errors import ConfigError, DataError
+from metalad.runtime.choices import Scoring
+from metalad.runtime.errors import ConfigError, DataError, ModelFileError
 from metalad.runtime.progress import logger
 from metalad.runtime.settings import whole_number
-from metalad.storage.model_file import Header, StoredModel, read_model, write_model
-from metalad.training.device import choose_device
+from metalad.storage.opening import open_model
+
+if TYPE_CHECKING:
+    from metalad.storage.model_file import StoredModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,25 +54,34 @@ class _Input:
 
 
 class Model:
-    """A trained detector with its threshold; made by `metalad.train`, `metalad.fit` or `metalad.load`."""
+    """A trained or exported model with its threshold; made by `metalad.train`, `metalad.fit` or `metalad.load`."""
 
-    def __init__(self, stored: StoredModel) -> None:
-        self._stored = stored
+    def __init__(self, opened: ScoringModel) -> None:
+        self._opened = opened
 
     @property
-    def stored(self) -> StoredModel:
-        """The detector and its header; internal, may change without notice."""
-        return self._stored
+    def opened(self) -> ScoringModel:
+        """The engine and the header; internal, may change without notice."""
+        return self._opened
+
+    @property
+    def stored(self) -> "StoredModel":
+        """The detector and its header; internal, may change without notice.
+
+        Raises:
+            ModelFileError: the model is an exported file, which has no detector.
+        """
+        return stored_model(self._opened, "auto")
 
     @property
     def header(self) -> Header:
         """What the model was trained with: method, settings, seed, versions, numbers of images, thresholds."""
-        return self._stored.header
+        return self._opened.header
 
     @property
     def path(self) -> Path | None:
         """The model file; None if the model was not saved."""
-        return self._stored.path
+        return self._opened.path
 
     @property
     def method(self) -> str:
@@ -84,7 +96,7 @@ class Model:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width that images are resized to, in pixels."""
-        return self._stored.detector.config.image_size
+        return self._opened.engine.image_size
 
     @property
     def images(self) -> int:
@@ -94,7 +106,7 @@ class Model:
     @property
     def threshold(self) -> float:
         """The score above which an image is anomalous, for the false-alarm rate that the model was trained with."""
-        return self._stored.threshold()
+        return self._opened.threshold()
 
     def threshold_for(self, false_alarms: float, scoring: Scoring | None = None) -> float:
         """Return the threshold for another false-alarm rate, a probability between 0 and 1.
@@ -102,14 +114,18 @@ class Model:
         Raises:
             ConfigError: the rate is not between 0 and 1.
         """
-        return self._stored.threshold(false_alarms, scoring)
+        return self._opened.threshold(false_alarms, scoring)
+
+    def out_of_fold_scores(self, scoring: Scoring | None = None) -> Float[np.ndarray, " images"]:
+        """Return the image scores of good images, unseen by what scores them, that thresholds are computed from."""
+        return self._opened.normal_scores(self._opened.scoring(scoring)).astype(np.float64)
 
     def caution(self, false_alarms: float | None = None, scoring: Scoring | None = None) -> Caution | None:
         """Return a caution if the good images are too few to support a false-alarm rate, else None.
 
         It has a `severity` (caution, warning or severe) and a `text`; as a string it is one line with both.
         """
-        return self._stored.caution(false_alarms, scoring)
+        return self._opened.caution(false_alarms, scoring)
 
     @overload
     def predict(
@@ -170,7 +186,7 @@ class Model:
             ImageError: an image file cannot be read. DataError: no such path, no images there, or an array of another
             shape, type or range. ConfigError: an impossible setting.
         """
-        reader = _Reader(self._stored, scoring, self._stored.threshold_or(threshold, false_alarms, scoring), batch_size)
+        reader = _Reader(self._opened, scoring, self._opened.threshold_or(threshold, false_alarms, scoring), batch_size)
         reading = Reading(self.header.white_level, strict=strict)
         if not stream and (one := _one_input(x, reading)) is not None:
             result = reader.one(one)
@@ -183,11 +199,13 @@ class Model:
         """Write the model file, and return its path. An existing file is replaced.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: the file cannot be written. ModelFileError: the model is an exported file.
         """
-        file = Path(path)
-        write_model(file, self._stored.detector, self.header)
-        self._stored = StoredModel(self._stored.detector, self.header, file)
+        from metalad.storage.model_file import StoredModel, write_model
+
+        file, detector = Path(path), self.stored.detector
+        write_model(file, detector, self.header)
+        self._opened = StoredModel(detector, self.header, file)
         return file
 
     def __repr__(self) -> str:
@@ -212,13 +230,13 @@ class Model:
 class _Reader:
     """Scores inputs by one scoring at one threshold."""
 
-    def __init__(self, model: StoredModel, scoring: Scoring | None, threshold: float, batch_size: int | None) -> None:
+    def __init__(self, model: ScoringModel, scoring: Scoring | None, threshold: float, batch_size: int | None) -> None:
         self.scoring = model.scoring(scoring)
         self.threshold = threshold
         if batch_size is not None and whole_number("batch_size", batch_size) < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-        size = batch_size or default_batch_size(model.detector.device.type)
-        self.predictor = Predictor(model.detector, (self.scoring,), size)
+        size = batch_size or default_batch_size(model.engine.device_type)
+        self.predictor = Predictor(model.engine, (self.scoring,), size)
 
     def one(self, source: _Input) -> Result:
         return self._result(infer_one(self.predictor, source, source.load))
@@ -244,17 +262,25 @@ class _Reader:
         return Result(item.scores[self.scoring], self.threshold, anomaly_map, item.source.path, item.decoded.load)
 
 
-def stored_model(model: "str | Path | Model | StoredModel", device: str) -> StoredModel:
-    """Return the stored model of a path or of a public model.
+def opened_model(model: str | Path | Model | ScoringModel, device: str) -> ScoringModel:
+    """Return the model of a path or of a public model.
 
     Raises:
         ModelFileError: no usable model. ConfigError: its method is not installed here, or there is no such device.
     """
     if isinstance(model, Model):
-        return model.stored
-    if isinstance(model, StoredModel):
-        return model
-    return read_model(Path(model), str(choose_device(device)))
+        return model.opened
+    return model if isinstance(model, ScoringModel) else open_model(Path(model), device)
+
+
+def stored_model(model: str | Path | Model | ScoringModel, device: str) -> "StoredModel":
+    """Return the trained model of a path or of a public model; raises as `opened_model`, and for an exported file."""
+    opened = opened_model(model, device)
+    from metalad.storage.model_file import StoredModel
+
+    if not isinstance(opened, StoredModel):
+        raise ModelFileError(f"{opened.path} is an exported model, which can only predict; give the trained one")
+    return opened
 
 
 def _one_input(x: Any, reading: Reading) -> _Input | None:

@@ -10,7 +10,8 @@ from metalad.data import Sample, read_truth
 from metalad.data.images import read_image, resize_image, resize_map
 from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
-from metalad.pipelines.inference import InferredImage, Predictor, infer_one
+from metalad.detectors.inference import DetectorEngine
+from metalad.inference.stream import InferredImage, Predictor, infer_one
 from metalad.visualization.maps import verdict_overlay
 
 
@@ -63,6 +64,6 @@ def infer_and_render(
     Raises:
         ImageError: the image or its mask cannot be read. DataError: the mask does not fit its image.
     """
-    predictor = Predictor(detector, (scoring,), batch_size)
+    predictor = Predictor(DetectorEngine(detector), (scoring,), batch_size)
     inferred = infer_one(predictor, sample, lambda: read_image(sample.path, reading))
     return render(inferred, read_truth(sample, inferred.decoded.size), scoring)

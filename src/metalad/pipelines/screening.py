@@ -18,8 +18,8 @@ from metalad.data.walking import OUTLIERS
 from metalad.detectors.base import Detector
 from metalad.detectors.out_of_fold import MAX_IMAGES
 from metalad.detectors.outliers import standing_out, useless_threshold
+from metalad.inference.stream import Predictor, infer_one
 from metalad.nn.pixels import Pixels, subsampled_indices
-from metalad.pipelines.inference import Predictor, infer_one
 from metalad.pipelines.rendering import render
 from metalad.runtime.errors import DataError, ImageError
 from metalad.storage.model_file import StoredModel
@@ -106,7 +106,7 @@ def write_pictures(
     Raises:
         RunError: a picture cannot be written.
     """
-    predictor = Predictor(model.detector, (model.scoring(None),), 1)
+    predictor = Predictor(model.engine, (model.scoring(None),), 1)
     for rank, outlier in enumerate(outliers[:MAX_PICTURES], 1):
         sample = samples[outlier.index]
         try:

@@ -15,6 +15,7 @@ from metalad.data.reading import FULL_RANGE, Reading, find_white_level
 from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, FittedDetector, GradientDetector, Protocol
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
+from metalad.inference.model import Header
 from metalad.nn.fitted import make_contiguous
 from metalad.nn.pixels import Pixels
 from metalad.pipelines.config import DEFAULT_METHOD, check_training, method_and_config
@@ -28,7 +29,7 @@ from metalad.runtime.errors import DataError
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import from_json, rate
 from metalad.runtime.versions import versions
-from metalad.storage.model_file import Header, StoredModel, read_model, write_model
+from metalad.storage.model_file import StoredModel, read_model, write_model
 from metalad.storage.run_folder import RunFolder, RunSettings, require_same
 from metalad.training.budget import Budget
 from metalad.training.device import choose_device

@@ -20,12 +20,12 @@ from typing import Any
 from metalad.data.images import MAPS, OVERLAYS, RESULTS
 from metalad.data.reading import FULL_RANGE
 from metalad.data.walking import JOURNAL
-from metalad.detectors.base import Scoring
 from metalad.pipelines.predict.formats import other_formats
 from metalad.pipelines.predict.output_names import SUFFIXES
 from metalad.pipelines.predict.sources import Source
 from metalad.results.prediction import SavedPrediction
 from metalad.results.regions import Region
+from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import RunError
 from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
 from metalad.runtime.progress import logger
@@ -37,7 +37,7 @@ class Plan:
     """The settings of a prediction; a resumed one must have the same, or its results would be of two kinds.
 
     format: of the shards' lines; 1 was metalad 0.1. model: SHA-256 of the model file. paths: SHA-256 of the paths.
-    torch_threads: see `metalad.pipelines.inference.Threads`. shard: images of a shard. images: their total number.
+    torch_threads: threads of the engine in each worker. shard: images of a shard. images: their total number.
     white_level: of 16-bit files, from the model.
     """
 

@@ -7,13 +7,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metalad.pipelines.inference import Threads
 from metalad.pipelines.predict.journal import Journal, Plan, Shard, rebuilt, stored_lines
 from metalad.pipelines.predict.shards import ANSWER, task_of
 from metalad.results.prediction import SavedPrediction
 from metalad.runtime.errors import ImageError, RunError, error_from_json
 from metalad.runtime.tasks import Answers, TaskFailure, TaskResources, gpus_on_ray, in_processes, on_ray
-from metalad.training.device import choose_device
 
 RAY_MEMORY_GIB = 2.0
 RAY_PROCESSES = 16
@@ -34,29 +32,33 @@ class Remote:
 
     def __post_init__(self) -> None:
         if self.ray is None:
-            choose_device(self.device)
+            _device_type(self.device)
         else:
             gpus_on_ray(self.device)
 
     @property
     def device_type(self) -> str:
         """The type of device of the workers, as far as this machine can tell."""
-        return choose_device("auto").type if self.device == "auto" else self.device.partition(":")[0]
+        return _device_type("auto") if self.device == "auto" else self.device.partition(":")[0]
 
     @property
     def processes(self) -> int:
         """The number of processes, or an estimate of it."""
         return self.workers or RAY_PROCESSES
 
-    def results(self, journal: Journal, plan: Plan, model: Path) -> Generator[SavedPrediction, None, None]:
+    def results(
+        self, journal: Journal, plan: Plan, model: Path, threads: int
+    ) -> Generator[SavedPrediction, None, None]:
         """Process the images without a stored result, and yield all results in order as soon as they are available.
+
+        threads: that one process of this machine would have.
 
         Raises:
             MetaladError: the error of the first failed shard, in order; earlier results are yielded before. After a
                 failure no other shard is started.
         """
         tasks = _Tasks()
-        answers = self._answers(tasks.submit(journal, plan, model, self), plan)
+        answers = self._answers(tasks.submit(journal, plan, model, self, threads), plan)
         with contextlib.closing(answers):
             for shard in journal.shards(plan):
                 found = stored_lines(shard)
@@ -75,9 +77,9 @@ class Remote:
         needs = TaskResources(plan.torch_threads, RAY_MEMORY_GIB, gpus_on_ray(self.device))
         return on_ray(ANSWER, tasks, self.ray, self.workers, needs, fresh=False)
 
-    def threads(self) -> int:
-        """Return the number of worker threads in each process."""
-        return 1 if self.ray is not None else max(1, Threads.of_machine().workers // (self.workers or 1))
+    def share_of(self, threads: int) -> int:
+        """Return the number of worker threads in each process, of those that one process would have."""
+        return 1 if self.ray is not None else max(1, threads // (self.workers or 1))
 
 
 class _Tasks:
@@ -88,7 +90,9 @@ class _Tasks:
         self._early: dict[int, dict[str, Any] | TaskFailure] = {}
         self._failed = False
 
-    def submit(self, journal: Journal, plan: Plan, model: Path, remote: Remote) -> Iterator[dict[str, Any]]:
+    def submit(
+        self, journal: Journal, plan: Plan, model: Path, remote: Remote, threads: int
+    ) -> Iterator[dict[str, Any]]:
         """Yield the shards without all results as tasks, until one fails."""
         places = count()
         for shard in journal.shards(plan):
@@ -96,7 +100,7 @@ class _Tasks:
                 return
             if len(stored_lines(shard)) < len(shard.sources):
                 self._numbers[next(places)] = shard.number
-                yield task_of(shard, plan, model, journal.out, remote.device, remote.threads())
+                yield task_of(shard, plan, model, journal.out, remote.device, remote.share_of(threads))
 
     def answer(self, shard: Shard, answers: Answers) -> dict[str, Any] | TaskFailure:
         """Wait for the answer to a shard."""
@@ -105,6 +109,15 @@ class _Tasks:
             self._early[self._numbers.pop(place)] = answer
             self._failed = self._failed or answer != {}
         return self._early.pop(shard.number)
+
+
+def _device_type(wanted: str) -> str:
+    """Return the type of a device; raises as `metalad.training.device.choose_device`."""
+    if wanted == "cpu":
+        return wanted
+    from metalad.training.device import choose_device  # imports torch, which an exported model does without
+
+    return choose_device(wanted).type
 
 
 def _raise(answer: dict[str, Any] | TaskFailure, shard: Shard, done: int) -> None:

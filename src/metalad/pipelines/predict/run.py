@@ -10,9 +10,9 @@ from pathlib import Path
 
 from metalad.data.content import file_hash
 from metalad.data.reading import NoteCounter
-from metalad.detectors.base import Scoring
-from metalad.pipelines.inference import Threads, default_batch_size, infer_stream
-from metalad.pipelines.model import Model, stored_model
+from metalad.inference.model import ScoringModel
+from metalad.inference.stream import Threads, default_batch_size, infer_stream
+from metalad.pipelines.model import Model, opened_model
 from metalad.pipelines.predict.formats import write_formats
 from metalad.pipelines.predict.journal import Journal, Plan, ShardFile, rebuilt, stored_lines
 from metalad.pipelines.predict.remote import Remote
@@ -21,13 +21,13 @@ from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.results.caution import Caution
 from metalad.results.pages.prediction_page import PredictionInfo, remove_prediction_page, write_prediction_page
 from metalad.results.prediction import SavedPrediction
-from metalad.runtime.choices import Format
+from metalad.runtime.choices import Format, Scoring
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.files import replacing
 from metalad.runtime.lock import exclusive_lock
 from metalad.runtime.progress import counted, logger
 from metalad.runtime.settings import check_choice, whole_number
-from metalad.storage.model_file import StoredModel
+from metalad.storage.opening import is_exported
 from metalad.storage.run_folder import require_same
 
 
@@ -93,13 +93,14 @@ def predict(
     _check(batch_size, workers, format)
     use = _use(resume=resume, append=append, overwrite=overwrite)
     files, folder = [Path(path) for path in paths], Path(out)
-    remote = Remote(device, workers, ray) if workers is not None or ray is not None else None
-    model = stored_model(run, "cpu" if remote else device)
+    model = opened_model(run, "cpu" if workers is not None or ray is not None else device)
+    where = "cpu" if model.path is not None and is_exported(model.path) else device
+    remote = Remote(where, workers, ray) if workers is not None or ray is not None else None
     if model.path is None:
         raise ConfigError("predict into files needs a stored model; save it first, or use model.predict")
     journal = Journal(folder)
     begun = journal.plan() if resume else None
-    device_type = remote.device_type if remote else model.detector.device.type
+    device_type = remote.device_type if remote else model.engine.device_type
     plan = Plan(
         format=2,
         model=file_hash(model.path),
@@ -111,7 +112,7 @@ def predict(
         maps=maps,
         overlays=overlays,
         device=device_type,
-        torch_threads=begun.torch_threads if begun else Threads.of_machine().torch_threads,
+        torch_threads=begun.torch_threads if begun else Threads.of(model.engine).engine_threads,
         white_level=model.header.white_level,
     )
     sources = iter(()) if begun else find_sources(files, folder)
@@ -168,7 +169,7 @@ def _predicted(
     begun: Plan | None,
     use: str | None,
     sources: Iterable[Source],
-    model: StoredModel,
+    model: ScoringModel,
     file: Path,
     remote: Remote | None,
     format: Format,
@@ -188,7 +189,8 @@ def _predicted(
                 return
             journal.clean()
         notes = NoteCounter()
-        results = remote.results(journal, plan, file) if remote else _here(journal, plan, model)
+        threads = Threads.of(model.engine).workers
+        results = remote.results(journal, plan, file, threads) if remote else _here(journal, plan, model)
         with (
             contextlib.closing(results),
             replacing(journal.results) as temporary,
@@ -206,10 +208,10 @@ def _predicted(
             logger.warning("%s", line)
 
 
-def _here(journal: Journal, plan: Plan, model: StoredModel) -> Generator[SavedPrediction, None, None]:
+def _here(journal: Journal, plan: Plan, model: ScoringModel) -> Generator[SavedPrediction, None, None]:
     writer = Writer.of(plan, journal.out)
-    predictor = writer.predictor(model.detector, plan.batch_size)
-    threads = Threads(Threads.of_machine().workers, plan.torch_threads)
+    predictor = writer.predictor(model.engine, plan.batch_size)
+    threads = Threads(Threads.of(model.engine).workers, plan.torch_threads)
     stream = infer_stream(predictor, _left(journal, plan), writer.load, writer.write, threads)
     with contextlib.closing(stream) as inferred:
         for shard in journal.shards(plan):

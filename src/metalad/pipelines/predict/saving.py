@@ -9,12 +9,13 @@ from jaxtyping import Float32, UInt8
 from metalad.data.images import MAPS, OVERLAYS, read_image, resize_map
 from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.reading import Reading
-from metalad.detectors.base import Detector, Scoring
-from metalad.pipelines.inference import InferredImage, Predictor, UnreadableImage
+from metalad.inference.engine import Engine
+from metalad.inference.stream import InferredImage, Predictor, UnreadableImage
 from metalad.pipelines.predict.journal import Plan
 from metalad.pipelines.predict.sources import Source
 from metalad.results.prediction import SavedPrediction
 from metalad.results.regions import find_regions
+from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ImageError
 from metalad.visualization.overlay import draw_overlay, in_thresholds, overlay_suffix, save_picture, to_steps
 
@@ -52,9 +53,9 @@ class Writer:
             self.reading.notes.add(source.path, [SINGLE_COLOR_NOTE])
         return image
 
-    def predictor(self, detector: Detector, batch_size: int) -> Predictor:
+    def predictor(self, engine: Engine, batch_size: int) -> Predictor:
         """Return what computes the maps that this writer needs."""
-        return Predictor(detector, (self.scoring,), batch_size)
+        return Predictor(engine, (self.scoring,), batch_size)
 
     def write(self, item: InferredImage[Source] | UnreadableImage[Source]) -> SavedPrediction:
         """Write an image's map and overlay, and describe the result; raises as `predict`."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from metalad.data.content import file_hash
-from metalad.pipelines.inference import Predictor, Threads, infer_stream
+from metalad.inference.stream import Predictor, Threads, infer_stream
 from metalad.pipelines.predict.journal import Plan, Shard, ShardFile
 from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source
 from metalad.runtime.errors import MetaladError, ModelFileError
 from metalad.runtime.tasks import Task
-from metalad.storage.model_file import read_model
-from metalad.training.device import choose_device
+from metalad.storage.opening import open_model
 
 ANSWER = "metalad.pipelines.predict.shards:answer"
 GPU_WORKERS = 4
@@ -54,7 +53,7 @@ def _process(task: Task) -> None:
     plan, sources = Plan(**task["plan"]), [Source(Path(path), name) for path, name in task["sources"]]
     writer = Writer.of(plan, Path(task["out"]))
     predictor = _predictor(Path(task["model"]), task["device"], plan, writer)
-    on_cpu = predictor.detector.device.type == "cpu"
+    on_cpu = predictor.engine.device_type == "cpu"
     threads = Threads(task["workers"] if on_cpu else max(task["workers"], GPU_WORKERS), plan.torch_threads)
     with contextlib.closing(ShardFile(Path(task["file"]))) as file:
         left = sources[len(file.stored) :]
@@ -66,4 +65,4 @@ def _process(task: Task) -> None:
 def _predictor(model: Path, device: str, plan: Plan, writer: Writer) -> Predictor:
     if file_hash(model) != plan.model:
         raise ModelFileError(f"{model}: another model replaced it during predict; start again without --resume")
-    return writer.predictor(read_model(model, str(choose_device(device))).detector, plan.batch_size)
+    return writer.predictor(open_model(model, device).engine, plan.batch_size)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from metalad.data.images import read_image
-from metalad.pipelines.inference import (
+from metalad.inference.stream import (
     InferredImage,
     Predictor,
     Threads,
@@ -32,7 +32,7 @@ Item = InferredImage[int] | UnreadableImage[int]
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    return Predictor(load(noise_run(tmp_path_factory.mktemp("run")), device="cpu").stored.detector, ("raw",), 4)
+    return Predictor(load(noise_run(tmp_path_factory.mktemp("run")), device="cpu").opened.engine, ("raw",), 4)
 
 
 def noise(seed: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -106,10 +106,10 @@ def test_a_bug_in_the_caller_stops_the_stream_and_its_threads(predictor: Predict
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (20, (8, 2)), (64, (8, 8))])
 def test_the_threads_of_torch_are_divided_among_the_workers(
-    monkeypatch: pytest.MonkeyPatch, threads: int, expected: tuple[int, int]
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, threads: int, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert Threads.of_machine() == Threads(*expected)
+    assert Threads.of(predictor.engine) == Threads(*expected)
 
 
 def test_the_default_batch_size_is_1_on_a_cpu() -> None:
@@ -143,7 +143,7 @@ def test_images_in_memory_are_bounded_by_the_batch_size_for_any_number_of_images
 
     sources = (Source(image, f"{index}") for index in range(count))
     writer = Writer(tmp_path / "out", "raw", 1.0, maps=False)
-    predictor = writer.predictor(predictor.detector, batch_size)
+    predictor = writer.predictor(predictor.engine, batch_size)
     for index, _ in enumerate(infer_stream(predictor, sources, counting, writer.write, Threads(2, 1))):
         assert read <= index + 5 * batch_size
     assert read == count
@@ -162,7 +162,7 @@ def test_sources_are_taken_when_they_are_needed(predictor: Predictor, tmp_path: 
             yield Source(image, f"{taken}")
 
     writer = Writer(tmp_path / "out", "raw", 1.0)
-    results = infer_stream(writer.predictor(predictor.detector, 3), endless(), load_source, writer.write, Threads(8, 1))
+    results = infer_stream(writer.predictor(predictor.engine, 3), endless(), load_source, writer.write, Threads(8, 1))
     for _ in range(5):
         next(results)
     results.close()

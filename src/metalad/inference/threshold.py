@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 MIN_IMAGES = 2
 ENOUGH_ALARMS = 10
@@ -59,6 +58,9 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
     above, below = (2 * np.square((sign * (logs - middle)).clip(0)).mean() for sign in (1, -1))
     deviation = math.sqrt((above + min(above, below)) / 2)
     freedom = max(1, DEGREES_OF_FREEDOM * (count - 1))
+    # Imported here: inference from an exported file does without scipy.
+    from scipy import special
+
     reach = -special.stdtrit(freedom, false_alarms) * math.sqrt(1 + MEDIAN_VARIANCE / count)
     # Two or three images can give more than a float holds; the model file's JSON has no infinity.
     extrapolated = float(np.exp(min(middle + reach * deviation, LARGEST_LOG)))

@@ -12,12 +12,11 @@ from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 
 from metalad.data.images import resize_image
-from metalad.detectors.base import Detector, Scoring
-from metalad.detectors.inference import infer
+from metalad.inference.engine import Engine
+from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ImageError
 
 MAX_WORKERS = 8
@@ -69,18 +68,18 @@ class InferredImage(Generic[Source]):
 
 @dataclass(frozen=True)
 class Threads:
-    """Threads of the pool, and threads of torch for each of them.
+    """Threads of the pool, and threads of the engine for each of them.
 
     The latter decide the last bits of a score; the former do not.
     """
 
     workers: int
-    torch_threads: int
+    engine_threads: int
 
     @classmethod
-    def of_machine(cls) -> "Threads":
-        """Divide the threads of torch, by default one a core, among at most `MAX_WORKERS` workers."""
-        cores = torch.get_num_threads()
+    def of(cls, engine: Engine) -> "Threads":
+        """Divide the engine's threads, by default one a core, among at most `MAX_WORKERS` workers."""
+        cores = engine.threads()
         workers = min(cores, MAX_WORKERS)
         # Threads of one matrix product that wait for each other cost more than half of the time of busy cores.
         return cls(workers, max(1, cores // workers))
@@ -88,16 +87,16 @@ class Threads:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A detector, the scorings to compute, and the number of images in a batch."""
+    """An engine, the scorings to compute, and the number of images in a batch."""
 
-    detector: Detector
+    engine: Engine
     scorings: Sequence[Scoring]
     batch_size: int
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images that the detector takes."""
-        return self.detector.config.image_size
+        """Height and width of the images that the engine takes."""
+        return self.engine.image_size
 
     def infer(
         self, items: Sequence[DecodedImage[Source] | UnreadableImage[Source]]
@@ -113,7 +112,7 @@ class Predictor:
         padded = np.zeros((self.batch_size, *self.size, 3), np.uint8)
         for index, image in enumerate(images):
             padded[index] = image.pixels
-        found = infer(self.detector, padded, self.scorings)
+        found = self.engine.infer(padded, self.scorings)
         for index, image in enumerate(images):
             yield InferredImage(
                 image,
@@ -157,9 +156,10 @@ def infer_stream(
         finish: is called in worker threads, for unreadable images too.
         threads: those of the whole machine by default.
     """
-    threads = threads or Threads.of_machine()
-    torch_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads.workers, "metalad", torch.set_num_threads, (threads.torch_threads,))
+    engine = predictor.engine
+    threads = threads or Threads.of(engine)
+    own_threads = engine.threads()
+    pool = ThreadPoolExecutor(threads.workers, "metalad", engine.use_threads, (threads.engine_threads,))
     ahead = max(predictor.batch_size, threads.workers)
 
     def decoded(source: Source) -> DecodedImage[Source] | UnreadableImage[Source]:
@@ -171,7 +171,7 @@ def infer_stream(
         yield from _in_order(pool, finish, chain.from_iterable(batches), ahead)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(torch_threads)  # threads started later would inherit the workers' number
+        engine.use_threads(own_threads)  # threads started later would inherit the workers' number
 
 
 def infer_one(
@@ -182,16 +182,17 @@ def infer_one(
     Raises:
         ImageError: the image cannot be read.
     """
-    threads = threads or Threads.of_machine()
-    torch_threads = torch.get_num_threads()
+    engine = predictor.engine
+    threads = threads or Threads.of(engine)
+    own_threads = engine.threads()
     decoded = decode(source, load, predictor.size)
     if isinstance(decoded, UnreadableImage):
         raise decoded.error
-    torch.set_num_threads(threads.torch_threads)
+    engine.use_threads(threads.engine_threads)
     try:
         return next(predictor._run([decoded]))
     finally:
-        torch.set_num_threads(torch_threads)
+        engine.use_threads(own_threads)
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from metalad.detectors.threshold import smallest_supported_rate, threshold
+from metalad.inference.threshold import smallest_supported_rate, threshold
 
 RATES = st.floats(1e-6, 1 - 1e-6)
 SCORES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(2**-10, 2**10, width=32))
