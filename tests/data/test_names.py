@@ -45,3 +45,16 @@ def test_names_are_compared_in_one_unicode_form() -> None:
     assert role(decomposed) == "bad"
     assert same_name(decomposed) == same_name("défaut")
     assert not is_good(decomposed)
+
+
+NEGATED = {
+    "good": "sem_defeito ohne_Fehler キズなし 欠陥無し 無欠陥 异常无 without-defects unbeschädigt in_Ordnung i._O. Teil_i.O.",
+    "bad": "não_conforme nao_aprovado non_conforme no_apto nicht_in_Ordnung n._i._O. N_OK n-ok com_defeito mit_Fehler "
+    "不適合 không_đạt Fehlteile pecas_ruins beschädigt con_defectos",
+}
+
+
+@pytest.mark.parametrize("expected", NEGATED)
+def test_negated_names_have_the_opposite_role(expected: Role) -> None:
+    found = {name: role(name) for name in NEGATED[expected].split()}
+    assert found == dict.fromkeys(found, expected)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from metalad.data.head_ct import LABELS, read_labelled
+from metalad.data.head_ct import find_listing, read_labelled
 from metalad.data.images import IMAGE_SUFFIXES, find_images, require_folder
 from metalad.data.listing import good_samples, subfolders
 from metalad.data.mvtec import (
@@ -36,8 +36,8 @@ def read_category(root: Path, *, seed: int = 0, all_good: bool = False) -> Categ
     - "mvtec": `train/good`, `test/DEFECT` and `ground_truth/DEFECT/STEM_mask.png` (or `STEM.png`), as in
       MVTec AD; train or test may be missing, and also the masks. Synonyms such as `Train/OK` and `Test/NG` are read if
       they are unambiguous.
-    - "head-ct": a `labels.csv` with image and label (0 good, 1 anomalous); the images are in `images` or in the same
-      folder. The test images are a fifth of the good images, selected with `seed`, and all anomalous images.
+    - "head-ct": a `labels.csv` with image and label, see `metalad.data.labels`; the images are in `images` or in the
+      same folder. The test images are a fifth of the good images, selected with `seed`, and all anomalous images.
     - the layout of a published data set, see `metalad.data.own_layouts`; `seed` is used if no split was published.
     - "folder": any other folder of images, including subfolders; all images are good training images. A folder whose
       subfolders have names of good images, defects, masks or parts is refused.
@@ -77,8 +77,9 @@ def _read(root: Path, seed: int) -> Category:
     parts = find_parts(root)
     if parts is not None:
         return _read_mvtec(root, parts)
-    if (root / LABELS).is_file():
-        train, test, notes = read_labelled(root, seed)
+    labels = find_listing(root)
+    if labels is not None:
+        train, test, notes = read_labelled(root, labels, seed)
         notes += _lines(masks_left_out_note([root], test))
         return Category(name, root, "head-ct", train, test, train_notes=notes, test_notes=notes)
     return _read_plain(root, all_good=False)

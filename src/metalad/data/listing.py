@@ -1,6 +1,5 @@
-"""Functions for all layouts: list good images, images with masks, and the rows of a CSV file."""
+"""Functions for all layouts: list good images and images with masks."""
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from metalad.data.names import is_good, role, same_name
 from metalad.data.sample import GOOD, Sample
 from metalad.data.text import number_of
 from metalad.data.walking import is_ignored
-from metalad.runtime.errors import DataError
-from metalad.runtime.files import special_kind
 
 Masks = Mapping[str, Path]
 """Masks by their file names without suffix, relative to the folder of their defect type, in one Unicode form."""
@@ -113,23 +110,3 @@ def list_notes(listing: Path, missing: int, unlisted: Sequence[Path]) -> tuple[s
     if unlisted:
         notes.append(f"{number_of(len(unlisted), 'image')} not listed in {listing} and not used, such as {unlisted[0]}")
     return tuple(notes)
-
-
-def read_rows(listing: Path, heading: str) -> list[tuple[int, list[str]]]:
-    """Return the non-empty rows of a CSV file, including the header, with line numbers from 1 and stripped fields.
-
-    Raises:
-        DataError: the file cannot be read, or has no row below its header; the text gives `heading` as an example.
-    """
-    try:
-        if (kind := special_kind(listing)) is not None:
-            raise DataError(f"{listing} is {kind}, not a file; it must be a CSV file in UTF-8")
-        with listing.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            stripped = ((reader.line_num, [field.strip() for field in row]) for row in reader)
-            rows = [(line, row) for line, row in stripped if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {listing}: {error}; it must be a CSV file in UTF-8") from error
-    if len(rows) < 2:
-        raise DataError(f"{listing} lists no images; it needs a header such as {heading} and one line for each image")
-    return rows

@@ -13,21 +13,30 @@ from typing import Literal
 Role = Literal["good", "bad", "mask", "train", "test", "validation"]
 
 _NEGATIONS = frozenset(
-    {"no", "not", "non", "nicht", "pas", "sin", "sem", "sans", "ohne", "without", "kein", "keine", "не"}
+    {"no", "not", "non", "nicht", "pas", "sin", "sem", "sans", "ohne", "without", "kein", "keine", "не", "nao", "nie"}
+    | {"niet", "ikke", "inte", "senza", "khong"}
 )
 _NEUTRAL = (
     "image images img imgs picture pictures photo photos sample samples part parts piece pieces product products set "
-    "data dataset folder all is the bilder teile pièces pieza piezas immagini imagenes imagens "
-    "品 画像 写真 图片 圖片 图像"
+    "data dataset folder all is the with bild bilder teil teile mit pièce pièces avec pieza piezas foto fotos con peça "
+    "peças com imagen imagenes imagem imagens immagine immagini pezzo pezzi 品 画像 写真 图片 圖片 图像"
 )
 _WORDS: Mapping[Role, str] = {
     "good": "good goods ok okay normal pass passed accept accepted approved conforming golden healthy io intact "
-    "bon bons bonne bonnes conforme conformes gut gute guter gutteil gutteile fehlerfrei bestanden buono buoni buona "
-    "buone bueno buenos buena buenas aprobado aprobados bom boas aprovado aprovados goed dobry dobre dobra "
-    "норма годен годные хороший хорошие iyi sağlam",
+    "bon bons bonne bonnes conforme conformes gut gute guter gutteil gutteile gutbilder fehlerfrei fehlerfreie "
+    "bestanden einwandfrei unbeschädigt undamaged unscratched nondefective goodparts goodimages intakt "
+    "buono buoni buona buone integro bueno buenos buena buenas aprobado aprobados aprobada aprobadas apto aptos apta "
+    "aptas correcto correctos correcta correctas bom bons boa boas aprovado aprovados aprovada aprovadas perfeito "
+    "goed goede dobry dobre dobra dobrý dobré tốt đạt "
+    "норма годен годные хороший хорошие iyi sağlam 良 可 好 優 优",
     "bad": "bad ng nok ko nio faulty fault faults flaw flaws flawed invalid nogood notok notgood "
-    "schlecht schlechte ausschuss fehler fehlerhaft mauvais mauvaise mauvaises rebut rebuts défaut défauts scarto "
-    "scarti malo malos mala malas ruim брак bozuk hatalı",
+    "damaged broken scrap scrapped badparts badimages ngs anom anoms unapproved unaccepted incorrect "
+    "schlecht schlechte schlechter schlechtteil schlechtteile schlechtbilder fehlteil fehlteile fehlerteile ausschuss "
+    "ausschussteil ausschussteile fehler fehlerhaft fehlerhafte fehlerhaftes mangelhaft schrott beschädigt beschädigte "
+    "mauvais mauvaise mauvaises rebut rebuts défaut défauts scarto scarti guasto guasti cattivo cattivi "
+    "malo malos mala malas incorrecto incorrectos dañado dañados averiado chatarra ruim ruins refugo refugos sucata "
+    "danificado danificados quebrado quebrados slecht afgekeurd zły złe wadliwy wadliwe vadný vadné špatný lỗi "
+    "брак бракованный bozuk hatalı 否 坏 壞",
     "mask": "mask masks masken masque masques maschera maschere máscara máscaras label labels groundtruth gt truth "
     "annotation annotations seg segmentation segmentations",
     "train": "train training trainset",
@@ -38,16 +47,28 @@ _BAD_BEGINNINGS = (
     "anomal abnormal anormal fail defect defec defeit defekt difett reject rechaz rejeit reprov unacceptable "
     "nonconform дефект аномал"
 )
-# In this order: 異常なし (no anomaly) contains 異常, and 不良品 contains 良品.
-# Chinese, Japanese and Korean names have no spaces between words.
+# In this order: 不良品 contains 良品. Chinese, Japanese and Korean names have no spaces between words.
 _CJK: tuple[tuple[Role, str], ...] = (
-    ("good", "異常なし 欠陥なし 无缺陷 無缺陷 无异常 無異常"),
-    ("bad", "不良 不合格 不正常 欠陥 欠点 缺陷 異常 异常 瑕疵 次品 불량 결함 비정상 이상 불합격"),
+    (
+        "bad",
+        "不良 不合格 不正常 不適合 不适合 不可 非良品 欠陥 欠点 缺陷 異常 异常 瑕疵 次品 废品 廢品 キズ きず 傷 打痕",
+    ),
+    ("bad", "불량 결함 비정상 이상 불합격"),
     ("mask", "マスク 掩膜 掩码 标注 標注 ラベル 마스크"),
     ("train", "訓練 训练 学習 훈련 학습"),
     ("test", "テスト 测试 測試 評価 테스트"),
     ("validation", "検証 验证 驗證 검증"),
-    ("good", "良品 合格 正常 良好 양품 정상 합격"),
+    ("good", "良品 合格 正常 良好 適合 完好 양품 정상 합격"),
+)
+_CJK_NEGATIONS = ("なし", "無", "无", "沒有", "没有", "없음")
+"""With one of these, the name of a defect means that there is none: 異常なし, 欠陥無し."""
+_ABBREVIATIONS = tuple(
+    (re.compile(rf"(?<![^\W_])(?:{pattern})(?![^\W_])", re.IGNORECASE), short)
+    for pattern, short in (
+        (r"n\.[\s_]?i\.[\s_]?O|nicht[\W_]?in[\W_]?Ordnung", "nio"),
+        (r"i\.[\s_]?O|in[\W_]?Ordnung", "io"),
+        (r"N[\W_]?OK", "nok"),
+    )
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=[\u3000-\u9fff\uac00-\ud7a3])")
 _ACCENTS = re.compile("[\u0300-\u036f]")
@@ -96,7 +117,10 @@ def _roles(name: str) -> list[Role | None]:
 
 
 def _words(name: str) -> list[str]:
-    text = _CAMEL.sub(" ", unicodedata.normalize("NFKC", name).replace("n.i.O", "nio").replace("i.O", "io"))
+    text = unicodedata.normalize("NFKC", name)
+    for pattern, short in _ABBREVIATIONS:
+        text = pattern.sub(short, text)
+    text = _CAMEL.sub(" ", text)
     words = _SEPARATORS.sub(" ", _folded(text)).replace("ground truth", "groundtruth")
     return [word for word in words.split() if word not in _NEUTRAL_WORDS]
 
@@ -110,7 +134,8 @@ def _folded(text: str) -> str:
 def _role_of_word(word: str) -> Role | None:
     for found, parts in _CJK:
         if any(part in word for part in parts.split()):
-            return found
+            is_negated = found == "bad" and any(part in word for part in _CJK_NEGATIONS)
+            return "good" if is_negated else found
     return _ROLES.get(word) or ("bad" if word.startswith(_BAD) else None)
 
 

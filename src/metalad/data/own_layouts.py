@@ -18,7 +18,6 @@ from metalad.data.listing import (
     list_notes,
     mask_files,
     mask_folders,
-    read_rows,
     samples_by_defect,
     subfolder_named,
     subfolders,
@@ -26,6 +25,7 @@ from metalad.data.listing import (
 from metalad.data.mvtec import find_parts, read_test, read_train
 from metalad.data.sample import GOOD, Sample
 from metalad.data.splitting import hold_out
+from metalad.data.tables import read_rows
 from metalad.runtime.errors import DataError
 
 DEFECT = "defect"

@@ -119,6 +119,11 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the suffix of an image."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def require_folder(folder: Path) -> None:
     """Raise if a path is not a folder.
 
