@@ -1,0 +1,163 @@
+"""The ASGI application of the service.
+
+`create_application(Settings(models=("bottle=runs/bottle",)))` returns it; the tests drive it with Starlette's client.
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from metalad.data.formats import IMAGE_SUFFIXES
+from metalad.service.description import docs_page, openapi
+from metalad.service.guard import Guard, Tally
+from metalad.service.metrics import Metrics
+from metalad.service.models import Registry
+from metalad.service.pool import Slots, WorkerPool
+from metalad.service.predictions import Predictions
+from metalad.service.problems import Problem, answer_bug, answer_http_exception, answer_problem
+from metalad.service.settings import Settings
+from metalad.service.static import SECURITY, page_routes
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+"""Paths that need no token, besides the files of the page: they hold nothing of this installation."""
+GPU_THREADS = 32
+"""Worker threads beside a GPU: two batches."""
+
+
+def create_application(settings: Settings, registry: Registry | None = None) -> Starlette:
+    """Load the models and return the application; its worker threads start and end with its lifespan.
+
+    Raises:
+        ConfigError: two models have the same name, or there is no such device. ModelFileError: no usable model.
+    """
+    registry = registry or Registry.load(settings.models, settings.device)
+    service = Service(settings, registry)
+    page = page_routes()
+    routes: list[BaseRoute] = [*service.routes(), *_feedback_routes(settings, registry), *page]
+    open_paths = OPEN | {route.path for route in page}
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Guard, settings=settings, metrics=service.metrics, open_paths=open_paths, tally=service.tally)
+        ],
+        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
+        lifespan=service.lifespan,
+    )
+
+
+def _feedback_routes(settings: Settings, registry: Registry) -> list[BaseRoute]:
+    if settings.keep_feedback is None:
+        return []
+    from metalad.service import feedback
+
+    return list(feedback.routes(settings.keep_feedback, settings, registry))
+
+
+class Service:
+    """The endpoints and what they share."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self.settings, self.registry = settings, registry
+        self.metrics, self.tally = Metrics(), Tally()
+        processors, threads = _threads(registry)
+        self.pool = WorkerPool(threads)
+        self.slots = Slots(settings.queue, processors)
+        self.metrics.limit.set(settings.queue)
+        self.metrics.slots.set_function(lambda: self.slots.taken)
+        self.predictions = Predictions(
+            settings, registry, self.pool, self.slots, self.metrics, threading.Semaphore(processors)
+        )
+        self.is_ready = False
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes of the API."""
+        return [
+            Route("/v1/predict", self.predictions.answer, methods=["POST"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
+            Route("/metrics", self.measurements, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/docs", self.docs, methods=["GET"]),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Start the worker threads and the watch on the models' files, and end them."""
+        self.pool.start()
+        watch = asyncio.create_task(self._watch_files())
+        self.is_ready = True
+        try:
+            yield
+        finally:
+            self.is_ready = False
+            watch.cancel()
+            self.pool.close()
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.reload)
+            await asyncio.to_thread(self.registry.check_files)
+
+    async def models(self, _: Request) -> Response:
+        """Describe the models and the limits."""
+        values = {
+            "models": [served.to_dict() for served in self.registry.served.values()],
+            "limits": {
+                "bytes": self.settings.max_bytes,
+                "pixels": self.settings.max_pixels,
+                "images": self.settings.max_images,
+                "queue": self.settings.queue,
+                "seconds": self.settings.timeout,
+            },
+            "suffixes": sorted(IMAGE_SUFFIXES),
+            "feedback": self.settings.keep_feedback is not None,
+        }
+        return _json(values)
+
+    async def health(self, _: Request) -> Response:
+        """Answer that the process runs."""
+        return _json({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Answer whether requests are taken."""
+        if not self.is_ready:
+            raise Problem(503, "the service starts or stops", headers={"Retry-After": "1"})
+        return _json({"status": "ready"})
+
+    async def measurements(self, _: Request) -> Response:
+        """Return the metrics for Prometheus."""
+        text, kind = self.metrics.text()
+        return Response(text, headers={"Content-Type": kind})
+
+    async def openapi(self, _: Request) -> Response:
+        """Return the OpenAPI description."""
+        return _json(openapi(self.settings))
+
+    async def docs(self, _: Request) -> Response:
+        """Return the description as a page."""
+        return Response(docs_page(openapi(self.settings)), headers=SECURITY, media_type="text/html")
+
+
+def _threads(registry: Registry) -> tuple[int, int]:
+    """Return how many threads compute at once, and how many worker threads there are."""
+    from metalad.inference.stream import Threads
+
+    engines = [served.model.opened.engine for served in registry.served.values()]
+    processors = max(Threads.of(engine).workers for engine in engines)
+    on_gpu = any(engine.device_type != "cpu" for engine in engines)
+    return processors, processors + GPU_THREADS if on_gpu else processors
+
+
+def _json(values: object) -> Response:
+    text = json.dumps(values, allow_nan=False) + "\n"
+    return Response(text, headers={"Cache-Control": "no-store"}, media_type="application/json")

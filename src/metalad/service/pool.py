@@ -1,0 +1,116 @@
+"""A bounded queue of images in front of worker threads, and the results that they compute."""
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from metalad.service.problems import Problem
+
+logger = logging.getLogger("metalad")
+
+
+class Job:
+    """A call that waits for a worker thread; `future` gets its result.
+
+    deadline: on the clock `time.monotonic`; a job that did not start before is not computed.
+    """
+
+    def __init__(self, call: Callable[[], Any], deadline: float) -> None:
+        self.call, self.deadline = call, deadline
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Set the result or the error from a worker thread, unless nobody waits any more."""
+
+        def set_it() -> None:
+            if self.future.done():
+                return
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+
+        try:
+            self.loop.call_soon_threadsafe(set_it)
+        except RuntimeError:  # the loop is closed: the service was stopped by force
+            logger.debug("an answer came after the end of the service")
+
+
+class Slots:
+    """Counts the images that are in the service: in upload, waiting or computed; the event loop takes them."""
+
+    def __init__(self, limit: int, workers: int) -> None:
+        self.limit, self.workers, self.taken = limit, workers, 0
+        self._seconds = 0.1  # a moving average of the time of one image
+
+    def take(self, count: int) -> None:
+        """Take slots.
+
+        Raises:
+            Problem: fewer are free (429, with Retry-After).
+        """
+        if self.taken + count > self.limit:
+            seconds = max(1, math.ceil(self.taken * self._seconds / self.workers))
+            raise Problem(
+                429,
+                f"the queue of {self.limit} images is full; send the request again in {seconds} s",
+                headers={"Retry-After": str(seconds)},
+            )
+        self.taken += count
+
+    def give_back(self, count: int) -> None:
+        """Free slots."""
+        self.taken -= count
+
+    def measured(self, seconds: float) -> None:
+        """Take the time of one image into account for Retry-After."""
+        self._seconds += 0.1 * (seconds - self._seconds)
+
+
+class WorkerPool:
+    """Threads that run jobs in the order in which they were submitted."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._threads: list[threading.Thread] = []
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Start the threads."""
+        names = (f"metalad-serve-{number}" for number in range(self.workers))
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that no worker has begun."""
+        return self._jobs.qsize()
+
+    def submit(self, call: Callable[[], Any], deadline: float) -> "asyncio.Future[Any]":
+        """Queue a call, and return what will hold its result; cancel it to drop the call if it has not begun."""
+        job = Job(call, deadline)
+        self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Let the threads end after the jobs that are queued."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.future.done() or time.monotonic() > job.deadline:
+                continue  # the client has gone, or has got the answer that it took too long
+            try:
+                result, error = job.call(), None
+            except BaseException as raised:
+                result, error = None, raised
+            job.settle(result, error)
+            del job, result, error  # an idle worker must not hold an image
