@@ -7,7 +7,8 @@ from typing import Any, cast
 import numpy as np
 from contourpy import contour_generator
 from jaxtyping import Bool, Float32
-from scipy import ndimage
+
+from metalad.results.components import Components
 
 MAX_REGIONS = 100
 """Regions returned of one image at most: those with the highest peaks. A noisy map can have thousands."""
@@ -54,15 +55,15 @@ def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: fl
     mask = above(anomaly_map, threshold)
     if not mask.any():
         return ()
-    labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
-    peaks = np.asarray(ndimage.maximum(anomaly_map, labels, np.arange(1, count + 1)))
-    boxes = cast(list[tuple[slice, slice]], ndimage.find_objects(labels))
-    highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS]
-    return tuple(_region(labels[boxes[index]] == index + 1, boxes[index], float(peaks[index])) for index in highest)
+    components = Components.of(mask)
+    peaks = components.maxima(anomaly_map)
+    highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS].tolist()
+    return tuple(_region(components, index, float(peaks[index])) for index in highest)
 
 
-def _region(inside: Bool[np.ndarray, "height width"], box: tuple[slice, slice], peak: float) -> Region:
-    top, left = box[0].start, box[1].start
+def _region(components: Components, index: int, peak: float) -> Region:
+    top, left, bottom, right = map(int, components.boxes[index])
+    inside = components.labels[top:bottom, left:right] == index
     height, width = inside.shape
     polygon = tuple((left + x, top + y) for x, y in _outer_boundary(inside))
     return Region((left, top, width, height), int(inside.sum()), peak, polygon)

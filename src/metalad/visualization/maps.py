@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,8 @@ RATIO_OCTAVES = math.log2(3)
 
 @functools.cache
 def _color_table() -> UInt8[np.ndarray, "256 3"]:
-    # Imported here: importing matplotlib takes a third of a second, and most commands do not use it.
-    from matplotlib import colormaps
-
-    table: UInt8[np.ndarray, "256 3"] = np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
+    # Matplotlib's inferno as a file: an inspection computer need not have matplotlib.
+    table: UInt8[np.ndarray, "256 3"] = np.load(Path(__file__).with_name("inferno.npy"))
     table.flags.writeable = False
     return table
 

@@ -2,11 +2,14 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from metalad.data.derived import MARK
 from metalad.runtime.files import replacing
 from metalad.visualization.maps import OUTLINE_COLOUR, RATIO_OCTAVES, contour, outline_width, overlay
 
@@ -56,13 +59,16 @@ def overlay_suffix(height: int, width: int) -> str:
 
 
 def save_picture(path: Path, pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width"]) -> None:
-    """Write a JPEG or PNG by the path's suffix, atomically.
+    """Write a JPEG or PNG by the path's suffix, atomically, with a mark that it is no photograph.
 
     Raises:
         RunError: the file cannot be written.
     """
     jpeg = path.suffix == ".jpg"
     # Run-length and Huffman coding alone: four times as fast as zlib's default, for files a tenth larger.
-    options = {"quality": JPEG_QUALITY} if jpeg else {"compress_type": zlib.Z_RLE}
+    options: dict[str, Any] = {"quality": JPEG_QUALITY, "comment": MARK} if jpeg else {"compress_type": zlib.Z_RLE}
+    if not jpeg:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Comment", MARK)
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="JPEG" if jpeg else "PNG", **options)
