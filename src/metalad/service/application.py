@@ -42,7 +42,7 @@ def create_application(settings: Settings, registry: Registry | None = None) -> 
     registry = registry or Registry.load(settings.models, settings.device)
     service = Service(settings, registry)
     page = page_routes()
-    routes: list[BaseRoute] = [*service.routes(), *_feedback_routes(settings, registry), *page]
+    routes: list[BaseRoute] = [*service.routes(), *page]
     open_paths = OPEN | {route.path for route in page}
     return Starlette(
         routes=routes,
@@ -52,14 +52,6 @@ def create_application(settings: Settings, registry: Registry | None = None) -> 
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
         lifespan=service.lifespan,
     )
-
-
-def _feedback_routes(settings: Settings, registry: Registry) -> list[BaseRoute]:
-    if settings.keep_feedback is None:
-        return []
-    from metalad.service import feedback
-
-    return list(feedback.routes(settings.keep_feedback, settings, registry))
 
 
 class Service:
@@ -80,7 +72,13 @@ class Service:
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes of the API."""
+        feedback: list[BaseRoute] = []
+        if self.settings.keep_feedback is not None:
+            from metalad.service.feedback_routes import feedback_routes
+
+            feedback.extend(feedback_routes(self.settings.keep_feedback, self.predictions))
         return [
+            *feedback,
             Route("/v1/predict", self.predictions.answer, methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/healthz", self.health, methods=["GET"]),

@@ -44,6 +44,13 @@ SCHEMAS: Object = {
                 "description": "what was read differently than it is stored",
             },
             "overlay": {"type": "string", "description": "JPEG in a data: address, with include=overlay"},
+            "map": {
+                "type": "string",
+                "description": (
+                    "gray PNG in a data: address, with include=map: 128 + 32 log2(map / threshold), "
+                    "so that exactly the pixels above the threshold are above 128"
+                ),
+            },
             "input": {"type": "string", "description": "JPEG in a data: address, with include=input"},
             "error": {"type": "string", "description": "why the image cannot be scored"},
             "status": {"type": "integer", "description": "of the answer if this image were alone"},
@@ -166,7 +173,7 @@ def _predict(settings: Settings) -> Object:
         "parameters": [
             _parameter("model", "string", "name of a model; needed where several are served"),
             _parameter("threshold", "number", "the score above which an image is anomalous; that of the model"),
-            _parameter("include", "string", "list of `overlay` and `input`: pictures to add to each result"),
+            _parameter("include", "string", "list of `overlay`, `map` and `input`: pictures to add to each result"),
         ],
         "requestBody": {
             "required": True,

@@ -49,6 +49,22 @@ class Predictions:
             Problem: the request is refused, see `metalad.service.description`.
         """
         served, wanted = self._wanted(request)
+        try:
+            _, scored = await self.scored(request, served, wanted)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        request.scope["metalad.summary"] = _summary(served, scored)
+        return _response(served, scored, wanted)
+
+    async def scored(
+        self, request: Request, served: ServedModel, wanted: Wanted
+    ) -> tuple[Sequence[Upload], Sequence[Scored]]:
+        """Read the images of a request, and score them; `request.scope` gets a summary for the log.
+
+        Raises:
+            Problem: the queue is full (429), the body is refused, see `metalad.service.bodies`, or the answer takes too
+                long (504). ClientDisconnect: the client closed the connection.
+        """
         check_length(request, self.settings.max_bytes)
         self.slots.take(1)  # before the body is read: a full queue costs no memory
         taken = 1
@@ -62,14 +78,11 @@ class Predictions:
             self.slots.take(len(uploads) - 1)
             taken = len(uploads)
             scored = await self._scored(request, uploads, served, wanted, deadline)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED)
         finally:
             self.slots.give_back(taken)
         for one in scored:
             self.metrics.count_image(served.name, one)
-        request.scope["metalad.summary"] = _summary(served, scored)
-        return _response(served, scored, wanted)
+        return uploads, scored
 
     def _wanted(self, request: Request) -> tuple[ServedModel, Wanted]:
         for name in request.query_params:
@@ -78,7 +91,7 @@ class Predictions:
                 hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(PARAMETERS)}"
                 raise Problem(422, f"there is no parameter {name[:80]!r}; {hint}")
         served = self.registry.get(request.query_params.get("model"))
-        threshold = _threshold(request.query_params.get("threshold"))
+        threshold = wanted_threshold(request.query_params.get("threshold"))
         include = frozenset(part for part in request.query_params.get("include", "").split(",") if part)
         if unknown := include.difference(PARTS):
             raise Problem(422, f"include has {min(unknown)[:80]!r}; it is a list of {' and '.join(PARTS)}")
@@ -137,7 +150,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _threshold(text: str | None) -> float | None:
+def wanted_threshold(text: str | None) -> float | None:
+    """Return the number of the parameter `threshold`; None where it is not given.
+
+    Raises:
+        Problem: it is no score above 0.
+    """
     if text is None:
         return None
     try:

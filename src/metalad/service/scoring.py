@@ -20,14 +20,15 @@ from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.reading import Reading
 from metalad.runtime.errors import ImageError
 from metalad.service.bodies import Upload
+from metalad.service.map_layer import encode_map
 from metalad.service.models import ServedModel
 from metalad.service.problems import Problem
 
 if TYPE_CHECKING:
     from metalad.results.prediction import Result
 
-PARTS = ("overlay", "input")
-"""What `include` can add to a result: the overlay, and the image as it was decoded, both as pictures."""
+PARTS = ("overlay", "map", "input")
+"""What `include` can add to a result: the overlay, the anomaly map and the image as it was decoded, as pictures."""
 JPEG_QUALITY = 90
 
 
@@ -113,9 +114,11 @@ def _scored(
         if wanted.picture:
             picture = encoded(overlay, wanted.picture)
         else:
-            values["overlay"] = data_uri(overlay)
+            values["overlay"] = data_uri("jpeg", encoded(overlay, "JPEG"))
+    if "map" in wanted.include:
+        values["map"] = data_uri("png", encode_map(result.anomaly_map, result.threshold))
     if "input" in wanted.include:
-        values["input"] = data_uri(Image.fromarray(image))
+        values["input"] = data_uri("jpeg", encoded(Image.fromarray(image), "JPEG"))
     text = json.dumps(values, allow_nan=False)
     return Scored(upload.name, text, 200, picture, result.score, result.threshold, result.is_anomalous)
 
@@ -129,6 +132,6 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
     return data.getvalue()
 
 
-def data_uri(picture: Image.Image) -> str:
-    """Return a picture as a JPEG in a `data:` address."""
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded(picture, 'JPEG')).decode('ascii')}"
+def data_uri(kind: str, content: bytes) -> str:
+    """Return a picture in a `data:` address."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
