@@ -1,0 +1,168 @@
+"""Pictures that a person marked as good or as a defect, in folders that `metalad train` takes, with an index.
+
+`DIR/MODEL/good` and `DIR/MODEL/defect` hold the files as they were sent, each named by the SHA-256 of its content.
+`DIR/index.sqlite` has one row for each picture and model. The same picture is stored once; a changed label moves it.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from metalad.data.formats import format_of
+from metalad.runtime.errors import ConfigError, RunError
+from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, write_bytes
+
+Label = Literal["good", "defect"]
+LABELS: tuple[Label, ...] = get_args(Label)
+INDEX = "index.sqlite"
+LOCK_SECONDS = 10.0
+"""Time that a change of the index waits for another process that reads or writes it."""
+_FOLDER_NAME = re.compile(r"[^\W_][\w.+ -]*(?<![. ])")
+"""Names of models that are names of folders on every system."""
+_TABLE = """
+CREATE TABLE IF NOT EXISTS feedback (
+    model TEXT NOT NULL, sha256 TEXT NOT NULL, label TEXT NOT NULL CHECK (label IN ('good', 'defect')),
+    file TEXT NOT NULL, score REAL NOT NULL, threshold REAL NOT NULL, is_anomalous INTEGER NOT NULL,
+    time TEXT NOT NULL, PRIMARY KEY (model, sha256)
+) STRICT
+"""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One marked picture: a row of the index.
+
+    file: relative to the folder of the store. score, threshold, is_anomalous: of the model, when the picture was marked
+    last. time: of the last mark, in UTC, as ISO 8601.
+    """
+
+    model: str
+    sha256: str
+    label: Label
+    file: str
+    score: float
+    threshold: float
+    is_anomalous: bool
+    time: str
+
+
+class FeedbackStore:
+    """The folder of the marked pictures; threads may share it."""
+
+    def __init__(self, folder: Path, models: Iterable[str]) -> None:
+        """Open the store, or create it.
+
+        Raises:
+            ConfigError: the name of a model is no name of a folder. RunError: the folder or its index cannot be used.
+        """
+        for name in models:
+            if not _FOLDER_NAME.fullmatch(name):
+                raise ConfigError(f"feedback on the model {name!r} needs a folder of that name; serve it as NAME=PATH")
+        self.folder, self._index, self._lock = folder, folder / INDEX, threading.Lock()
+        with os_errors_as_run_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for marked in (folder / name / label for name in models for label in LABELS):
+                if marked.is_dir():
+                    delete_temporaries(marked)
+        with self._lock, self._errors():
+            self._connection = sqlite3.connect(self._index, timeout=LOCK_SECONDS, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            with self._connection:
+                self._connection.execute(_TABLE)
+                self._correct_labels()
+
+    def add(self, model: str, content: bytes, label: Label, score: float, threshold: float) -> Feedback:
+        """Store a picture, or move it if it has another label; return its row.
+
+        Args:
+            model: a name given to the constructor. content: of the file, of a format that metalad reads.
+            label: good or defect. score, threshold: of the model.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        kind = format_of(content[:32])
+        name = f"{sha256}{kind.suffixes[0] if kind else '.img'}"
+        target = self.folder / model / label / name
+        row = Feedback(model, sha256, label, f"{model}/{label}/{name}", score, threshold, score > threshold, _now())
+        with self._lock, self._errors():
+            # The file first: a row without its file would be worse than a file without its row, which the next mark of
+            # the same picture adds.
+            others = [self.folder / model / other / name for other in LABELS if other != label]
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                for other in others:
+                    with contextlib.suppress(FileNotFoundError):
+                        other.replace(target)
+                if not target.exists():
+                    write_bytes(target, content)
+            for other in others:
+                other.unlink(missing_ok=True)
+            with self._connection:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (model, sha256, label, row.file, score, threshold, int(row.is_anomalous), row.time),
+                )
+        return row
+
+    def remove(self, model: str, sha256: str) -> bool:
+        """Delete a picture that was stored, and its row; return whether there was one.
+
+        Its path comes from the index, never from the caller.
+
+        Raises:
+            RunError: the file cannot be deleted.
+        """
+        with self._lock, self._errors():
+            key = (model, sha256)
+            found = self._connection.execute("SELECT file FROM feedback WHERE model = ? AND sha256 = ?", key).fetchone()
+            if found is None:
+                return False
+            (self.folder / found[0]).unlink(missing_ok=True)
+            with self._connection:
+                self._connection.execute("DELETE FROM feedback WHERE model = ? AND sha256 = ?", key)
+        return True
+
+    def rows(self) -> list[Feedback]:
+        """Return all rows, the last mark last."""
+        with self._lock, self._errors():
+            rows = self._connection.execute("SELECT * FROM feedback ORDER BY time, model, sha256").fetchall()
+        return [Feedback(*row[:6], is_anomalous=bool(row[6]), time=row[7]) for row in rows]
+
+    def _correct_labels(self) -> None:
+        """Follow files that were moved before a crash, or by hand, into the folder of the other label."""
+        rows = self._connection.execute("SELECT model, sha256, label, file FROM feedback").fetchall()
+        for model, sha256, label, file in rows:
+            (other,) = (each for each in LABELS if each != label)
+            moved = f"{model}/{other}/{Path(file).name}"
+            if not (self.folder / file).exists() and (self.folder / moved).exists():
+                self._connection.execute(
+                    "UPDATE feedback SET label = ?, file = ? WHERE model = ? AND sha256 = ?",
+                    (other, moved, model, sha256),
+                )
+
+    def close(self) -> None:
+        """Close the index; the files stay."""
+        with self._lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with os_errors_as_run_errors(self.folder):
+                yield
+        except sqlite3.Error as error:
+            raise RunError(f"cannot use {self._index}: {error}; check the file, or choose another folder") from error
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
