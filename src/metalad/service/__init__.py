@@ -1,5 +1,5 @@
-"""The HTTP service: trained models behind `POST /v1/predict`, with limits, metrics and a page.
+"""The HTTP service: models behind `POST /v1/predict`, with limits, metrics and a page.
 
 The event loop reads requests and sends answers; worker threads decode, infer and encode. Nothing here imports torch:
-an exported model is served without it. It may import `metalad.pipelines` and what is below it.
+an exported model is served without it. It may import `metalad.storage` and what is below it.
 """

@@ -17,6 +17,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from metalad.data.formats import IMAGE_SUFFIXES
+from metalad.inference.stream import Threads
+from metalad.runtime.progress import logger
 from metalad.service.description import docs_page, openapi
 from metalad.service.guard import Guard, Tally
 from metalad.service.metrics import Metrics
@@ -100,6 +102,11 @@ class Service:
             self.is_ready = False
             watch.cancel()
             self.pool.close()
+            tally = self.tally
+            logger.info(
+                "stopped: %d requests accepted, %d answered, %d closed by the client",
+                *(tally.accepted, tally.answered, tally.closed),
+            )
 
     async def _watch_files(self) -> None:
         while True:
@@ -148,9 +155,7 @@ class Service:
 
 def _threads(registry: Registry) -> tuple[int, int]:
     """Return how many threads compute at once, and how many worker threads there are."""
-    from metalad.inference.stream import Threads
-
-    engines = [served.model.opened.engine for served in registry.served.values()]
+    engines = [served.model.engine for served in registry.served.values()]
     processors = max(Threads.of(engine).workers for engine in engines)
     on_gpu = any(engine.device_type != "cpu" for engine in engines)
     return processors, processors + GPU_THREADS if on_gpu else processors

@@ -1,57 +1,72 @@
 """Score one image in a worker thread: alone on a CPU, in a batch with those of other threads on a GPU."""
 
-import dataclasses
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-if TYPE_CHECKING:
-    from metalad.pipelines.model import Model
-    from metalad.results.prediction import Result
+from metalad.data.images import resize_map
+from metalad.inference.model import ScoringModel
+from metalad.inference.stream import (
+    DecodedImage,
+    InferredImage,
+    Predictor,
+    Threads,
+    UnreadableImage,
+    decode,
+    default_batch_size,
+    infer_one,
+)
+from metalad.results.prediction import Result
 
-MAX_BATCH = 16
-"""Images of a batch on a GPU, as in `metalad predict`."""
+Image = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Scorer:
-    """Scores images with one model; threads share it.
+    """Scores images with one model, by its own scoring; threads share it.
 
     On a CPU a batch saves no time, and each thread scores its own image. On a GPU the thread that gets the GPU scores
-    the images of all threads that wait for it, at most `MAX_BATCH`.
+    the images of all threads that wait for it, at most as many as `metalad predict` puts into a batch.
     """
 
-    def __init__(self, model: "Model") -> None:
-        self._model = model
-        self.batches = model.opened.engine.device_type != "cpu"
-        self._waiting: deque[tuple[UInt8[np.ndarray, "_ _ 3"], Future[Any]]] = deque()
+    def __init__(self, model: ScoringModel) -> None:
+        self._model, self._scoring = model, model.scoring(None)
+        self.batches = model.engine.device_type != "cpu"
+        self._batch_size = default_batch_size(model.engine.device_type)
+        self._predictor = Predictor(model.engine, (self._scoring,), self._batch_size)
+        self._threads = Threads.of(model.engine)
+        self._waiting: deque[tuple[DecodedImage[None], Future[InferredImage[None]]]] = deque()
         self._gpu = threading.Lock()
 
-    def score(self, image: UInt8[np.ndarray, "height width 3"], threshold: float | None) -> "Result":
+    def score(self, image: Image, threshold: float | None) -> Result:
         """Return the result for an image; the score is that of `metalad predict`."""
-        result: Result
-        if not self.batches:
-            result = self._model.predict(image, threshold=threshold)
-            return result
-        answer: Future[Any] = Future()
-        self._waiting.append((image, answer))
+        found = self._batched(image) if self.batches else infer_one(self._predictor, None, lambda: image, self._threads)
+        anomaly_map = resize_map(found.maps[self._scoring], found.decoded.size)
+        limit = self._model.threshold_or(threshold)
+        return Result(found.scores[self._scoring], limit, anomaly_map, None, lambda: image)
+
+    def _batched(self, image: Image) -> InferredImage[None]:
+        decoded = decode(None, lambda: image, self._predictor.size)
+        if isinstance(decoded, UnreadableImage):
+            raise decoded.error
+        answer: Future[InferredImage[None]] = Future()
+        self._waiting.append((decoded, answer))
         while not answer.done():
             with self._gpu:
                 if not answer.done():
                     self._score_waiting()
-        result = answer.result()
-        return result if threshold is None else dataclasses.replace(result, threshold=threshold)
+        return answer.result()
 
     def _score_waiting(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        batch = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
         try:
-            results = self._model.predict([image for image, _ in batch], batch_size=MAX_BATCH)
+            found = self._predictor.infer([decoded for decoded, _ in batch])
+            for (_, answer), one in zip(batch, found, strict=True):
+                assert isinstance(one, InferredImage)
+                answer.set_result(one)
         except BaseException as error:
             for _, answer in batch:
-                answer.set_exception(error)
-        else:
-            for (_, answer), result in zip(batch, results, strict=True):
-                answer.set_result(result)
+                if not answer.done():
+                    answer.set_exception(error)

@@ -2,7 +2,6 @@
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
@@ -12,7 +11,7 @@ from metalad.runtime.errors import printable
 from metalad.runtime.progress import logger
 from metalad.service.metrics import Metrics
 from metalad.service.problems import Problem
-from metalad.service.settings import LOOPBACK, Settings
+from metalad.service.settings import Settings, is_loopback
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Requests of monitors, which are not logged."""
@@ -73,12 +72,12 @@ class Guard:
             return Problem(401, "this needs the header `Authorization: Bearer TOKEN`", headers=wanted)
         if self.settings.any_host:
             return None
-        if _host(headers.get("host", "")) not in LOOPBACK:
+        if not is_loopback(_host(headers.get("host", ""))):
             return Problem(
                 421, "the service without a token answers only requests to localhost; see --token-file in the docs"
             )
         # A page of another site could otherwise send pictures to the service of a visitor's own computer.
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["method"] not in ("GET", "HEAD"):
+        if scope["method"] not in ("GET", "HEAD") and _is_from_another_site(headers):
             return Problem(403, "a page of another site sent this request")
         return None
 
@@ -104,11 +103,16 @@ def _has_token(headers: Headers, token: str) -> bool:
     return matches and kind.lower() == "bearer"
 
 
+def _is_from_another_site(headers: Headers) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("cross-site", "same-site")
+    origin = headers.get("origin")  # of a browser that does not send the former
+    return origin is not None and not is_loopback(_host(origin.partition("://")[2]))
+
+
 def _host(header: str) -> str:
     """Return a Host header without the port."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0].lower()
-
-
-Endpoint = Callable[..., Awaitable[None]]

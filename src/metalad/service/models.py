@@ -6,16 +6,15 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metalad.data.content import file_hash
+from metalad.inference.model import ScoringModel
 from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.runtime.progress import logger
 from metalad.service.batches import Scorer
 from metalad.service.problems import Problem
-
-if TYPE_CHECKING:
-    from metalad.pipelines.model import Model
+from metalad.storage.opening import open_model
 
 MODEL_FILE = "model.safetensors"
 """The model of a run folder."""
@@ -31,7 +30,7 @@ class ServedModel:
     """
 
     name: str
-    model: "Model"
+    model: ScoringModel
     scorer: Scorer
     hash: str
     stamp: Stamp
@@ -41,22 +40,22 @@ class ServedModel:
     @property
     def device_type(self) -> str:
         """`cpu`, or the kind of another device."""
-        return self.model.opened.engine.device_type
+        return self.model.engine.device_type
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description for `GET /v1/models`."""
         model, header = self.model, self.model.header
-        caution = model.caution()
+        caution, scoring = model.caution(), model.scoring(None)
         return {
             "name": self.name,
-            "method": model.method,
+            "method": header.method,
             "category": header.category,
-            "image_size": list(model.image_size),
-            "images": model.images,
-            "threshold": model.threshold,
+            "image_size": list(model.engine.image_size),
+            "images": header.images["training"],
+            "threshold": model.threshold(),
             "false_alarms": header.false_alarms,
-            "scoring": header.config["scoring"],
-            "out_of_fold_scores": [float(score) for score in model.out_of_fold_scores()],
+            "scoring": scoring,
+            "out_of_fold_scores": [float(score) for score in model.normal_scores(scoring)],
             "caution": None if caution is None else {"severity": caution.severity, "text": caution.text},
             "hash": self.hash,
             "training_hash": header.training_hash,
@@ -160,19 +159,17 @@ class Registry:
             except (MetaladError, OSError, RuntimeError, MemoryError) as problem:
                 error = f"{problem}; the model that was loaded before stays in service"
             else:
-                logger.info("%s: loaded again, threshold %.4g", served.name, fresh.model.threshold)
+                logger.info("%s: loaded again, threshold %.4g", served.name, fresh.model.threshold())
                 return fresh
         logger.warning("%s: %s", served.name, error)
         return replace(served, stamp=stamp, error=error)
 
 
 def _loaded(name: str, path: Path, device: str) -> ServedModel:
-    from metalad.pipelines.load import load
-
     # Before the model is read: a file that changes in between is loaded again at the next check.
     stamp = _stamp(path)
     hash_ = _hash(path) if stamp else ""
-    model = load(path, device=device)
+    model = open_model(path, device)
     return ServedModel(name, model, Scorer(model), hash_, stamp, datetime.datetime.now(datetime.UTC))
 
 

@@ -1,14 +1,13 @@
 """Decode, score and encode one image of a request, in a worker thread."""
 
 import base64
-import dataclasses
 import io
 import json
 import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,14 +17,12 @@ from metalad.data.decoding import header_size_of_bytes, size_text
 from metalad.data.images import read_image_bytes
 from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.reading import Reading
+from metalad.results.prediction import Result
 from metalad.runtime.errors import ImageError
 from metalad.service.bodies import Upload
 from metalad.service.map_layer import encode_map
 from metalad.service.models import ServedModel
 from metalad.service.problems import Problem
-
-if TYPE_CHECKING:
-    from metalad.results.prediction import Result
 
 PARTS = ("overlay", "map", "input")
 """What `include` can add to a result: the overlay, the anomaly map and the image as it was decoded, as pictures."""
@@ -101,9 +98,8 @@ def _decode(
 
 
 def _scored(
-    upload: Upload, image: UInt8[np.ndarray, "height width 3"], result: "Result", notes: tuple[str, ...], wanted: Wanted
+    upload: Upload, image: UInt8[np.ndarray, "height width 3"], result: Result, notes: tuple[str, ...], wanted: Wanted
 ) -> Scored:
-    result = dataclasses.replace(result, load_image=lambda: image)
     values: dict[str, Any] = {"name": upload.name, **result.to_dict()}
     del values["path"]
     if notes:

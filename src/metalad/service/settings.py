@@ -1,13 +1,12 @@
 """The settings of the service, checked when it starts."""
 
+import ipaddress
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import number, whole_number
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +56,13 @@ class Settings:
     def max_images(self) -> int:
         """The maximum number of images of a request: half of the queue."""
         return max(1, self.queue // 2)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
