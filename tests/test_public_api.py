@@ -21,6 +21,7 @@ FUNCTIONS = {
     "list_methods",
     "load",
     "predict",
+    "serve",
     "train",
 }
 CLASSES = {

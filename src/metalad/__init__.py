@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from metalad.pipelines.load import load
     from metalad.pipelines.model import Model
     from metalad.pipelines.predict import predict
+    from metalad.pipelines.serve import serve
     from metalad.pipelines.train import train
     from metalad.results.comparison import Comparison
     from metalad.results.prediction import Result, SavedPrediction
@@ -58,6 +59,7 @@ _MODULES = {
     "list_methods": "pipelines.list_methods",
     "load": "pipelines.load",
     "predict": "pipelines.predict",
+    "serve": "pipelines.serve",
     "train": "pipelines.train",
 }
 
@@ -90,6 +92,7 @@ __all__ = [
     "list_methods",
     "load",
     "predict",
+    "serve",
     "train",
 ]
 

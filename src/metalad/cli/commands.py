@@ -90,6 +90,14 @@ def predict(options: Namespace) -> int:
     return ANOMALOUS_FOUND if options.fail_on_anomalous and anomalous else 0
 
 
+def serve(options: Namespace) -> int:
+    """Run `metalad serve`."""
+    given = keywords(options)
+    del given["progress"]
+    metalad.serve(**given)
+    return 0
+
+
 def compare(options: Namespace) -> int:
     """Run `metalad compare`."""
     from metalad.results.comparison import comparison_table

@@ -20,6 +20,7 @@ from metalad.cli.options import (
     add_evaluate_options,
     add_methods_options,
     add_predict_options,
+    add_serve_options,
     add_train_options,
 )
 from metalad.cli.parser import Parser, check_command
@@ -116,6 +117,14 @@ COMMANDS: Mapping[str, Command] = {
         "example:\n  metalad predict runs/bottle new-images --out results --fail-on-anomalous",
         add_predict_options,
         commands.predict,
+    ),
+    "serve": Command(
+        "serve models over HTTP, with a page",
+        "ends on SIGTERM or Ctrl-C after the accepted requests are answered.\n\n"
+        "examples:\n  metalad serve runs/bottle\n"
+        "  metalad serve bottle=runs/bottle cap=cap.onnx --host 0.0.0.0 --token-file token",
+        add_serve_options,
+        commands.serve,
     ),
     "compare": Command(
         "compare runs in one page",

@@ -108,6 +108,23 @@ def add_compare_options(parser: ArgumentParser) -> None:
     _output_options(parser)
 
 
+def add_serve_options(parser: ArgumentParser) -> None:
+    """Add the options of `metalad serve`."""
+    add_parameters(
+        parser,
+        "pipelines/serve.py",
+        "serve",
+        positional=("models",),
+        overrides={
+            "models": {"metavar": "MODEL", "nargs": "+"},
+            "host": {"metavar": "ADDRESS"},
+            "token_file": {"metavar": "FILE"},
+            "keep_feedback": {"metavar": "DIR"},
+        },
+    )
+    parser.add_argument("--quiet", action="store_true", help="log no requests, only warnings")
+
+
 def add_methods_options(parser: ArgumentParser) -> None:
     """Add the options of `metalad methods`."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="list this method's settings")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import metalad
 from metalad.service.problems import MEDIA_TYPE
 from metalad.service.settings import Settings
 
@@ -133,14 +134,12 @@ GENERAL = (401, 403, 421)
 
 def openapi(settings: Settings) -> Object:
     """Return the description in the format OpenAPI 3.1."""
-    from importlib.metadata import version
-
     secured: Object = {"security": [{"token": []}]} if settings.token is not None else {}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "metalad",
-            "version": version("metalad"),
+            "version": metalad.__version__,
             "description": "Score images with trained models: which are anomalous, and where.",
         },
         "paths": {
