@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,20 @@ def test_a_missing_file_and_a_large_wheel_are_problems(dev: ModuleType, tmp_path
     assert dev.wheel_problems(write_wheel(tmp_path / "less.whl", *others)) == [f"lacks {first}"]
     (problem,) = dev.wheel_problems(write_wheel(tmp_path / "large.whl", *dev.WHEEL_FILES, size=3_000_001))
     assert problem.endswith("not less than 12,000,000")
+
+
+# The distribution without torch
+
+
+def test_the_runtime_distribution_has_the_version_and_the_lower_bounds_of_the_main_one() -> None:
+    main, runtime = (
+        tomllib.loads((ROOT / path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for path in (".", "packaging/runtime")
+    )
+    assert runtime["version"] == main["version"]
+    assert runtime["requires-python"] == main["requires-python"]
+    extras = main["optional-dependencies"]
+    assert set(runtime["dependencies"]) <= {*main["dependencies"], *extras["runtime"]}
+    assert not {"torch", "scipy", "matplotlib"} & {line.partition(">")[0] for line in runtime["dependencies"]}
+    for name, packages in runtime["optional-dependencies"].items():
+        assert packages == extras[name]

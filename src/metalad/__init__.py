@@ -100,9 +100,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name == "__version__":
-        from importlib.metadata import version
+        from metalad.runtime.versions import own_version
 
-        value: Any = version("metalad")
+        value: Any = own_version()
     elif name in _MODULES:
         value = getattr(import_module(f"metalad.{_MODULES[name]}"), name)
     else:

@@ -78,9 +78,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     check_command(parser, arguments, COMMANDS)
     options = parser.parse_args(arguments)
     if options.version:
-        from importlib.metadata import version
+        from metalad.runtime.versions import own_version
 
-        print(f"metalad {version('metalad')}")
+        print(f"metalad {own_version()}")
         return 0
     if options.command is None:
         parser.print_help(sys.stderr)

@@ -17,6 +17,9 @@ BUG = 70
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
+NOT_IN_RUNTIME = ("torch", "scipy", "matplotlib", "safetensors")
+"""Packages that `metalad` needs and `metalad-runtime` does not."""
+
 REMEDIES = {
     errno.ENOSPC: "; free some space or choose another folder",
     errno.EACCES: "; choose files and folders that you may read and write",
@@ -89,6 +92,8 @@ def _one_line(error: BaseException) -> str | None:
         return "interrupted; all written files are complete (continue train and predict with --resume)"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_about_memory(str(error))):
         return "not enough memory; close other programs, or use smaller images or batches"
+    if isinstance(error, ModuleNotFoundError) and error.name in NOT_IN_RUNTIME:
+        return f"this command needs {error.name}, which is not installed; install metalad instead of metalad-runtime"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}{REMEDIES.get(error.errno or 0, '')}"

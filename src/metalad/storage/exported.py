@@ -1,30 +1,28 @@
 """Read an exported model: an ONNX file, or an OpenVINO pair; without torch."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from metalad.inference.engine import Engine
-from metalad.inference.model import Header, ScoringModel
+from metalad.inference.model import ScoringModel
 from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.storage.exported_metadata import ExportedMetadata, onnx_metadata, openvino_metadata
 
 
-@dataclass(frozen=True, eq=False)
 class ExportedModel(ScoringModel):
     """A model whose scores another runtime computes; it has the scoring that it was exported with."""
 
-    engine: Engine
-    metadata: ExportedMetadata
-    path: Path
+    def __init__(self, engine: Engine, metadata: ExportedMetadata, path: Path) -> None:
+        self._engine, self.metadata = engine, metadata
+        self.header, self.path = metadata.header, path
 
     @property
-    def header(self) -> Header:  # type: ignore[override]
-        """The header of the trained model."""
-        return self.metadata.header
+    def engine(self) -> Engine:
+        """What computes scores and maps."""
+        return self._engine
 
     def normal_scores(self, scoring: Scoring) -> Float[np.ndarray, " images"]:
         """Return image scores of good images that took no part in what they are scored by."""
