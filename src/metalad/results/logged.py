@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +41,7 @@ class LoggedPrediction(SavedPrediction):
         """Return id, time, the entries of `SavedPrediction.to_dict`, sha256 and moved_to as JSON's own types."""
         moved_to = None if self.moved_to is None else str(self.moved_to)
         return {"id": self.id, "time": self.time, **super().to_dict(), "sha256": self.sha256, "moved_to": moved_to}
+
+    def moved(self, destination: Path) -> "LoggedPrediction":
+        """Return the result with the path that its file was moved to."""
+        return replace(self, moved_to=destination)

@@ -1,0 +1,160 @@
+"""Image files in a watched folder, and notices of changes there."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from metalad.data.formats import IMAGE_SUFFIXES
+from metalad.data.walking import is_ignored
+from metalad.pipelines.watch.log import Stamp
+from metalad.runtime.errors import ConfigError
+from metalad.runtime.progress import logger
+
+RESTART_SECONDS = 5.0
+DEBOUNCE_MS = 200
+TIMEOUT_MS = 500
+
+
+class WatchedFolder:
+    """The image files below a folder, by paths relative to it with slashes.
+
+    Ignored are hidden files, folders of network drives, and the folders `excluded`, such as that of the results.
+    """
+
+    def __init__(self, folder: Path, excluded: Sequence[Path]) -> None:
+        self.folder = folder
+        self._root = os.path.realpath(folder)
+        self._excluded = {os.path.realpath(path) for path in excluded}
+
+    def path(self, relative: str) -> Path:
+        """Return the path of a file, as the user wrote the folder."""
+        return self.folder / relative
+
+    def stamp(self, relative: str) -> Stamp | None:
+        """Return the stamp of a file; None if it is gone."""
+        return Stamp.of(self.folder / relative)
+
+    def exists(self, relative: str) -> bool:
+        """Return whether a file exists."""
+        return (self.folder / relative).exists()
+
+    def relative(self, path: str) -> str | None:
+        """Return the relative path of a changed file; None if it is not one that is scored."""
+        try:
+            below = Path(path).relative_to(self._root)
+        except ValueError:
+            return None
+        if below.suffix.lower() not in IMAGE_SUFFIXES or any(map(is_ignored, below.parts)):
+            return None
+        if any(os.path.realpath(parent) in self._excluded for parent in Path(path).parents):
+            return None
+        return below.as_posix()
+
+    def scan(self) -> list[tuple[str, Stamp]]:
+        """Return all image files with their stamps, the oldest first.
+
+        A folder that cannot be read is left out with a warning: a network drive may come back.
+        """
+        found = list(self._scan())
+        found.sort(key=lambda item: (item[1].mtime_ns, item[0]))
+        return found
+
+    def _scan(self) -> Iterator[tuple[str, Stamp]]:
+        pending, visited = [""], set[str]()
+        while pending:
+            below = pending.pop()
+            real = os.path.realpath(os.path.join(self._root, below))  # noqa: PTH118
+            if real in visited or real in self._excluded:
+                continue
+            visited.add(real)
+            try:
+                entries = list(os.scandir(real))
+            except OSError as error:
+                logger.warning("cannot read the folder %s: %s; trying again", self.folder / below, error.strerror)
+                continue
+            for entry in entries:
+                name = f"{below}/{entry.name}" if below else entry.name
+                if is_ignored(entry.name):
+                    continue
+                if _is_folder(entry):
+                    pending.append(name)
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                    stamp = self.stamp(name)
+                    if stamp is not None:
+                        yield name, stamp
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+class Changes:
+    """Paths that have changed, as the operating system reports them, collected by a thread.
+
+    Args:
+        folder: the folder.
+        wake: is called when something has changed.
+
+    Raises:
+        ConfigError: the package watchfiles is not installed.
+    """
+
+    def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
+        try:
+            import watchfiles
+        except ImportError as error:
+            raise ConfigError(
+                "watching a folder needs watchfiles; install metalad[watch], or use --poll SECONDS"
+            ) from error
+        self._watch = watchfiles.watch
+        self._folder, self._wake = os.path.realpath(folder), wake
+        self._paths: set[str] = set()
+        self._must_scan = False
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metalad-changes", daemon=True)
+        self._thread.start()
+
+    def take(self) -> tuple[set[str], bool]:
+        """Return the changed paths since the last call, and whether the folder must be listed again."""
+        with self._lock:
+            taken = self._paths, self._must_scan
+            self._paths, self._must_scan = set(), False
+        return taken
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        self._thread.join(RESTART_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._collect()
+            except Exception as error:  # the folder is gone, or the limit of the operating system is reached
+                logger.warning("no notices of changes in %s (%s); trying again", self._folder, error)
+            self._note(set(), must_scan=True)
+            self._stop.wait(RESTART_SECONDS)
+
+    def _collect(self) -> None:
+        batches = self._watch(
+            self._folder, watch_filter=None, debounce=DEBOUNCE_MS, stop_event=self._stop, rust_timeout=TIMEOUT_MS,
+            yield_on_timeout=True, raise_interrupt=False, ignore_permission_denied=True,
+        )  # fmt: skip
+        is_first = True
+        for batch in batches:
+            paths = {path for _, path in batch}
+            # Between the start of the process and the first notice, files may have arrived.
+            # A folder that was moved here is reported without its files.
+            self._note(paths, must_scan=is_first or any(map(os.path.isdir, paths)))
+            is_first = False
+
+    def _note(self, paths: set[str], *, must_scan: bool) -> None:
+        if paths or must_scan:
+            with self._lock:
+                self._paths |= paths
+                self._must_scan = self._must_scan or must_scan
+            self._wake()
