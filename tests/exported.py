@@ -97,7 +97,7 @@ def exported_openvino(path: Path) -> Path:
     source.write_bytes(exported_bytes())
     model = openvino.convert_model(source)
     openvino.save_model(model, path, compress_to_fp16=False)
-    digest = openvino_digest(path)
+    digest = openvino_digest(path, exported_metadata())
     model.set_rt_info(exported_metadata(sha256=digest).to_json(), ["metalad"])
     openvino.save_model(model, path, compress_to_fp16=False)
     source.unlink()

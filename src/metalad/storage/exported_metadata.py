@@ -1,9 +1,9 @@
 """What an exported file states about its model, and where it stands in the file; without torch and without onnx.
 
-An ONNX file ends with a metadata entry `metalad`, a JSON object, whose `sha256` is that of all bytes before the entry:
-a repeated field of a protobuf message may be appended to the encoded message. An OpenVINO model is a pair of files,
-NAME.xml and NAME.bin; the entry is the value of `metalad` in the run-time information of the .xml, and `sha256` covers
-both files without it.
+An ONNX file ends with a metadata entry `metalad`, a JSON object: a repeated field of a protobuf message may be appended
+to the encoded message. An OpenVINO model is a pair of files, NAME.xml and NAME.bin; the entry is the value of `metalad`
+in the run-time information of the .xml. `sha256` in the entry covers all that is before the entry or beside it, and the
+other values of the entry.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class ExportedMetadata:
     thresholds: by false-alarm rate (see `RATES`). normal_scores: see `ScoringModel.normal_scores`.
     precision: of the file. opset: of ONNX. tolerance: the largest relative difference of a score from the trained
     model's that the export accepted. difference: the largest that it measured. images: it was measured on.
-    sha256: of the file without this entry.
+    sha256: of the file and of the other values of this entry.
     """
 
     format: int = EXPORT_FORMAT
@@ -77,7 +77,7 @@ class ExportedMetadata:
 
 def with_metadata(onnx: bytes, metadata: ExportedMetadata) -> bytes:
     """Return an encoded ONNX model with the metadata at its end."""
-    text = dataclasses.replace(metadata, sha256=hashlib.sha256(onnx).hexdigest()).to_json().encode()
+    text = dataclasses.replace(metadata, sha256=_digest(metadata, onnx)).to_json().encode()
     entry = _KEY_BYTES + _varint(len(text)) + text
     return onnx + bytes([_METADATA_FIELD]) + _varint(len(entry)) + entry
 
@@ -98,7 +98,7 @@ def onnx_metadata(content: bytes, path: Path) -> ExportedMetadata:
     head = bytes([_METADATA_FIELD]) + _varint(len(content) - start)
     body = content[: start - len(head)]
     metadata = ExportedMetadata.from_json(text.decode(errors="replace"), path)
-    if length != len(text) or content[len(body) : start] != head or hashlib.sha256(body).hexdigest() != metadata.sha256:
+    if length != len(text) or content[len(body) : start] != head or _digest(metadata, body) != metadata.sha256:
         raise ModelFileError(f"{path}: altered since it was exported (its checksum differs); copy it again")
     return metadata
 
@@ -120,13 +120,13 @@ def openvino_metadata(xml: Path) -> ExportedMetadata:
     if not xml.with_suffix(".bin").is_file():
         raise ModelFileError(f"{xml}: the weights, {xml.with_suffix('.bin').name}, are missing beside it; copy both")
     metadata = ExportedMetadata.from_json(entry.get("value", ""), xml)
-    if openvino_digest(xml) != metadata.sha256:
+    if openvino_digest(xml, metadata) != metadata.sha256:
         raise ModelFileError(f"{xml}: altered since it was exported, or with another .bin (the checksum differs)")
     return metadata
 
 
-def openvino_digest(xml: Path) -> str:
-    """Return the SHA-256 of an OpenVINO model's two files without their metadata entry."""
+def openvino_digest(xml: Path, metadata: ExportedMetadata) -> str:
+    """Return the SHA-256 of an OpenVINO model's two files without their metadata entry, and of the metadata."""
     root = ElementTree.fromstring(xml.read_bytes())
     information = root.find("rt_info")
     if information is not None:
@@ -135,8 +135,13 @@ def openvino_digest(xml: Path) -> str:
     # Whitespace is removed, because it depends on whether the entry is there.
     for element in root.iter():
         element.text, element.tail = (element.text or "").strip(), None
-    digest = hashlib.sha256(ElementTree.tostring(root))
-    digest.update(xml.with_suffix(".bin").read_bytes())
+    return _digest(metadata, ElementTree.tostring(root), xml.with_suffix(".bin").read_bytes())
+
+
+def _digest(metadata: ExportedMetadata, *parts: bytes) -> str:
+    digest = hashlib.sha256(dataclasses.replace(metadata, sha256="").to_json().encode())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
