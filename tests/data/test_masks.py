@@ -129,3 +129,13 @@ def test_masks_that_are_mostly_white_are_noted_if_they_are_the_majority() -> Non
     assert list(mask_notes([usual, inverted, inverted])) == [
         "More than half of the pixels are anomalous in 2 of 3 masks; if white means good there, invert the masks."
     ]
+
+
+def test_a_mask_with_the_name_of_its_image_and_another_suffix_is_a_mask(tmp_path: Path) -> None:
+    images = [put_image(tmp_path / f"{number}.jpg", number, (96, 96)) for number in range(4)]
+    for stem, mask in (("0", white(disk())), ("1", white(disk())[:32]), ("2", white(disk())[:, ::2])):
+        Image.fromarray(mask).save(tmp_path / f"{stem}.png")
+    put_image(tmp_path / "3.png", 3, (96, 96))
+    for suffix in ("png", "jpg"):
+        Image.fromarray(white(disk()) // 2 + 60).save(tmp_path / f"drawing.{suffix}", quality=60)
+    assert masks_beside(sorted(tmp_path.iterdir())) == {images[0]: tmp_path / "0.png"}

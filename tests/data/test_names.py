@@ -48,7 +48,7 @@ def test_names_are_compared_in_one_unicode_form() -> None:
 
 
 NEGATED = {
-    "good": "sem_defeito ohne_Fehler キズなし 欠陥無し 無欠陥 异常无 without-defects unbeschädigt in_Ordnung i._O. Teil_i.O.",
+    "good": "sem_defeito ohne_Fehler キズなし 欠陥無し 無欠陥 异常无 without-defects unbeschädigt Teil_i._O.",
     "bad": "não_conforme nao_aprovado non_conforme no_apto nicht_in_Ordnung n._i._O. N_OK n-ok com_defeito mit_Fehler "
     "不適合 không_đạt Fehlteile pecas_ruins beschädigt con_defectos",
 }

@@ -16,10 +16,11 @@ from metalad.data.decoding import (
     header_size,
     size_text,
 )
+from metalad.data.derived import is_written_picture
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.masks import anomalous_pixels, has_gray_edges
 from metalad.data.pages import split_page
-from metalad.data.reading import ALPHA_NOTE, FRAMES_NOTE, Reading, range_note
+from metalad.data.reading import ALPHA_NOTE, FRAMES_NOTE, WRITTEN_NOTE, Reading, range_note
 from metalad.data.sixteen_bits import Decoded, is_gray_16
 from metalad.data.walking import MAPS, OVERLAYS, RESULTS, find_images, iter_images, require_folder
 from metalad.runtime.errors import DataError, ImageError
@@ -98,6 +99,8 @@ def _first_page_rgb(
         if reading.strict:
             raise ImageError(path, f"{decoded.pages} pages or frames, but one is read", "save them as separate files")
         reading.notes.add(path, [FRAMES_NOTE])
+    if is_written_picture(split_page(path)[0]):
+        reading.notes.add(path, [WRITTEN_NOTE])
     return decoded_rgb(path, decoded, reading)
 
 

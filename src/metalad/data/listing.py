@@ -8,17 +8,21 @@ from metalad.data.masks import is_in_mask_folder, masks_beside
 from metalad.data.names import is_good, role, same_name
 from metalad.data.sample import GOOD, Sample
 from metalad.data.text import number_of
-from metalad.data.walking import is_ignored
+from metalad.data.walking import derived_folder, is_ignored
 
 Masks = Mapping[str, Path]
 """Masks by their file names without suffix, relative to the folder of their defect type, in one Unicode form."""
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the sorted names of the subfolders that are not ignored; an empty list if `folder` is not a folder."""
+    """Return the sorted names of the subfolders with images of their own; an empty list if `folder` is not a folder.
+
+    Ignored folders, and those of thumbnails and of metalad's overlays and maps, are left out.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path.name for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
+    paths = (path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
+    return sorted(path.name for path in paths if derived_folder(path) is None)
 
 
 def subfolder_named(folder: Path, name: str) -> Path:

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 
-from metalad.data.decoding import decode
+from metalad.data.decoding import decode, header_size
 from metalad.data.names import role, same_name
 from metalad.runtime.errors import ImageError
 
 MAX_LABELS = 16
 """A mask with more values than this is not a map of labels: its edges are blurred, or it was compressed with losses."""
 _DARK, _WHITE = 32 / 255, 224 / 255
+_SAME_PICTURE = 0.8
+"""Correlation of gray values above which two files hold the same picture."""
 _MASK_WORDS = r"masks?|gt|labels?|seg|segmentation|ground_?truth|annotation|mask_?image"
 _MASK_STEM = re.compile(rf"(?P<after>.+)[_\-. ](?:{_MASK_WORDS})|(?:{_MASK_WORDS})[_\-. ](?P<before>.+)", re.IGNORECASE)
 
@@ -44,20 +46,47 @@ def anomalous_pixels(
 
 
 def masks_beside(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Return the masks that lie beside images, such as `000_mask.png` beside `000.png`, by image.
+    """Return the masks that lie beside images, by image.
 
-    A file is a mask if it is named after another file of its folder, and if it looks like a mask.
+    A file is a mask if it looks like one and if it is named after another file of its folder: `000_mask.png` beside
+    `000.png`, or `000.png` beside a photograph `000.jpg` of the same size.
     """
-    by_stem: dict[tuple[Path, str], Path] = {}
+    by_stem: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
-        by_stem.setdefault((path.parent, same_name(path.stem)), path)
+        by_stem.setdefault((path.parent, same_name(path.stem)), []).append(path)
     found: dict[Path, Path] = {}
+    for same in by_stem.values():
+        if len(same) == 2 and (pair := _image_and_mask(*same)) is not None:
+            found[pair[0]] = pair[1]
     for path in paths:
         name = _MASK_STEM.fullmatch(same_name(path.stem))
-        image = by_stem.get((path.parent, name["after"] or name["before"])) if name else None
-        if image is not None and looks_like_mask(path):
-            found.setdefault(image, path)
+        images = by_stem.get((path.parent, name["after"] or name["before"])) if name else None
+        if images is not None and looks_like_mask(path):
+            found.setdefault(images[0], path)
     return found
+
+
+def _image_and_mask(first: Path, second: Path) -> tuple[Path, Path] | None:
+    try:
+        if header_size(first) != header_size(second):
+            return None
+    except ImageError:  # an unreadable file is reported when it is read as an image
+        return None
+    are_masks = looks_like_mask(first), looks_like_mask(second)
+    if are_masks[0] == are_masks[1] or _is_same_picture(first, second):
+        return None
+    return (first, second) if are_masks[1] else (second, first)
+
+
+def _is_same_picture(first: Path, second: Path) -> bool:
+    """Return whether two files of one size hold one picture in two formats, as a drawing in PNG and in JPEG."""
+    try:
+        values = [np.asarray(decode(path).convert("L"), np.float32) for path in (first, second)]
+    except (ImageError, MemoryError, ValueError):
+        return True
+    first_values, second_values = (each.ravel() - each.mean() for each in values)
+    size = float(np.linalg.norm(first_values) * np.linalg.norm(second_values))
+    return float(first_values @ second_values) > _SAME_PICTURE * size
 
 
 def is_in_mask_folder(root: Path, path: Path) -> bool:

@@ -17,6 +17,7 @@ FULL_RANGE = 65535
 MIN_WHITE_LEVEL = 255
 FRAMES_NOTE = "with several pages or frames, of which only the first is read"
 ALPHA_NOTE = "with an alpha channel of 0 throughout, which is ignored"
+WRITTEN_NOTE = "that metalad wrote, an overlay or a map instead of a photograph"
 _SINGLE_PAGE = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".bmp"})
 UNUSED_BITS = 4
 """A 16-bit image that leaves this many of the highest bits unused would be almost black to the model."""

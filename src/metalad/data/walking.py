@@ -6,6 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from metalad.data.derived import (
+    count_files,
+    is_folder_of_thumbnails,
+    is_folder_of_written_pictures,
+    thumbnails_beside,
+)
 from metalad.data.formats import IMAGE_SUFFIXES, needed_package
 from metalad.runtime.errors import DataError
 
@@ -19,6 +25,8 @@ JOURNAL = ".predict"
 """Folder in which `predict` records its progress, in its output folder; without results it did not finish."""
 DEAD_LINK, SPECIAL, NO_SUFFIX = "dead link", "special file", "without suffix"
 """Reasons for leaving a file out; any other reason is a suffix."""
+THUMBNAIL, WRITTEN = "thumbnail", "picture of metalad"
+"""Further reasons, for image files that were made from others."""
 _SYSTEM_FOLDERS = frozenset(
     {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found"}
     | {"system volume information"}
@@ -36,9 +44,9 @@ class LeftOut:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def add(self, reason: str) -> None:
-        """Count a file."""
-        self._counts[reason] += 1
+    def add(self, reason: str, count: int = 1) -> None:
+        """Count files."""
+        self._counts[reason] += count
 
     def merge(self, other: "LeftOut") -> None:
         """Count all files that another has counted."""
@@ -59,8 +67,10 @@ class LeftOut:
 
 
 def _counted_reason(reason: str, count: int) -> str:
-    plural = "" if count == 1 or reason.startswith(".") or reason == NO_SUFFIX else "s"
-    return f"{count} {reason}{plural}"
+    if count == 1 or reason.startswith(".") or reason == NO_SUFFIX:
+        return f"{count} {reason}"
+    noun, space, rest = reason.partition(" of ")
+    return f"{count} {noun}s{space}{rest}"
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -181,7 +191,28 @@ def _entries(folder: Path, left_out: LeftOut) -> list[tuple[Path, bool]]:
         outputs.add(f"{REPORT_FILES}/")
     if (folder / MODEL).exists():
         outputs.add(f"{OUTLIERS}/")
-    return [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
+    listed = [(path, is_folder) for name, path, is_folder in sorted(found) if name not in outputs]
+    return _originals(listed, left_out)
+
+
+def _originals(entries: list[tuple[Path, bool]], left_out: LeftOut) -> list[tuple[Path, bool]]:
+    """Return the entries of a folder without the pictures that were made from others, and count these."""
+    thumbnails = thumbnails_beside([path for path, is_folder in entries if not is_folder])
+    kept = []
+    for path, is_folder in entries:
+        reason = derived_folder(path) if is_folder else THUMBNAIL if path in thumbnails else None
+        if reason is None:
+            kept.append((path, is_folder))
+        else:
+            left_out.add(reason, count_files(path, IMAGE_SUFFIXES) if is_folder else 1)
+    return kept
+
+
+def derived_folder(folder: Path) -> str | None:
+    """Return why a folder is left out whose pictures were made from others; None if it is not."""
+    if is_folder_of_thumbnails(folder):
+        return THUMBNAIL
+    return WRITTEN if is_folder_of_written_pictures(folder) else None
 
 
 def _reason(entry: "os.DirEntry[str]", suffix: str) -> str | None:
