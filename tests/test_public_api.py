@@ -23,11 +23,13 @@ FUNCTIONS = {
     "predict",
     "serve",
     "train",
+    "watch",
 }
 CLASSES = {
     "BenchmarkReport",
     "Comparison",
     "DetectorConfig",
+    "LoggedPrediction",
     "MethodInfo",
     "Model",
     "Region",

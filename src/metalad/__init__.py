@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from metalad.pipelines.predict import predict
     from metalad.pipelines.serve import serve
     from metalad.pipelines.train import train
+    from metalad.pipelines.watch import watch
     from metalad.results.comparison import Comparison
+    from metalad.results.logged import LoggedPrediction
     from metalad.results.prediction import Result, SavedPrediction
     from metalad.results.regions import Region
     from metalad.results.report import Report
@@ -38,6 +40,7 @@ _MODULES = {
     "DataError": "runtime.errors",
     "DetectorConfig": "detectors.base",
     "ImageError": "runtime.errors",
+    "LoggedPrediction": "results.logged",
     "MetaladError": "runtime.errors",
     "MethodInfo": "pipelines.list_methods",
     "Model": "pipelines.model",
@@ -61,6 +64,7 @@ _MODULES = {
     "predict": "pipelines.predict",
     "serve": "pipelines.serve",
     "train": "pipelines.train",
+    "watch": "pipelines.watch",
 }
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "DataError",
     "DetectorConfig",
     "ImageError",
+    "LoggedPrediction",
     "MetaladError",
     "MethodInfo",
     "Model",
@@ -94,6 +99,7 @@ __all__ = [
     "predict",
     "serve",
     "train",
+    "watch",
 ]
 
 

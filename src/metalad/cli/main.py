@@ -25,6 +25,7 @@ from metalad.cli.options import (
 )
 from metalad.cli.parser import Parser, check_command
 from metalad.cli.terminal import BAD_INPUT, escape_odd_file_names, explain, logged
+from metalad.cli.watch import add_watch_options, run_watch
 from metalad.runtime.streams import discard_unwritable_output, open_closed_streams
 
 
@@ -125,6 +126,14 @@ COMMANDS: Mapping[str, Command] = {
         "  metalad serve bottle=runs/bottle cap=cap.onnx --host 0.0.0.0 --token-file token",
         add_serve_options,
         commands.serve,
+    ),
+    "watch": Command(
+        "score images as they arrive in a folder, or frames of a camera, a stream or a video",
+        "examples:\n  metalad watch runs/bottle inbox --out results --on-anomalous ./alarm\n"
+        "  metalad watch runs/bottle camera:0 --out results --every 10\n"
+        "  metalad watch --results results --csv > results.csv",
+        add_watch_options,
+        run_watch,
     ),
     "compare": Command(
         "compare runs in one page",
