@@ -91,6 +91,13 @@ def decode(path: Path) -> Image.Image:
     return decode_file(path).image
 
 
+class _Content(io.BytesIO):
+    """The content of a file in memory, with all attributes of an open file."""
+
+    name = ""
+    mode = "rb"
+
+
 def decode_file(path: Path) -> Decoded:
     """Decode an image file, or the page that a path such as `scan.tif[2]` selects; every failure raises `ImageError`.
 
@@ -107,7 +114,7 @@ def decode_file(path: Path) -> Decoded:
 def decode_bytes(name: Path, content: bytes) -> Decoded:
     """Decode the content of an image file to the pixels that `decode_file` returns; `name` is used in errors alone."""
     try:
-        return _decode(name, io.BytesIO(content), None)
+        return _decode(name, _Content(content), None)
     except Exception as error:
         raise as_image_error(name, error) from error
 
@@ -166,7 +173,7 @@ def header_size(path: Path) -> tuple[int, int]:
 def header_size_of_bytes(name: Path, content: bytes) -> tuple[int, int]:
     """Return `header_size` of the content of an image file; `name` is used in errors alone."""
     try:
-        return _header_size(name, io.BytesIO(content), None)
+        return _header_size(name, _Content(content), None)
     except Exception as error:
         raise as_image_error(name, error) from error
 
