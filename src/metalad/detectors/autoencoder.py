@@ -210,7 +210,8 @@ class AutoencoderDetector(Reconstructor):
         inputs = self.network_input(images)
         outputs = self._apply_function(self._reconstruction_and_error, inputs)
         reconstruction, error = outputs[:, : self.channels], outputs[:, self.channels :]
-        residuals = torch.copysign(error.sqrt(), reconstruction - inputs)
+        size = error.sqrt()
+        residuals = torch.where(reconstruction < inputs, -size, size)
         return Residuals(residuals, reconstruction.expand(-1, 3, -1, -1).clamp(0, 1))
 
     def _reconstruction_and_error(self, inputs: Tensor) -> Tensor:

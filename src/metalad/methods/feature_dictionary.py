@@ -18,6 +18,7 @@ from metalad.detectors.density.clustering import k_means
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import Tap
+from metalad.nn.parts import in_parts
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
@@ -111,7 +112,7 @@ class FeatureDictionary(FittedDetector):
         """Return each window's descriptor: the mean of its features."""
         side = self.config.window * self.config.enlargement
         parts = []
-        for part in torch.split(windows, BATCH_SIZE):
+        for part in in_parts(windows, BATCH_SIZE):
             enlarged = F.interpolate(part, (side, side), mode="bilinear") if self.config.enlargement > 1 else part
             parts.append(self.backbone(enlarged)[0].mean((2, 3)))
         return torch.cat(parts)

@@ -93,7 +93,7 @@ class Pyramid(nn.Module):
         """Return capsules of 8 values, none negative."""
         pooled = maps.mean((2, 3))
         mixed = torch.cat([branch(pooled) for branch in self.branches], 1)
-        return mixed.reshape(len(maps), -1, CAPSULE)
+        return mixed.unflatten(1, (-1, CAPSULE))
 
 
 class Piade(Reconstructor):
@@ -152,7 +152,7 @@ class Piade(Reconstructor):
         code = self.vector_decoder(vector).reshape(-1, CODE, *self.config.grid)
         joined = F.pixel_shuffle(torch.cat([maps, code], 1), 2)
         reconstruction: Tensor = self.image_decoder(joined).float()
-        if reconstruction.shape != images.shape:
+        if reconstruction.shape[-2:] != images.shape[-2:]:
             reconstruction = F.interpolate(reconstruction, images.shape[-2:], mode="bilinear")
         return reconstruction.tanh()
 

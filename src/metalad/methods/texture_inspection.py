@@ -18,6 +18,7 @@ from torch import Tensor
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.clustering import Mixture, fit_mixture, log_likelihood
 from metalad.detectors.residuals import Residuals
+from metalad.nn.parts import in_parts
 from metalad.nn.photometric import luminance
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
@@ -116,14 +117,14 @@ class TextureInspection(FittedDetector):
                 values = torch.cat([each[level].flatten() for each in negative_log_likelihood]).double()
                 self.level_mean[level], self.level_deviation[level] = values.mean(), values.std().clamp_min(1e-6)
 
-    def patches(self, images: Float[Tensor, "1 3 height width"]) -> Iterator[Float[Tensor, "patches channels"]]:
-        """Yield the projected patch around each pixel, level by level; borders are padded by reflection."""
+    def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Iterator[Float[Tensor, "patches channels"]]:
+        """Yield the projected patch around each pixel of each image, level by level; borders are padded by reflection."""
         level = luminance(images)
         for size in self.config.level_sizes:
             # The antialiasing filter (triangular) acts as the pyramid's low-pass filter.
             level = level if level.shape[-2:] == size else F.interpolate(level, size, mode="bilinear", antialias=True)
             padded = F.pad(level, (self.config.patch // 2,) * 4, mode="reflect")
-            patches = F.unfold(padded, self.config.patch)[0].T
+            patches = F.unfold(padded, self.config.patch).transpose(1, 2).flatten(0, 1)
             if self.config.normalization == "weber":
                 patches = patches - patches.mean(1, keepdim=True)
                 length = torch.linalg.vector_norm(patches, dim=1, keepdim=True).clamp_min(1e-6)
@@ -135,27 +136,27 @@ class TextureInspection(FittedDetector):
 
         Images are processed one by one: the patches of several images would take gigabytes.
         """
-        maps = torch.stack([self._standardized_map(images[index : index + 1]) for index in range(len(images))])
+        maps = torch.cat([self._standardized_maps(part) for part in in_parts(images, 1)])
         # Values below the mean are not anomalous; softplus keeps their order and hardly changes values above 1.
-        return Residuals(F.softplus(maps)[:, None])
+        return Residuals(F.softplus(maps))
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the residual itself."""
         return residuals.values[:, 0]
 
-    def _standardized_map(self, image: Tensor) -> Tensor:
-        total = image.new_zeros(image.shape[-2:])
-        for level, negative_log_likelihood in enumerate(self._negative_log_likelihood(image)):
+    def _standardized_maps(self, images: Tensor) -> Float[Tensor, "batch 1 height width"]:
+        total = torch.zeros_like(images[:, :1])
+        for level, negative_log_likelihood in enumerate(self._negative_log_likelihood(images)):
             standard = (negative_log_likelihood - self.level_mean[level]) / self.level_deviation[level]
-            total += F.interpolate(standard[None, None], total.shape, mode="bilinear")[0, 0]
+            total = total + F.interpolate(standard, self.config.image_size, mode="bilinear")
         return total / self.config.levels
 
-    def _negative_log_likelihood(self, image: Tensor) -> list[Tensor]:
+    def _negative_log_likelihood(self, images: Tensor) -> list[Float[Tensor, "batch 1 down across"]]:
         """Return the negative log-likelihood of each patch, in nats, level by level."""
         mixtures = (Mixture(*parts) for parts in zip(self.log_weight, self.mean, self.whitening, strict=True))
         return [
-            -log_likelihood(points, mixture).reshape(size)
-            for points, mixture, size in zip(self.patches(image), mixtures, self.config.level_sizes, strict=True)
+            -log_likelihood(points, mixture).reshape(-1, 1, *size)
+            for points, mixture, size in zip(self.patches(images), mixtures, self.config.level_sizes, strict=True)
         ]
 
     def _sampled_patches(self, pixels: np.ndarray, generator: torch.Generator) -> list[Tensor]:

@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         """Return the embedding of each patch, in row-major order."""
         patches = images.unfold(2, self.size, self.size).unfold(3, self.size, self.size)
         tokens = self.embedding(patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2))
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1) + self.position
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], 1) + self.position
         embedded: Tensor = self.blocks(tokens)
         return embedded[:, 1:]
 
@@ -195,8 +195,8 @@ class VtAdl(GradientDetector):
         if self.capsule is None:
             vector = squash(embeddings.sum(1))
         else:
-            vector = self.capsule(embeddings.reshape(len(embeddings), -1, CAPSULE))[:, 0]
-        reconstruction: Tensor = self.decoder(vector.reshape(len(vector), -1, CAPSULE, CAPSULE)).float()
+            vector = self.capsule(embeddings.flatten(1).unflatten(1, (-1, CAPSULE)))[:, 0]
+        reconstruction: Tensor = self.decoder(vector.unflatten(1, (-1, CAPSULE, CAPSULE))).float()
         if reconstruction.shape[-2:] != self.config.image_size:
             reconstruction = F.interpolate(reconstruction, self.config.image_size, mode="bilinear")
         return reconstruction.tanh()

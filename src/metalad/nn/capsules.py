@@ -56,7 +56,7 @@ def route(votes: Float[Tensor, "batch outputs inputs width"]) -> Float[Tensor, "
 def longest(capsules: Float[Tensor, "batch capsules width"]) -> Float[Tensor, "batch width"]:
     """Return the longest capsule of each image."""
     index = torch.linalg.vector_norm(capsules, dim=-1).argmax(1)
-    return capsules[torch.arange(len(capsules), device=capsules.device), index]
+    return capsules.gather(1, index[:, None, None].expand(-1, 1, capsules.shape[2]))[:, 0]
 
 
 def _weighted_sum(votes: Tensor, weights: Tensor) -> Tensor:

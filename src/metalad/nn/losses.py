@@ -59,7 +59,7 @@ def padded_ssim_map(
     Computed in double precision: in nearly flat regions the variances are small differences of large numbers.
     """
     rows, columns = (_mirrored(side).to(images.device) for side in images.shape[-2:])
-    both = (part[..., rows, :][..., columns].double() for part in (images, others))
+    both = (part.index_select(-2, rows).index_select(-1, columns).double() for part in (images, others))
     return ssim_map(*both).float()
 
 

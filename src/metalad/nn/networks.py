@@ -66,8 +66,8 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _relu6(maps: Tensor) -> Tensor:
-    """Apply ReLU6 in place: allocating memory takes longer than the computation."""
-    return F.relu6(maps, inplace=True)
+    """Apply ReLU6, in place except in an exported graph: allocating memory takes longer than the computation."""
+    return F.relu6(maps, inplace=not torch.compiler.is_compiling())
 
 
 class LiteBlock(nn.Module):

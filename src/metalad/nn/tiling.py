@@ -35,13 +35,13 @@ def tile_starts(length: int, tile: int, stride: int) -> tuple[int, ...]:
 
 
 def cut(
-    image: Float[Tensor, "channels height width"], tile: int, stride: int
-) -> Float[Tensor, "tiles channels tile_height tile_width"]:
-    """Return the tiles of an image in reading order."""
-    height, width = image.shape[1:]
+    images: Float[Tensor, "*batch channels height width"], tile: int, stride: int
+) -> Float[Tensor, "tiles *batch channels tile_height tile_width"]:
+    """Return the tiles of an image, or of each image of a batch, in reading order."""
+    height, width = images.shape[-2:]
     return torch.stack(
         [
-            image[:, top : top + tile, left : left + tile]
+            images[..., top : top + tile, left : left + tile]
             for top in tile_starts(height, tile, stride)
             for left in tile_starts(width, tile, stride)
         ]
@@ -49,11 +49,11 @@ def cut(
 
 
 def assemble(
-    tiles: Float[Tensor, "tiles channels tile_height tile_width"], height: int, width: int, stride: int
-) -> Float[Tensor, "channels height width"]:
-    """Reassemble an image from the tiles in the order of `cut`; overlapping tiles are averaged."""
+    tiles: Float[Tensor, "tiles *batch channels tile_height tile_width"], height: int, width: int, stride: int
+) -> Float[Tensor, "*batch channels height width"]:
+    """Reassemble images from the tiles in the order of `cut`; overlapping tiles are averaged."""
     tile = tiles.shape[-1]
-    total, count = tiles.new_zeros(tiles.shape[1], height, width), tiles.new_zeros(height, width)
+    total, count = tiles.new_zeros(*tiles.shape[1:-2], height, width), tiles.new_zeros(height, width)
     remaining = iter(tiles)
     for top in tile_starts(height, tile, stride):
         for left in tile_starts(width, tile, stride):
@@ -74,6 +74,10 @@ def mean_over_tiles(
     measure: function from a batch of tiles to maps of the same size, with any number of channels.
     """
     height, width = images.shape[-2:]
+    if torch.compiler.is_compiling():  # the batch size of an exported graph is free
+        tiles = cut(images, tile, stride)
+        measured = measure(tiles.flatten(0, 1))
+        return assemble(measured.unflatten(0, (tiles.shape[0], -1)), height, width, stride)
     maps = []
     for image in images:  # one at a time: the tiles of an image need many times its memory
         tiles = cut(image, tile, stride)

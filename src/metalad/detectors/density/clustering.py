@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.detectors.density.nearest import nearest
+from metalad.nn.parts import in_parts
 from metalad.nn.whitening import whitening
 from metalad.runtime.progress import counted
 
@@ -129,7 +130,7 @@ def joint_log_density(points: Float[Tensor, "points channels"], mixture: Mixture
     constant = mixture.log_weight + log_determinant - channels / 2 * math.log(2 * math.pi)
     parts = [
         torch.addmm(-shift, part, matrix.T).reshape(-1, count, channels).square().sum(2)
-        for part in torch.split(points, CHUNK)
+        for part in in_parts(points, CHUNK)
     ]
     return constant - torch.cat(parts) / 2
 

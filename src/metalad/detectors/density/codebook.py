@@ -49,11 +49,11 @@ class Codebook(nn.Module):
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance from the nearest codebook entry at each position."""
-        batch, channels, down, across = maps.shape
+        _, channels, down, across = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         # The distance is computed from differences: expanded squares have no correct digits near 0.
         distances: Tensor = torch.linalg.vector_norm(flat - self.entries[nearest(flat, self.entries)], dim=1)
-        return distances.reshape(batch, down, across)
+        return distances.reshape(-1, down, across)
 
 
 def sampled_positions(

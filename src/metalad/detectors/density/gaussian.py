@@ -50,7 +50,7 @@ class PositionalGaussian(nn.Module):
         """Return the distance at each position, in standard deviations."""
         centered = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
         distances: Tensor = torch.linalg.vector_norm(torch.bmm(self.whitening, centered), dim=1)
-        return distances.T.reshape(len(maps), *maps.shape[-2:])
+        return distances.T.reshape(-1, *maps.shape[-2:])
 
 
 def variance_explained_by_position(maps: Float[Tensor, "images channels down across"]) -> Float[Tensor, ""]:

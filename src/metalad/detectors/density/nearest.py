@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from metalad.nn.parts import in_parts
+
 QUERIES_AT_ONCE = 2048
 BANK_CHUNK = 2048
 """Bank vectors per matrix product; limits memory use."""
@@ -16,12 +18,12 @@ def nearest(
 ) -> Int[Tensor, " queries"]:
     """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
     squared_norms = bank.square().sum(1)
-    return torch.cat([_nearest(part, bank, squared_norms) for part in torch.split(queries, QUERIES_AT_ONCE)])
+    return torch.cat([_nearest(part, bank, squared_norms) for part in in_parts(queries, QUERIES_AT_ONCE)])
 
 
 def _nearest(queries: Tensor, bank: Tensor, squared_norms: Tensor) -> Tensor:
-    best = queries.new_full((len(queries),), math.inf)
-    result = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    best = torch.full_like(queries[:, 0], math.inf)
+    result = torch.zeros_like(best, dtype=torch.long)
     for start in range(0, len(bank), BANK_CHUNK):
         part = slice(start, start + BANK_CHUNK)
         # min is twice as fast as argmin, and returns the index, too.
