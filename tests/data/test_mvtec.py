@@ -153,3 +153,29 @@ def test_a_layout_of_btad_with_masks_elsewhere(tmp_path: Path) -> None:
     category = read_category(tmp_path)
     assert (category.layout, labels(category)) == ("btad", {"good": 1, "ko": 1})
     assert np.count_nonzero(read_mask(category.test[0].mask or tmp_path)) == 1
+
+
+@pytest.mark.parametrize("nested", ["OK", "ok/cam2", "day1/Gut", "良品", "defect-free"])
+def test_good_names_below_a_kind_of_defect_are_refused(tmp_path: Path, nested: str) -> None:
+    put(tmp_path, f"train/good/1.png test/camera1/{nested}/1.png test/camera1/NG/2.png test/camera1/scratch/3.png")
+    where = rf"{tmp_path}/test/camera1/{nested} has the name of good images, but all images in {tmp_path}/test/camera1 "
+    with pytest.raises(DataError, match=where + "count as anomalous; move it out of that folder, or rename it"):
+        read_category(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train/good", "test/good"])
+@pytest.mark.parametrize("nested", ["NG", "cam2/Ausschuss", "不良品"])
+def test_bad_names_below_good_images_are_refused(tmp_path: Path, part: str, nested: str) -> None:
+    put(tmp_path, f"train/good/1.png test/good/1.png test/bad/1.png {part}/{nested}/2.png")
+    where = f"{tmp_path}/{part}/{nested} has the name of anomalous images, but all images in {tmp_path}/{part} "
+    with pytest.raises(DataError, match=where + "count as good"):
+        read_category(tmp_path)
+
+
+def test_nested_folders_with_other_names_are_of_one_kind(tmp_path: Path) -> None:
+    put(
+        tmp_path, "train/good/cam1/1.png train/good/OK/2.png test/good/a/1.png test/crack/NG/1.png test/crack/cam/1.png"
+    )
+    put_mask(tmp_path / "train/good/ground_truth/1.png")
+    category = read_category(tmp_path)
+    assert (len(category.train), labels(category)) == (2, {"good": 1, "crack": 2})

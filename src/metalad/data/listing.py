@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from metalad.data.images import find_images
 from metalad.data.masks import is_in_mask_folder, masks_beside
@@ -9,6 +10,7 @@ from metalad.data.names import is_good, role, same_name
 from metalad.data.sample import GOOD, Sample
 from metalad.data.text import number_of
 from metalad.data.walking import derived_folder, is_ignored
+from metalad.runtime.errors import DataError
 
 Masks = Mapping[str, Path]
 """Masks by their file names without suffix, relative to the folder of their defect type, in one Unicode form."""
@@ -39,10 +41,30 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def products_in(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders without the masks that lie beside them; see `images_in`."""
+    """Return the images in a folder and its subfolders without masks, beside them or in folders; see `images_in`."""
     paths = images_in(folder)
     masks = set(masks_beside(paths).values())
-    return [path for path in paths if path not in masks]
+    return [path for path in paths if path not in masks and not is_in_mask_folder(folder, path)]
+
+
+def require_one_kind(folder: Path, paths: Iterable[Path], other: Literal["good", "bad"]) -> None:
+    """Check that no subfolder of good images has the name of bad ones, or the other way round.
+
+    Args:
+        folder: the folder that decides whether its images are good.
+        paths: its images.
+        other: the role that no subfolder may have.
+
+    Raises:
+        DataError: one has.
+    """
+    for parent in sorted({path.parent for path in paths}):
+        if any(role(name) == other for name in parent.relative_to(folder).parts):
+            names = ("anomalous", "good") if other == "bad" else ("good", "anomalous")
+            raise DataError(
+                f"{parent} has the name of {names[0]} images, but all images in {folder} count as {names[1]}; move it "
+                "out of that folder, or rename it"
+            )
 
 
 def good_samples(paths: Iterable[Path]) -> tuple[Sample, ...]:
@@ -65,6 +87,9 @@ def samples_by_defect(folder: Path, masks: Callable[[str], Masks], *, ignored: s
         folder: the folder; if it does not exist, there are no samples.
         masks: returns the masks of a defect type.
         ignored: name of a subfolder that is not a defect type.
+
+    Raises:
+        DataError: a subfolder further below contradicts that of its defect type, such as `camera1/OK`.
     """
     samples: list[Sample] = []
     for name in subfolders(folder):
@@ -73,6 +98,7 @@ def samples_by_defect(folder: Path, masks: Callable[[str], Masks], *, ignored: s
         defect = GOOD if is_good(name) else name
         known = {} if defect == GOOD else masks(name)
         paths = find_images(folder / name)
+        require_one_kind(folder / name, paths, "bad" if defect == GOOD else "good")
         beside = masks_beside(paths)
         not_products = set(beside.values())
         for path in paths:

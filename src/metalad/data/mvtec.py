@@ -9,6 +9,7 @@ from metalad.data.listing import (
     is_folder_of_masks,
     mask_files,
     products_in,
+    require_one_kind,
     samples_by_defect,
     subfolder_named,
     subfolders,
@@ -65,17 +66,25 @@ def good_folders(train: Path) -> list[Path]:
 
 
 def read_train(parts: Parts) -> tuple[Sample, ...]:
-    """Return the training images, sorted by path."""
-    if parts.train is None:
-        return ()
-    return good_samples(path for folder in good_folders(parts.train) for path in products_in(folder))
+    """Return the training images, sorted by path.
+
+    Raises:
+        DataError: a subfolder of the good images has the name of anomalous ones.
+    """
+    images: list[Path] = []
+    for folder in () if parts.train is None else good_folders(parts.train):
+        products = products_in(folder)
+        require_one_kind(folder, products, "bad")
+        images += products
+    return good_samples(images)
 
 
 def read_test(parts: Parts) -> tuple[Sample, ...]:
     """Return the test images.
 
     Raises:
-        DataError: all images are outside of subfolders, so that their labels are unknown.
+        DataError: all images are outside of subfolders, so that their labels are unknown, or the names of nested
+            subfolders contradict each other.
     """
     if parts.test is None:
         return ()
