@@ -25,7 +25,7 @@ from metalad.nn.fitted import unfitted
 from metalad.runtime.errors import ModelFileError, RunError
 from metalad.runtime.settings import from_json
 from metalad.storage import migration
-from metalad.storage.migration import migrate_header, migrate_settings, migrate_tensors
+from metalad.storage.migration import complete_settings, migrate_header, migrate_settings, migrate_tensors
 from metalad.storage.model_file import FILE_NAME, read_model
 from metalad.storage.run_folder import RunFolder
 from tests.tiny import COOKIES
@@ -86,7 +86,8 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     old = json.loads(stored_files(runs / name / FILE_NAME)[0]["metalad"])
     header = read_model(runs / name).header
     assert (old["format"], header.method, header.seed) == (4, name, old["seed"])
-    assert header.config == migrate_settings(name, old["config"]) != old["config"]
+    assert header.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
+    assert header.config.get("selection") == {"metal_features": "k-means"}.get(name)
     assert header.thresholds == old["thresholds"]
 
 

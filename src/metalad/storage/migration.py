@@ -27,6 +27,9 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Old and new name of each setting that was renamed, by method."""
 
+MISSING: Mapping[str, Mapping[str, Any]] = {"metal_features": {"selection": "k-means"}}
+"""Settings that older versions did not have, and the value that describes what they did, by method."""
+
 SELF_CALIBRATED = ("metal_features",)
 """Methods of format 4 whose raw map is in units of good images."""
 PHOTOMETRIC = ((r"^light\.say$", "photometric.exponents"), (r"^light\.", "photometric."))
@@ -67,6 +70,11 @@ def migrate_settings(method: str, values: Mapping[str, Value]) -> dict[str, Valu
     """Return settings of format 4 under the names of today."""
     renamed = SETTINGS.get(method, {})
     return {renamed.get(name, name): value for name, value in values.items()}
+
+
+def complete_settings(method: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return settings of any format with those that did not exist when they were written."""
+    return {**MISSING.get(method, {}), **values}
 
 
 def migrate_tensors(method: str, tensors: Mapping[str, Value]) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from typing import Any
 from metalad.runtime.errors import RunError, printable
 from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, replacing, write_json
 from metalad.runtime.lock import exclusive_lock
-from metalad.storage.migration import migrate_settings
+from metalad.storage.migration import complete_settings, migrate_settings
 
 logger = logging.getLogger("metalad")
 
@@ -104,7 +104,8 @@ class RunFolder:
             return None
         try:
             values = json.loads(self.settings.read_text(encoding="utf-8"))
-            values["config"] = migrate_settings(values["method"], values["config"])
+            config = migrate_settings(values["method"], values["config"])
+            values["config"] = complete_settings(values["method"], config)
             return RunSettings(**values)
         except (ValueError, TypeError, KeyError):
             raise RunError(f"{self.settings} is damaged; train again in another folder") from None
