@@ -48,8 +48,8 @@ SCHEMAS: Object = {
             "map": {
                 "type": "string",
                 "description": (
-                    "gray PNG in a data: address, with include=map: 128 + 32 log2(map / threshold), "
-                    "so that exactly the pixels above the threshold are above 128"
+                    "gray PNG in a data: address, with include=map: 104 + 24 log2(map / threshold), "
+                    "so that exactly the pixels above the threshold are above 104"
                 ),
             },
             "input": {"type": "string", "description": "JPEG in a data: address, with include=input"},

@@ -136,7 +136,7 @@ class FeedbackStore:
         """Return all rows, the last mark last."""
         with self._lock, self._errors():
             rows = self._connection.execute("SELECT * FROM feedback ORDER BY time, model, sha256").fetchall()
-        return [Feedback(*row[:6], is_anomalous=bool(row[6]), time=row[7]) for row in rows]
+        return [Feedback(*row[:6], bool(row[6]), row[7]) for row in rows]
 
     def _correct_labels(self) -> None:
         """Follow files that were moved before a crash, or by hand, into the folder of the other label."""

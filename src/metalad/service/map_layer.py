@@ -12,16 +12,16 @@ from metalad.results.regions import above
 
 MAX_SIDE = 1024
 """Longest side of the picture, in pixels."""
-ZERO = 128
+ZERO = 104
 """Value at the threshold."""
-STEPS = 32
+STEPS = 24
 """Steps of the value for a factor of 2."""
 
 
 def encode_map(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) -> bytes:
-    """Return a map as a gray PNG: 128 + 32 log2(map / threshold), rounded up, between 1 and 255; 0 where the map is 0.
+    """Return a map as a gray PNG: 104 + 24 log2(map / threshold), rounded up, between 1 and 255; 0 where the map is 0.
 
-    Exactly the pixels above the threshold are above 128. A map with a side above `MAX_SIDE` is reduced by a whole
+    Exactly the pixels above the threshold are above 104. A map with a side above `MAX_SIDE` is reduced by a whole
     factor; a pixel then has the maximum of its block, so that small regions stay.
     """
     data = io.BytesIO()
@@ -46,6 +46,6 @@ def _steps(anomaly_map: Float32[np.ndarray, "rows columns"], threshold: float) -
         steps = np.ceil(np.float32(STEPS) * (np.log2(anomaly_map) - np.float32(math.log2(threshold))))
     # The logarithms are rounded: where they disagree with the comparison, the comparison is right.
     steps = np.where(above(anomaly_map, threshold), np.maximum(steps, 1), np.minimum(steps, 0))
-    values = np.clip(steps + np.float32(ZERO), 1, 255).astype(np.uint8)
+    values: UInt8[np.ndarray, "rows columns"] = np.clip(steps + np.float32(ZERO), 1, 255).astype(np.uint8)
     values[anomaly_map == 0] = 0
     return values

@@ -1,11 +1,11 @@
 // The anomaly map in the browser: its values, its colors relative to any threshold, and the regions above a threshold.
 //
-// The service sends a gray picture: value 128 is the model's threshold, 32 steps are a factor of 2, and each value is
-// rounded up, so that exactly the pixels above the model's threshold are above 128. A large map is reduced by an
+// The service sends a gray picture: value 104 is the model's threshold, 24 steps are a factor of 2, and each value is
+// rounded up, so that exactly the pixels above the model's threshold are above 104. A large map is reduced by an
 // integer factor, with the maximum of each block.
 
-const ZERO = 128;
-const STEPS = 32;
+const ZERO = 104;
+const STEPS = 24;
 const OCTAVES = Math.log2(3);
 const STRENGTH = 0.72;
 const MAX_REGIONS = 100;
@@ -75,7 +75,7 @@ export function regionsAbove(map, { width, height, threshold, ratio }) {
       (region.bottom - region.top + 1) * scale[1]].map(Math.round),
     area: Math.round(region.count * scale[0] * scale[1]),
     peak_score: threshold * 2 ** ((region.peak - ZERO) / STEPS),
-    path: boundary(map, labels, region, scale),
+    path: boundary(map, labels, level, region, scale),
   }));
 }
 
@@ -103,22 +103,31 @@ function fill({ width, height, values }, level, labels, start, label) {
   return region;
 }
 
-// The sides of pixels between the region and the rest, in pixels of the image, joined to runs.
-function boundary({ width, height }, labels, { label, left, right, top, bottom }, [scaleX, scaleY]) {
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && labels[y * width + x] === label;
+// The outline of a region as line segments between the centers of pixels: marching squares, in pixels of the image.
+function boundary({ width, height, values }, labels, level, { label, left, right, top, bottom }, [scaleX, scaleY]) {
+  const isInside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && labels[y * width + x] === label;
   const parts = [];
-  const runs = (from, to, isSide, draw) => {
-    for (let position = from, start = -1; position <= to + 1; position += 1) {
-      const side = position <= to && isSide(position);
-      if (side && start < 0) start = position;
-      if (!side && start >= 0) { draw(start, position); start = -1; }
-    }
+  // Where the level lies between a pixel inside and one outside, as a fraction; halfway at the edge of the map.
+  const fraction = (x, y, otherX, otherY) => {
+    if (otherX < 0 || otherY < 0 || otherX >= width || otherY >= height || x < 0 || y < 0 || x >= width || y >= height) return 0.5;
+    const value = values[y * width + x];
+    return (level - value) / (values[otherY * width + otherX] - value);
   };
-  for (let y = top; y <= bottom + 1; y += 1) {
-    runs(left, right, (x) => inside(x, y) !== inside(x, y - 1), (from, to) => parts.push(`M${from * scaleX} ${y * scaleY}H${to * scaleX}`));
-  }
-  for (let x = left; x <= right + 1; x += 1) {
-    runs(top, bottom, (y) => inside(x, y) !== inside(x - 1, y), (from, to) => parts.push(`M${x * scaleX} ${from * scaleY}V${to * scaleY}`));
+  for (let y = top - 1; y <= bottom; y += 1) {
+    for (let x = left - 1; x <= right; x += 1) {
+      const corners = [[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], states = corners.map((corner) => isInside(...corner));
+      const crossings = [];
+      for (let side = 0; side < 4; side += 1) {
+        const next = (side + 1) % 4;
+        if (states[side] === states[next]) continue;
+        const [from, to] = [corners[side], corners[next]], part = fraction(...from, ...to);
+        crossings.push(`${((from[0] + 0.5 + (to[0] - from[0]) * part) * scaleX).toFixed(2)} ${((from[1] + 0.5 + (to[1] - from[1]) * part) * scaleY).toFixed(2)}`);
+      }
+      // With two inside corners that are no neighbors, each corner is cut off alone: only sides connect pixels.
+      if (crossings.length === 4 && !states[0]) crossings.push(crossings.shift());
+      if (crossings.length === 4) parts.push(`M${crossings[3]}L${crossings[0]}M${crossings[1]}L${crossings[2]}`);
+      else if (crossings.length === 2) parts.push(`M${crossings[0]}L${crossings[1]}`);
+    }
   }
   return parts.join("");
 }

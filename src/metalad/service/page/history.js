@@ -68,8 +68,13 @@ export function showHistory() {
   byId("csv").disabled = number.OK + number.NG + number.failed === 0;
 }
 
+// Scroll the list, but never the page: the picture must stay in view.
 export function scrollToItem(entry) {
-  items.get(entry.id)?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  const list = byId("history"), item = items.get(entry.id);
+  if (!item?.isConnected) return;
+  const [inner, outer] = [item.getBoundingClientRect(), list.getBoundingClientRect()];
+  if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top + 6;
+  if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom + 6;
 }
 
 function saveHistory() {

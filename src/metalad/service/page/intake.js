@@ -82,7 +82,6 @@ function setUpCamera(take) {
       });
       if (!dialog.open) { for (const track of stream.getTracks()) track.stop(); return; }
       video.srcObject = stream;
-      byId("take-picture").disabled = false;
       await listCameras(choice, stream.getVideoTracks()[0].getSettings().deviceId);
     } catch (error) {
       byId("camera-error").textContent = cameraError(error);
@@ -95,6 +94,7 @@ function setUpCamera(take) {
     dialog.showModal();
     start();
   });
+  video.addEventListener("loadeddata", () => { byId("take-picture").disabled = false; });
   choice.addEventListener("change", () => start(choice.value));
   dialog.addEventListener("close", stop);
   byId("take-picture").addEventListener("click", () => {

@@ -151,7 +151,7 @@ function showRegions(isDone, isOwn) {
     return element("li", "", button);
   }));
   byId("regions-note").textContent = !regions.length ? "No pixel is above the threshold."
-    : isOwn ? "" : "At the moved threshold, from the map of this page.";
+    : isOwn ? "" : "Computed by this page at the moved threshold.";
 }
 
 // Highlight a region and enlarge the panes there; a second click reduces them.
