@@ -37,6 +37,7 @@ from metalad.data.sixteen_bits import (
     split_gray_alpha,
 )
 from metalad.data.tiff import REMEDY, UnsupportedTiffError, decode_tiff, is_misread, is_white_zero, stored_size
+from metalad.data.video import is_video, read_frame
 from metalad.runtime.errors import ConfigError, ImageError
 from metalad.runtime.files import special_kind
 
@@ -102,9 +103,16 @@ def decode_file(path: Path) -> Decoded:
     """Decode an image file, or the page that a path such as `scan.tif[2]` selects; every failure raises `ImageError`.
 
     Colors with 16 bits are decoded without loss, see `metalad.data.sixteen_bits`.
+
+    Raises:
+        ConfigError: the path selects a frame of a video, and OpenCV is not installed.
     """
     try:
         source, page = split_page(path)
+        if page is not None and is_video(source):
+            frame = read_frame(path)
+            check_size(path, *frame.shape[:2])
+            return Decoded(Image.fromarray(frame), None, 8, 1)
         with _open_file(source) as file:
             return _decode(path, file, page)
     except Exception as error:
@@ -372,7 +380,7 @@ def _png_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 def as_image_error(path: Path, error: Exception) -> Exception:
     """Convert any error while opening or decoding a file to an `ImageError`; Pillow raises errors of many types."""
-    if isinstance(error, ImageError | MemoryError):
+    if isinstance(error, ImageError | ConfigError | MemoryError):
         return error
     if isinstance(error, Image.DecompressionBombError):  # WebP: Pillow checks its header itself
         return ImageError(path, f"the number of its pixels is {_TOO_MANY}")

@@ -1,4 +1,4 @@
-"""Pages and frames of image files: their number, and paths such as `scan.tif[2]` that select one."""
+"""Pages and frames of files: their number, and paths such as `scan.tif[2]` that select one."""
 
 import re
 import struct
@@ -10,7 +10,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.MpoImagePlugin import MpoImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-_PAGE = re.compile(r"(?P<name>.+)\[(?P<number>[1-9]\d{0,5})\]")
+_PAGE = re.compile(r"(?P<name>.+)\[(?P<number>[1-9]\d{0,6})(@\d+\.\d{3}s)?\]")
+"""A frame of a video has its time after the number, see `metalad.data.video`."""
 _SUBFILE_TYPE = 254
 _REDUCED_OR_MASK = 1 | 4
 _MAX_DIRECTORIES = 100_000

@@ -10,6 +10,7 @@ from metalad.data.decoding import count_pages, decode_file, is_16_bit_file
 from metalad.data.pages import page_path
 from metalad.data.sixteen_bits import Decoded
 from metalad.data.text import number_of
+from metalad.data.video import is_video, list_frames
 from metalad.runtime.errors import ImageError
 
 FULL_RANGE = 65535
@@ -104,12 +105,19 @@ def highest_value(decoded: Decoded) -> int | None:
     return int((values[:, :, :-1] if has_alpha else values).max())
 
 
-def with_pages(paths: Iterable[Path]) -> Iterator[Path]:
+def with_pages(paths: Iterable[Path], every: int = 1) -> Iterator[Path]:
     """Yield image files, and in place of a file with several pages or frames, the path of each, such as `scan.tif[2]`.
 
-    JPEG files are yielded as they are: opening all of them would take too long, and few have further pages.
+    JPEG files are yielded as they are: opening all of them would take too long, and few have further pages. Of a video
+    file each `every`-th frame is yielded, such as `clip.mp4[312@12.480s]`.
+
+    Raises:
+        ImageError: a video file cannot be decoded. ConfigError: OpenCV, which reads videos, is not installed.
     """
     for path in paths:
+        if is_video(path):
+            yield from list_frames(path, every)
+            continue
         try:
             count = 1 if path.suffix.lower() in _SINGLE_PAGE else count_pages(path)
         except ImageError:  # reported when it is read as an image

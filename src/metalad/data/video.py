@@ -6,7 +6,6 @@ for the reader. For the same reason, frames are reached by decoding from the sta
 
 import contextlib
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from metalad.data.pages import split_page
 from metalad.runtime.errors import ConfigError, ImageError
 from metalad.runtime.progress import logger
 
@@ -24,7 +24,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov"})
 """Suffixes of the files that are read as videos, in lower case."""
 HELD_FRAMES = 32
 """Decoded frames that are held, because overlays need a large frame a second time."""
-_FRAME = re.compile(r"(?P<name>.+)\[(?P<number>[1-9]\d{0,8})(@\d+\.\d{3}s)?\]")
 _READERS = 2
 
 Item = TypeVar("Item")
@@ -40,10 +39,8 @@ def split_frame(path: Path) -> tuple[Path, int | None]:
 
     The number is None for any other path, and for a file whose own name ends this way.
     """
-    match = _FRAME.fullmatch(path.name)
-    if match is None or not is_video(Path(match["name"])) or path.exists():
-        return path, None
-    return path.with_name(match["name"]), int(match["number"])
+    file, number = split_page(path)
+    return (file, number) if number is not None and is_video(file) else (path, None)
 
 
 def frame_path(path: Path, number: int, seconds: float) -> Path:

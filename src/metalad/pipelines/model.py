@@ -14,9 +14,11 @@ from jaxtyping import Float, Float32, UInt8
 
 from metalad.data.convert import is_image, to_rgb
 from metalad.data.images import read_image, resize_map
+from metalad.data.live import LiveSource, LiveStream, live_source
 from metalad.data.pages import split_page
 from metalad.data.products import logged_products
 from metalad.data.reading import Reading, with_pages
+from metalad.data.video import decoded_in_order, is_video
 from metalad.inference.model import Header, ScoringModel
 from metalad.inference.stream import (
     InferredImage,
@@ -137,6 +139,7 @@ class Model:
         false_alarms: float | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        every: int = 1,
         strict: bool = False,
     ) -> Generator[Result, None, None]: ...
 
@@ -150,6 +153,7 @@ class Model:
         false_alarms: float | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        every: int = 1,
         strict: bool = False,
     ) -> Any: ...
 
@@ -162,6 +166,7 @@ class Model:
         false_alarms: float | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        every: int = 1,
         strict: bool = False,
     ) -> Any:
         """Score one image or many. Nothing is written.
@@ -171,11 +176,14 @@ class Model:
                 torch tensor [3, height, width], each of uint8, uint16 or floats in [0, 1]. Or many: a folder, whose
                 images are found at any depth, a pattern such as `line/*.png`, or a list or an iterator of images. Of a
                 file with several pages, a folder or pattern gives all; a path gives the first, `scan.tif[2]` another.
+                A video file gives its frames; `camera:0` or `rtsp://host/stream` gives the newest frame of a camera
+                or a stream whenever one can be scored, without end, and needs `stream`.
             stream: of many images, return a generator, whose memory does not grow, instead of a list.
             scoring: `calibrated` or `raw`; the model's own by default.
             false_alarms: wanted fraction of good images above the threshold; the model's own by default.
             threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
             batch_size: images in a batch; by default 1 on a CPU, 16 on a GPU. It can change a score's last bits.
+            every: of a video, a camera or a stream, score every n-th frame.
             strict: of many files, raise at the first unreadable one; by default it is left out, and a warning on the
                 logger `metalad` names it.
 
@@ -186,13 +194,19 @@ class Model:
             ImageError: an image file cannot be read. DataError: no such path, no images there, or an array of another
             shape, type or range. ConfigError: an impossible setting.
         """
+        if whole_number("every", every) < 1:
+            raise ConfigError(f"every is {every}; it must be at least 1")
         reader = _Reader(self._opened, scoring, self._opened.threshold_or(threshold, false_alarms, scoring), batch_size)
         reading = Reading(self.header.white_level, strict=strict)
         if not stream and (one := _one_input(x, reading)) is not None:
             result = reader.one(one)
             _log_notes(reading)
             return result
-        results = reader.many(_inputs(x, reading), strict, reading)
+        if isinstance(x, str | Path) and (live := live_source(x)) is not None:
+            if not stream:
+                raise ConfigError(f"{live.name} has no end; use stream=True")
+            return (reader.one(source) for source in _live_inputs(live, every, reading))
+        results = reader.many(_inputs(x, reading, every), strict, reading)
         return results if stream else list(results)
 
     def save(self, path: str | Path) -> Path:
@@ -242,6 +256,7 @@ class _Reader:
         return self._result(infer_one(self.predictor, source, source.load))
 
     def many(self, sources: Iterable[_Input], strict: bool, reading: Reading) -> Generator[Result, None, None]:
+        sources = decoded_in_order(sources, lambda source: source.path if source.pixels is None else None)
         stream = infer_stream(self.predictor, sources, _Input.load, lambda item: self._finish(item, strict))
         with contextlib.closing(stream) as results:
             for result in results:
@@ -298,34 +313,42 @@ def _log_notes(reading: Reading) -> None:
 
 
 def _is_many(path: str | Path) -> bool:
-    return Path(path).is_dir() or (glob.has_magic(str(path)) and not split_page(Path(path))[0].exists())
+    return (
+        Path(path).is_dir()
+        or (is_video(Path(path)) and Path(path).exists())
+        or (glob.has_magic(str(path)) and not split_page(Path(path))[0].exists())
+    )
 
 
-def _inputs(x: Any, reading: Reading) -> Iterator[_Input]:
+def _inputs(x: Any, reading: Reading, every: int) -> Iterator[_Input]:
     if (one := _one_input(x, reading)) is not None:
         return iter([one])
     if isinstance(x, str | Path):
-        return _files(x, reading)
+        return _files(x, reading, every)
     if not isinstance(x, Iterable):
         raise DataError(f"x is a {type(x).__name__}; give a path, an array, a Pillow image, a tensor, or many of them")
-    return itertools.chain.from_iterable(_numbered(number, value, reading) for number, value in enumerate(x))
+    return itertools.chain.from_iterable(_numbered(number, value, reading, every) for number, value in enumerate(x))
 
 
-def _numbered(number: int, value: Any, reading: Reading) -> Iterator[_Input]:
+def _numbered(number: int, value: Any, reading: Reading, every: int) -> Iterator[_Input]:
     if isinstance(value, str | Path):
-        return _inputs(value, reading)
+        return _inputs(value, reading, every)
     if not is_image(value):
         raise DataError(f"x[{number}] is a {type(value).__name__}; give paths, arrays, Pillow images or tensors")
     # Copied now, not in a worker thread later: a camera may reuse the buffer, or a file may be closed.
     return iter([_Input(to_rgb(value, f"x[{number}]", reading), None, reading)])
 
 
-def _files(path: str | Path, reading: Reading) -> Iterator[_Input]:
+def _live_inputs(source: LiveSource, every: int, reading: Reading) -> Iterator[_Input]:
+    return (_Input(frame.pixels, Path(frame.path), reading) for frame in LiveStream(source, every).frames())
+
+
+def _files(path: str | Path, reading: Reading, every: int) -> Iterator[_Input]:
     if Path(path).is_dir():
         found: Iterator[Path] = logged_products(Path(path))
     else:
         found = map(Path, sorted(glob.iglob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute patterns)
-    found = with_pages(found)
+    found = with_pages(found, every)
     first = next(found, None)
     if first is None:
         raise DataError(f"no images in {path}; give a folder or a pattern that contains image files")

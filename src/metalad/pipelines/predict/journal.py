@@ -38,7 +38,7 @@ class Plan:
 
     format: of the shards' lines; 1 was metalad 0.1. model: SHA-256 of the model file. paths: SHA-256 of the paths.
     torch_threads: threads of the engine in each worker. shard: images of a shard. images: their total number.
-    white_level: of 16-bit files, from the model.
+    white_level: of 16-bit files, from the model. every: of videos, each so many-th frame.
     """
 
     format: int = 1
@@ -56,6 +56,7 @@ class Plan:
     shard: int = 0
     images: int = 0
     white_level: int = FULL_RANGE
+    every: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metalad.data.content import file_hash
 from metalad.data.reading import NoteCounter
+from metalad.data.video import decoded_in_order
 from metalad.inference.model import ScoringModel
 from metalad.inference.stream import Threads, default_batch_size, infer_stream
 from metalad.pipelines.model import Model, opened_model
@@ -40,6 +41,7 @@ def predict(
     false_alarms: float | None = None,
     threshold: float | None = None,
     batch_size: int | None = None,
+    every: int = 1,
     strict: bool = False,
     maps: bool = True,
     overlays: bool = True,
@@ -62,12 +64,13 @@ def predict(
 
     Args:
         run: a run folder or a model file; in Python also a model that was read from one.
-        paths: image files, and folders whose images are found at any depth.
+        paths: image and video files, and folders whose images are found at any depth.
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
         scoring: `calibrated` or `raw`; the model's own by default.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
         threshold: the score above which an image is anomalous, instead of the one for a false-alarm rate.
         batch_size: images in a batch; by default 1 on a CPU and 16 on a GPU. It can change the last bits of a score.
+        every: of a video, score every n-th frame.
         strict: stop with an error at the first unreadable image, instead of a result that names it.
         maps: write the anomaly maps, 16-bit gray PNG files of the images' own sizes; 16384 is the threshold.
         overlays: write the images with the map over them, and an outline where it exceeds the threshold.
@@ -90,7 +93,7 @@ def predict(
             results, was begun with other settings than it is resumed with, or a process was killed.
             The first three are raised by the call, the others while results are taken.
     """
-    _check(batch_size, workers, format)
+    _check(batch_size, workers, format, every)
     use = _use(resume=resume, append=append, overwrite=overwrite)
     files, folder = [Path(path) for path in paths], Path(out)
     model = opened_model(run, "cpu" if workers is not None or ray is not None else device)
@@ -114,8 +117,9 @@ def predict(
         device=device_type,
         torch_threads=begun.torch_threads if begun else Threads.of(model.engine).engine_threads,
         white_level=model.header.white_level,
+        every=every,
     )
-    sources = iter(()) if begun else find_sources(files, folder)
+    sources = iter(()) if begun else find_sources(files, folder, every)
     caution = model.caution(false_alarms, scoring) if threshold is None else None
     if caution:
         logger.warning("%s", caution)
@@ -132,11 +136,13 @@ def _with_caution(
             yield dataclasses.replace(result, caution=caution.severity) if caution else result
 
 
-def _check(batch_size: int | None, workers: int | None, format: str) -> None:
+def _check(batch_size: int | None, workers: int | None, format: str, every: int = 1) -> None:
     if batch_size is not None and whole_number("batch_size", batch_size) < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     if workers is not None and whole_number("workers", workers) < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1")
+    if whole_number("every", every) < 1:
+        raise ConfigError(f"every is {every}; it must be at least 1")
     check_choice("format", format, Format)
 
 
@@ -226,4 +232,4 @@ def _here(journal: Journal, plan: Plan, model: ScoringModel) -> Generator[SavedP
 
 def _left(journal: Journal, plan: Plan) -> Iterator[Source]:
     for shard in journal.shards(plan):
-        yield from shard.sources[len(stored_lines(shard)) :]
+        yield from decoded_in_order(shard.sources[len(stored_lines(shard)) :], lambda source: source.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalad.data.content import file_hash
+from metalad.data.video import decoded_in_order
 from metalad.inference.stream import Predictor, Threads, infer_stream
 from metalad.pipelines.predict.journal import Plan, Shard, ShardFile
 from metalad.pipelines.predict.saving import Writer
@@ -56,7 +57,7 @@ def _process(task: Task) -> None:
     on_cpu = predictor.engine.device_type == "cpu"
     threads = Threads(task["workers"] if on_cpu else max(task["workers"], GPU_WORKERS), plan.torch_threads)
     with contextlib.closing(ShardFile(Path(task["file"]))) as file:
-        left = sources[len(file.stored) :]
+        left = decoded_in_order(sources[len(file.stored) :], lambda source: source.path)
         for result in infer_stream(predictor, left, writer.load, writer.write, threads):
             file.append(result)
 

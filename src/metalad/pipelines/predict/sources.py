@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from metalad.data.images import IMAGE_SUFFIXES, MAPS, OVERLAYS
+from metalad.data.live import live_source
 from metalad.data.pages import split_page
 from metalad.data.products import iter_products
 from metalad.data.reading import with_pages
@@ -25,10 +26,11 @@ class Source:
     name: str
 
 
-def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
+def find_sources(paths: Sequence[Path], out: Path, every: int = 1) -> Iterator[Source]:
     """Yield the images among `paths` and in the folders among them, in order, each with a name of its own.
 
-    A file with several pages gives a source for each, with a path such as `scan.tif[2]`.
+    A file with several pages gives a source for each, with a path such as `scan.tif[2]`; a video file, which must be
+    given itself, one for each `every`-th frame.
 
     A name is the path below the given folder, or below the common folder if several paths are given, see `OutputNames`.
     Files in the maps and overlays of `out` are left out: they are results. Other files in folders that are left out,
@@ -39,6 +41,8 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
             cannot be read (later).
     """
     for path in paths:
+        if (live := live_source(path)) is not None:
+            raise DataError(f"{live.name} has no end; score its frames with `metalad watch RUN {live.name} --out DIR`")
         try:
             kind = special_kind(split_page(path)[0])
         except OSError as error:
@@ -47,7 +51,7 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
             raise DataError(f"{path} is {kind}, not an image file or a folder; give files or folders")
     own = tuple(Path(os.path.realpath(out / name)) for name in (MAPS, OVERLAYS))
     left_out = LeftOut()
-    images = (image for image in _images(paths, left_out) if not _lies_in(image, own))
+    images = (image for image in _images(paths, left_out, every) if not _lies_in(image, own))
     first = next(images, None)
     if first is None:
         where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
@@ -56,9 +60,9 @@ def find_sources(paths: Sequence[Path], out: Path) -> Iterator[Source]:
     return _named(chain([first], images), _base(paths), OutputNames(out))
 
 
-def _images(paths: Sequence[Path], left_out: LeftOut) -> Iterator[Path]:
+def _images(paths: Sequence[Path], left_out: LeftOut, every: int) -> Iterator[Path]:
     for path in paths:
-        yield from with_pages(iter_products(path, left_out) if path.is_dir() else (path,))
+        yield from with_pages(iter_products(path, left_out) if path.is_dir() else (path,), every)
     if line := left_out.text():
         logger.info("%s", line)
 

@@ -14,8 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import IO
 
+from metalad.data.pages import split_page
 from metalad.pipelines.watch.log import DONE, Log
-from metalad.pipelines.watch.scoring import file_of
 from metalad.results.logged import LoggedPrediction
 from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.runtime.progress import logger
@@ -126,7 +126,7 @@ class CommandRunner(Worker):
             "METALAD_THRESHOLD": repr(result.threshold),
             "METALAD_OVERLAY": "" if result.overlay is None else str(result.overlay.absolute()),
         }
-        is_file = file_of(path).exists()
+        is_file = split_page(path)[0].exists()
         return subprocess.Popen(
             [*self._words, str(path.absolute() if is_file else path)],
             stdin=text,

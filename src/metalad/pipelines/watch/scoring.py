@@ -13,7 +13,6 @@ from metalad.data.images import MAPS, OVERLAYS, read_image
 from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.pages import split_page
 from metalad.data.reading import Reading, with_pages
-from metalad.data.video import split_frame
 from metalad.pipelines.model import Model
 from metalad.pipelines.predict.output_names import shortened
 from metalad.results.caution import Severity
@@ -123,12 +122,6 @@ def picture_name(relative: str, sha256: str, suffix: str = "") -> str:
 
 def frame_name(path: Path) -> str:
     """Return the name of the pictures of a frame of a video or of a live source."""
-    video, number = split_frame(path)
-    text = f"{video.stem}[{number}]" if number is not None else path.name
+    file, number = split_page(path)
+    text = path.name if number is None else f"{file.stem}[{number}]"
     return shortened("".join(c if c.isalnum() or c in "-_.[]@" else "_" for c in text), MAX_NAME)
-
-
-def file_of(path: Path) -> Path:
-    """Return the file of a path that may select a page or a frame."""
-    file, number = split_frame(path)
-    return file if number is not None else split_page(path)[0]

@@ -215,14 +215,11 @@ class VideoSource(_FrameSource):
     def __init__(self, path: Path, every: int, log: Log, scorer: Scorer, target: Path | None) -> None:
         super().__init__(scorer, target)
         self._threshold = scorer.threshold
-        self._frames = decoded_in_order(self._left(path, every, log), lambda frame: frame)
-        self._sha256 = ""
-        self._ended = False
-
-    def _left(self, path: Path, every: int, log: Log) -> Iterator[Path]:
         self._sha256 = content_hash(path)
         done = log.paths_of(self._sha256)
-        return (frame for frame in list_frames(path, every) if str(frame) not in done)
+        left = (frame for frame in list_frames(path, every) if str(frame) not in done)
+        self._frames = decoded_in_order(left, lambda frame: frame)
+        self._ended = False
 
     def jobs(self, limit: int) -> Iterator[Job]:
         """Yield a job for each of the next frames."""
