@@ -4,8 +4,10 @@ import hashlib
 import io
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -13,6 +15,7 @@ import metalad
 from metalad.runtime.errors import ConfigError, RunError
 from metalad.service.feedback import FeedbackStore
 from tests.service.pictures import picture
+from tests.service.running import serving
 
 
 def png(seed: int) -> bytes:
@@ -41,23 +44,20 @@ def test_a_picture_is_stored_once_and_a_changed_label_moves_it(tmp_path: Path) -
     assert (files(tmp_path), store.rows()) == (set(), [])
 
 
-def test_the_index_is_in_wal_mode_and_outlives_the_store(tmp_path: Path) -> None:
+def test_the_index_is_in_wal_mode_and_another_process_can_open_it(tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path, ["a", "b"])
     rows = [store.add(model, png(seed), "defect", 3.5, 2.0) for seed, model in enumerate("aab")]
-    store.close()
     index = sqlite3.connect(tmp_path / "index.sqlite")
     assert index.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert index.execute("SELECT count(*), min(score), max(threshold) FROM feedback").fetchone() == (3, 3.5, 2.0)
     index.close()
     again = FeedbackStore(tmp_path, ["a", "b"])
     assert again.rows() == rows
-    again.close()
 
 
 def test_a_move_that_a_crash_interrupted_is_completed(tmp_path: Path) -> None:
     store, content = FeedbackStore(tmp_path, ["tiny"]), png(0)
     row = store.add("tiny", content, "good", 1.0, 2.0)
-    store.close()
     moved = tmp_path / row.file.replace("good", "defect")
     moved.parent.mkdir()
     (tmp_path / row.file).rename(moved)
@@ -65,7 +65,6 @@ def test_a_move_that_a_crash_interrupted_is_completed(tmp_path: Path) -> None:
     assert [(each.label, each.file) for each in store.rows()] == [("defect", moved.relative_to(tmp_path).as_posix())]
     store.add("tiny", content, "good", 1.0, 2.0)
     assert files(tmp_path) == {row.file}
-    store.close()
 
 
 def test_threads_that_change_labels_leave_one_file_for_each_row(tmp_path: Path) -> None:
@@ -83,7 +82,6 @@ def test_threads_that_change_labels_leave_one_file_for_each_row(tmp_path: Path) 
         thread.join()
     assert files(tmp_path) == {row.file for row in store.rows()}
     assert len(store.rows()) == 4
-    store.close()
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a\\b", "c:", "ends.", "", "new\nline"])
@@ -107,6 +105,68 @@ def test_training_takes_the_folder_of_good_pictures(tmp_path: Path) -> None:
     for seed in range(200, 208):
         store.add("tiny", png(seed), "good", 1.0, 2.0)
     store.add("tiny", png(300), "defect", 3.0, 2.0)
-    store.close()
     folder = tmp_path / "keep" / "tiny" / "good"
     assert metalad.train(folder, tmp_path / "run", method="variation_model", image_size=32).images == 8
+
+
+@pytest.fixture
+def client(tmp_path: Path, model: metalad.Model) -> Iterator[httpx.Client]:
+    with serving(model, tmp_path / "keep") as served, httpx.Client(base_url=served.url) as opened:
+        yield opened
+
+
+def test_the_endpoint_stores_the_score_of_predict_and_the_threshold_that_the_person_saw(
+    client: httpx.Client, model: metalad.Model, tmp_path: Path
+) -> None:
+    content, score = png(0), model.predict(picture(0)).score
+    query = {"label": "good", "threshold": score / 2}
+    row = client.post("/v1/feedback", params=query, content=content, headers={"Content-Type": "image/png"}).json()
+    assert (row["score"], row["threshold"], row["is_anomalous"]) == (score, score / 2, True)
+    assert (tmp_path / "keep" / row["file"]).read_bytes() == content
+    assert client.get("/v1/feedback").json() == {"tiny": {"good": 1, "defect": 0}}
+    form = {"file": ("../../../outside.png", content, "image/png")}
+    row = client.post("/v1/feedback", params={"label": "defect"}, files=form).json()
+    assert (row["threshold"], row["is_anomalous"]) == (model.threshold, score > model.threshold)
+    assert files(tmp_path) == {f"keep/{row['file']}"} == {f"keep/tiny/defect/{row['sha256']}.png"}
+    assert client.delete("/v1/feedback", params={"sha256": row["sha256"]}).json()["label"] is None
+    assert client.delete("/v1/feedback", params={"sha256": row["sha256"]}).status_code == 404
+    assert files(tmp_path) == set()
+
+
+def test_refused_feedback_stores_nothing(client: httpx.Client, tmp_path: Path) -> None:
+    def post(content: bytes = png(0), **query: str) -> int:
+        answer: httpx.Response = client.post(
+            "/v1/feedback", params=query, content=content, headers={"Content-Type": "image/png"}
+        )
+        assert answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
+    assert post() == 422
+    assert post(label="../good") == 422
+    assert post(label="good", model="../tiny") == 404
+    assert post(label="good", threshold="nan") == 422
+    assert post(content=png(0)[:100], label="good") == 422
+    assert post(content=b"", label="good") == 422
+    two = [("file", ("a.png", png(seed), "image/png")) for seed in range(2)]
+    assert client.post("/v1/feedback", params={"label": "good"}, files=two).status_code == 422
+    for sha256 in ("", "../index.sqlite", "0" * 63, "G" * 64):
+        assert client.delete("/v1/feedback", params={"sha256": sha256}).status_code == 422
+    assert client.put("/v1/feedback").status_code == 405
+    assert {path.name for path in (tmp_path / "keep").iterdir()} == {"index.sqlite"}
+
+
+def test_an_error_of_the_disk_is_answered_without_names_of_folders(client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "keep" / "tiny").write_text("a file where a folder is needed")
+    answer = client.post(
+        "/v1/feedback", params={"label": "good"}, content=png(0), headers={"Content-Type": "image/png"}
+    )
+    assert answer.status_code == 507
+    assert str(tmp_path) not in answer.text
+    assert client.get("/v1/feedback").json() == {"tiny": {"good": 0, "defect": 0}}
+
+
+def test_without_a_folder_there_is_no_feedback(model: metalad.Model) -> None:
+    with serving(model, None) as served, httpx.Client(base_url=served.url) as client:
+        assert client.get("/v1/models").json()["feedback"] is False
+        assert client.post("/v1/feedback", params={"label": "good"}, content=png(0)).status_code == 404
+        assert "/v1/feedback" not in client.get("/openapi.json").json()["paths"]

@@ -7,12 +7,9 @@ import hashlib
 import json
 import re
 import shutil
-import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +22,7 @@ from metalad.results.regions import find_regions
 from metalad.service.map_layer import STEPS
 from metalad.visualization.maps import color_stops, heat_map
 from tests.service.pictures import picture
+from tests.service.running import Served, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -38,60 +36,6 @@ playwright_api = pytest.importorskip("playwright.sync_api", reason="Playwright i
 TOKEN = "a token of the tests"
 SQUARES = {"good.png": [], "defect.png": [(20, 30, 14, 250)], "two.png": [(6, 6, 10, 190), (40, 60, 12, 40)]}
 """Test images, and the (top, left, side, value) of squares on them: anomalous ones."""
-
-
-@dataclass
-class Served:
-    """A running service: its address, model and feedback folder, and the most predictions that ran at once."""
-
-    url: str
-    model: metalad.Model
-    keep: Path
-    most: int = 0
-    running: int = field(default=0, repr=False)
-
-    def counted(self, application: Any) -> Any:
-        async def observed(scope: Any, receive: Any, send: Any) -> None:
-            counts = scope.get("path") == "/v1/predict"
-            self.running += counts
-            self.most = max(self.most, self.running)
-            try:
-                await application(scope, receive, send)
-            finally:
-                self.running -= counts
-
-        return observed
-
-
-@contextlib.contextmanager
-def running(application: Any, listener: socket.socket) -> Iterator[None]:
-    import uvicorn
-
-    config = uvicorn.Config(application, log_config=None, ws="none", lifespan="on", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
-
-
-@contextlib.contextmanager
-def serving(model: metalad.Model, keep: Path, token: str | None = None, names: tuple[str, ...] = ("tiny",)) -> Any:
-    from metalad.service.application import create_application
-    from metalad.service.settings import Settings
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    served = Served(f"http://127.0.0.1:{listener.getsockname()[1]}/", model, keep)
-    settings = Settings(models=tuple(f"{name}={model.path}" for name in names), keep_feedback=keep, token=token)
-    with running(served.counted(create_application(settings)), listener):
-        yield served
 
 
 @pytest.fixture(scope="session")
@@ -282,6 +226,7 @@ def test_feedback_is_stored_moved_and_taken_back(
     open_page: "Callable[..., Page]", served: Served, files: list[Path]
 ) -> None:
     page, name = open_page(), f"{hashlib.sha256(files[1].read_bytes()).hexdigest()}.png"
+    assert served.keep is not None
     good, defect = (served.keep / "tiny" / label / name for label in ("good", "defect"))
     choose(page, files[1:2])
     note = page.locator("#feedback-note")

@@ -128,6 +128,7 @@ PROBLEMS: Mapping[int, str] = {
     422: "No image can be scored, or a parameter has an impossible value.",
     429: "The queue is full; `Retry-After` gives the seconds to wait.",
     504: "The answer took too long.",
+    507: "The feedback cannot be stored.",
 }
 GENERAL = (401, 403, 421)
 
@@ -145,6 +146,7 @@ def openapi(settings: Settings) -> Object:
         "paths": {
             "/v1/predict": {"post": _predict(settings) | secured},
             "/v1/models": {"get": _get("The models in service, and the limits.", "Models", *GENERAL) | secured},
+            **({} if settings.keep_feedback is None else {"/v1/feedback": _feedback(secured)}),
             "/healthz": {"get": _get("The process runs.", None)},
             "/readyz": {"get": _get("Requests are taken.", None)},
             "/metrics": {"get": _plain("Metrics in the text format of Prometheus.", "text/plain") | secured},
@@ -194,8 +196,24 @@ def _predict(settings: Settings) -> Object:
                     "image/jpeg": {"schema": file},
                 },
             },
-            **_problems(*PROBLEMS),
+            **_problems(*(status for status in PROBLEMS if status != 507)),
         },
+    }
+
+
+def _feedback(secured: Object) -> Object:
+    model = _parameter("model", "string", "name of a model; needed where several are served")
+    label = _parameter("label", "string", "`good` or `defect`") | {"required": True}
+    sha256 = _parameter("sha256", "string", "of the content, as `POST` answered it") | {"required": True}
+    threshold = _parameter("threshold", "number", "that the person saw; the model's by default")
+    mark = _get("Score one picture, and store it with a label; an earlier label is replaced.", None, *PROBLEMS)
+    body = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+    return {
+        "post": mark | {"parameters": [model, label, threshold], "requestBody": body} | secured,
+        "delete": _get("Delete a stored picture.", None, *GENERAL, 404, 422, 507)
+        | {"parameters": [model, sha256]}
+        | secured,
+        "get": _get("How many pictures of each label are stored for each model.", None, *GENERAL, 507) | secured,
     }
 
 

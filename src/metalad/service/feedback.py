@@ -71,13 +71,11 @@ class FeedbackStore:
             for marked in (folder / name / label for name in models for label in LABELS):
                 if marked.is_dir():
                     delete_temporaries(marked)
-        with self._lock, self._errors():
-            self._connection = sqlite3.connect(self._index, timeout=LOCK_SECONDS, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            with self._connection:
-                self._connection.execute(_TABLE)
-                self._correct_labels()
+        with self._opened() as index:
+            index.execute("PRAGMA journal_mode = WAL")
+            with index:
+                index.execute(_TABLE)
+                self._correct_labels(index)
 
     def add(self, model: str, content: bytes, label: Label, score: float, threshold: float) -> Feedback:
         """Store a picture, or move it if it has another label; return its row.
@@ -94,7 +92,7 @@ class FeedbackStore:
         name = f"{sha256}{kind.suffixes[0] if kind else '.img'}"
         target = self.folder / model / label / name
         row = Feedback(model, sha256, label, f"{model}/{label}/{name}", score, threshold, score > threshold, _now())
-        with self._lock, self._errors():
+        with self._opened() as index:
             # The file first: a row without its file would be worse than a file without its row, which the next mark of
             # the same picture adds.
             others = [self.folder / model / other / name for other in LABELS if other != label]
@@ -107,8 +105,8 @@ class FeedbackStore:
                     write_bytes(target, content)
             for other in others:
                 other.unlink(missing_ok=True)
-            with self._connection:
-                self._connection.execute(
+            with index:
+                index.execute(
                     "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (model, sha256, label, row.file, score, threshold, int(row.is_anomalous), row.time),
                 )
@@ -122,44 +120,48 @@ class FeedbackStore:
         Raises:
             RunError: the file cannot be deleted.
         """
-        with self._lock, self._errors():
+        with self._opened() as index:
             key = (model, sha256)
-            found = self._connection.execute("SELECT file FROM feedback WHERE model = ? AND sha256 = ?", key).fetchone()
+            found = index.execute("SELECT file FROM feedback WHERE model = ? AND sha256 = ?", key).fetchone()
             if found is None:
                 return False
             (self.folder / found[0]).unlink(missing_ok=True)
-            with self._connection:
-                self._connection.execute("DELETE FROM feedback WHERE model = ? AND sha256 = ?", key)
+            with index:
+                index.execute("DELETE FROM feedback WHERE model = ? AND sha256 = ?", key)
         return True
 
     def rows(self) -> list[Feedback]:
         """Return all rows, the last mark last."""
-        with self._lock, self._errors():
-            rows = self._connection.execute("SELECT * FROM feedback ORDER BY time, model, sha256").fetchall()
-        return [Feedback(*row[:6], bool(row[6]), row[7]) for row in rows]
+        with self._opened() as index:
+            rows = index.execute("SELECT * FROM feedback ORDER BY time, model, sha256").fetchall()
+        return [
+            Feedback(model, sha256, label, file, score, threshold, bool(is_anomalous), time)
+            for model, sha256, label, file, score, threshold, is_anomalous, time in rows
+        ]
 
-    def _correct_labels(self) -> None:
+    def _correct_labels(self, index: sqlite3.Connection) -> None:
         """Follow files that were moved before a crash, or by hand, into the folder of the other label."""
-        rows = self._connection.execute("SELECT model, sha256, label, file FROM feedback").fetchall()
+        rows = index.execute("SELECT model, sha256, label, file FROM feedback").fetchall()
         for model, sha256, label, file in rows:
             (other,) = (each for each in LABELS if each != label)
             moved = f"{model}/{other}/{Path(file).name}"
             if not (self.folder / file).exists() and (self.folder / moved).exists():
-                self._connection.execute(
+                index.execute(
                     "UPDATE feedback SET label = ?, file = ? WHERE model = ? AND sha256 = ?",
                     (other, moved, model, sha256),
                 )
 
-    def close(self) -> None:
-        """Close the index; the files stay."""
-        with self._lock:
-            self._connection.close()
-
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to the index; one thread at a time changes the store."""
         try:
-            with os_errors_as_run_errors(self.folder):
-                yield
+            with (
+                self._lock,
+                os_errors_as_run_errors(self.folder),
+                contextlib.closing(sqlite3.connect(self._index, timeout=LOCK_SECONDS)) as index,
+            ):
+                index.execute("PRAGMA synchronous = FULL")
+                yield index
         except sqlite3.Error as error:
             raise RunError(f"cannot use {self._index}: {error}; check the file, or choose another folder") from error
 

@@ -2,21 +2,26 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from metalad.runtime.errors import RunError
+from metalad.runtime.progress import logger
 from metalad.service.feedback import LABELS, Feedback, FeedbackStore, Label
 from metalad.service.predictions import CLIENT_CLOSED, Predictions, wanted_threshold
 from metalad.service.problems import Problem
 from metalad.service.scoring import Wanted
 
+Answer = TypeVar("Answer")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -60,7 +65,8 @@ class FeedbackEndpoint:
         (one,) = scored
         if one.score is None:
             raise Problem(one.status, one.error or "the image cannot be scored")
-        row = await asyncio.to_thread(self.store.add, served.name, uploads[0].content, label, one.score, one.threshold)
+        add = functools.partial(self.store.add, served.name, uploads[0].content, label, one.score, one.threshold)
+        row = await _stored(add)
         return _json(dataclasses.asdict(row))
 
     async def take_back(self, request: Request) -> Response:
@@ -73,14 +79,23 @@ class FeedbackEndpoint:
         sha256 = request.query_params.get("sha256", "")
         if not _SHA256.fullmatch(sha256):
             raise Problem(422, "sha256 must be the 64 hexadecimal digits that the service answered")
-        if not await asyncio.to_thread(self.store.remove, served.name, sha256):
+        if not await _stored(functools.partial(self.store.remove, served.name, sha256)):
             raise Problem(404, "no such picture is stored for this model")
         return _json({"sha256": sha256, "label": None})
 
     async def counts(self, _: Request) -> Response:
         """Answer how many pictures of each label are stored, for each model."""
-        rows = await asyncio.to_thread(self.store.rows)
+        rows = await _stored(self.store.rows)
         return _json({name: _counted(rows, name) for name in self.predictions.registry.served})
+
+
+async def _stored(work: Callable[[], Answer]) -> Answer:
+    """Return what the store answers; an error of the disk is in the log, as it names folders of this computer."""
+    try:
+        return await asyncio.to_thread(work)
+    except RunError as error:
+        logger.error("feedback: %s", error)
+        raise Problem(507, "the feedback cannot be stored; the log of the service states the reason") from error
 
 
 def _counted(rows: Sequence[Feedback], model: str) -> dict[str, int]:

@@ -62,6 +62,7 @@ export function showHistory() {
   if (wanted.length !== list.children.length || wanted.some((place, index) => list.children[index] !== place)) list.replaceChildren(...wanted);
   byId("history-card").hidden = visit.entries.length === 0;
   byId("history-empty").hidden = entries.length > 0;
+  byId("history-empty").textContent = all.length ? "No picture matches." : "No picture was scored with this model yet.";
   byId("history-count").textContent = entries.length === all.length ? plural(all.length, "picture") : `${entries.length} of ${plural(all.length, "picture")}`;
   for (const option of byId("filter").options) option.textContent = `${{ all: "All", NG: "Anomalous", OK: "OK", failed: "Failed" }[option.value]} (${number[option.value]})`;
   byId("retry").hidden = number.failed === 0;

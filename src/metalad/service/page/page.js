@@ -7,7 +7,7 @@ import { setUpIntake } from "./intake.js";
 import { open, thumbnail } from "./pictures.js";
 import { makeQueue } from "./queue.js";
 import * as service from "./service.js";
-import { setUpStage, showResult, showStage, toggleMap, toggleZoom } from "./stage.js";
+import { setUpStage, showFeedbackNote, showResult, showStage, toggleMap, toggleZoom } from "./stage.js";
 import { setUpThreshold, showModelScores, showThreshold } from "./threshold.js";
 import { counts, makeEntry, model, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
 
@@ -212,7 +212,6 @@ async function giveFeedback(label) {
   const entry = visit.selected;
   if (!visit.feedback || entry?.status !== "done") return;
   const isWithdrawn = entry.label === label;
-  byId("feedback-note").textContent = "";
   try {
     if (isWithdrawn) await authorized(() => service.withdrawFeedback(entry.model, entry.sha256));
     else {
@@ -230,8 +229,8 @@ function refreshLabel(entry, text) {
   showItem(entry);
   announce(text);
   if (entry !== visit.selected) return;
+  showFeedbackNote(entry, text);
   showResult();
-  byId("feedback-note").textContent = text;
 }
 
 byId("mark-good").addEventListener("click", () => giveFeedback("good"));

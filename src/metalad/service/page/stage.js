@@ -131,9 +131,18 @@ function showVerdict(entry) {
   bar.setAttribute("aria-label", `Score ${text}, threshold ${digits(limit)}`);
   bar.style.setProperty("--threshold", `${100 * position(limit, entry.threshold)}%`);
   bar.style.setProperty("--score", `${100 * position(entry.score, entry.threshold)}%`);
+  if (byId("feedback-note").dataset.entry !== String(entry.id)) showFeedbackNote(entry, letterKeys() ? "Keys: G for good, D for defect." : "");
   byId("mark-good").setAttribute("aria-pressed", entry.label === "good");
   byId("mark-defect").setAttribute("aria-pressed", entry.label === "defect");
 }
+
+// Show a text below the buttons until another picture is selected.
+export function showFeedbackNote(entry, text) {
+  byId("feedback-note").textContent = text;
+  byId("feedback-note").dataset.entry = entry.id;
+}
+
+const letterKeys = () => byId("letter-keys").checked;
 
 function showRegions(isDone, isOwn) {
   byId("regions-card").hidden = !isDone;
