@@ -45,15 +45,28 @@ def create_application(settings: Settings, registry: Registry | None = None) -> 
     service = Service(settings, registry)
     page = page_routes()
     routes: list[BaseRoute] = [*service.routes(), *page]
-    open_paths = OPEN | {route.path for route in page}
+    open_paths = OPEN | {path_of(route) for route in page}
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(Guard, settings=settings, metrics=service.metrics, open_paths=open_paths, tally=service.tally)
+            Middleware(
+                Guard,
+                settings=settings,
+                metrics=service.metrics,
+                paths=frozenset(path_of(route) for route in routes),
+                open_paths=open_paths,
+                tally=service.tally,
+            )
         ],
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
         lifespan=service.lifespan,
     )
+
+
+def path_of(route: BaseRoute) -> str:
+    """Return the path of a route; none of the service has parameters."""
+    assert isinstance(route, Route)
+    return route.path
 
 
 class Service:
@@ -64,9 +77,10 @@ class Service:
         self.metrics, self.tally = Metrics(), Tally()
         processors, threads = _threads(registry)
         self.pool = WorkerPool(threads)
-        self.slots = Slots(settings.queue, processors)
+        self.slots = Slots(settings.queue, settings.max_queue_bytes, processors)
         self.metrics.limit.set(settings.queue)
         self.metrics.slots.set_function(lambda: self.slots.taken)
+        self.metrics.watch(registry)
         self.predictions = Predictions(
             settings, registry, self.pool, self.slots, self.metrics, threading.Semaphore(processors)
         )
@@ -111,7 +125,10 @@ class Service:
     async def _watch_files(self) -> None:
         while True:
             await asyncio.sleep(self.settings.reload)
-            await asyncio.to_thread(self.registry.check_files)
+            try:
+                await asyncio.to_thread(self.registry.check_files)
+            except Exception:
+                logger.exception("the model files could not be checked")
 
     async def models(self, _: Request) -> Response:
         """Describe the models and the limits."""

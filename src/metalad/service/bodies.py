@@ -18,6 +18,7 @@ from metalad.service.problems import Problem
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 """Types besides image/* that hold one image; the second is what `curl --data-binary` sends."""
 MAX_NAME = 255
+MAX_DIGITS = 18
 OTHER_PARTS = 16
 """Parts of a form that are no files; they are ignored."""
 
@@ -34,11 +35,9 @@ async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
     """Return the body of a request.
 
     Raises:
-        Problem: it is longer than `max_bytes` (413; before it is read, where its length is given), its length is no
-            number (400), it is compressed (415), or it did not arrive within `seconds` (408).
+        Problem: it is longer than `max_bytes` (413), or it did not arrive within `seconds` (408).
         ClientDisconnect: the client closed the connection.
     """
-    check_length(request, max_bytes)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -54,18 +53,23 @@ async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
     return b"".join(chunks)
 
 
-def check_length(request: Request, max_bytes: int) -> None:
-    """Raise a `Problem` where the headers announce a body that `read_body` would refuse."""
+def checked_length(request: Request, max_bytes: int) -> int:
+    """Return the length that the headers announce, the maximum where they do not announce it.
+
+    Raises:
+        Problem: it is longer than `max_bytes` (413), its length is no number (400), or it is compressed (415).
+    """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise Problem(415, f"the body is compressed ({encoding[:40]}); send the file as it is")
     length = request.headers.get("content-length")
     if length is None:
-        return
+        return max_bytes
     if not length.isascii() or not length.isdigit():
         raise Problem(400, "Content-Length is not a number")
-    if int(length) > max_bytes:
+    if len(length) > MAX_DIGITS or int(length) > max_bytes:
         raise _too_long(max_bytes)
+    return int(length)
 
 
 def _too_long(max_bytes: int) -> Problem:

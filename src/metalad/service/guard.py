@@ -30,12 +30,13 @@ class Tally:
 class Guard:
     """An ASGI middleware around the application.
 
-    open_paths: the paths that need no token; all others need it, those that do not exist too.
+    paths: all that exist. open_paths: those that need no token; all others need it, also where nothing exists.
     """
 
     app: ASGIApp
     settings: Settings
     metrics: Metrics
+    paths: frozenset[str]
     open_paths: frozenset[str]
     tally: Tally = field(default_factory=Tally)
 
@@ -82,8 +83,7 @@ class Guard:
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
+        path = scope["path"] if scope["path"] in self.paths else "other"
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
         if status in (0, 499):
             self.tally.closed += 1

@@ -1,8 +1,11 @@
 """Counts and times for Prometheus."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from metalad.service.models import Registry
 from metalad.service.scoring import Scored
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -59,6 +62,19 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+
+    def watch(self, registry: Registry) -> None:
+        """Report when each model was loaded, and whether a newer file of it failed to load."""
+
+        def loaded(name: str) -> float:
+            return registry.served[name].loaded.timestamp()
+
+        def failed(name: str) -> float:
+            return float(registry.served[name].error is not None)
+
+        for name in registry.served:
+            self.loaded.labels(name).set_function(partial(loaded, name))
+            self.failed.labels(name).set_function(partial(failed, name))
 
     def count_image(self, model: str, scored: Scored) -> None:
         """Count the verdict and the score of an image."""

@@ -43,30 +43,34 @@ class Job:
 
 
 class Slots:
-    """Counts the images that are in the service: in upload, waiting or computed; the event loop takes them."""
+    """Counts the images in the service, in upload, waiting or computed, and the bytes of their requests.
 
-    def __init__(self, limit: int, workers: int) -> None:
-        self.limit, self.workers, self.taken = limit, workers, 0
+    limit: of images. max_bytes: of all requests together; one request alone may have more. workers: images computed
+    at once. The event loop alone takes and frees slots.
+    """
+
+    def __init__(self, limit: int, max_bytes: int, workers: int) -> None:
+        self.limit, self.max_bytes, self.workers = limit, max_bytes, workers
+        self.taken = self.bytes = 0
         self._seconds = 0.1  # a moving average of the time of one image
 
-    def take(self, count: int) -> None:
-        """Take slots.
+    def take(self, count: int, size: int = 0) -> None:
+        """Take slots for images, and memory for a body.
 
         Raises:
-            Problem: fewer are free (429, with Retry-After).
+            Problem: fewer slots or bytes are free (429, with Retry-After).
         """
-        if self.taken + count > self.limit:
+        if self.taken + count > self.limit or (self.bytes and self.bytes + size > self.max_bytes):
             seconds = max(1, math.ceil(self.taken * self._seconds / self.workers))
-            raise Problem(
-                429,
-                f"the queue of {self.limit} images is full; send the request again in {seconds} s",
-                headers={"Retry-After": str(seconds)},
-            )
+            full = f"the queue is full with {self.taken} images; send the request again in {seconds} s"
+            raise Problem(429, full, headers={"Retry-After": str(seconds)})
         self.taken += count
+        self.bytes += size
 
-    def give_back(self, count: int) -> None:
-        """Free slots."""
+    def give_back(self, count: int, size: int = 0) -> None:
+        """Free slots and memory."""
         self.taken -= count
+        self.bytes -= size
 
     def measured(self, seconds: float) -> None:
         """Take the time of one image into account for Retry-After."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from metalad.service.bodies import Upload, base_name, check_length, needs_parsing, read_body, uploads_of
+from metalad.service.bodies import Upload, base_name, checked_length, needs_parsing, read_body, uploads_of
 from metalad.service.metrics import Metrics
 from metalad.service.models import Registry, ServedModel
 from metalad.service.pool import Slots, WorkerPool
@@ -65,8 +65,8 @@ class Predictions:
             Problem: the queue is full (429), the body is refused, see `metalad.service.bodies`, or the answer takes too
                 long (504). ClientDisconnect: the client closed the connection.
         """
-        check_length(request, self.settings.max_bytes)
-        self.slots.take(1)  # before the body is read: a full queue costs no memory
+        size = checked_length(request, self.settings.max_bytes)
+        self.slots.take(1, size)  # before the body is read: a full queue costs no memory
         taken = 1
         try:
             body = await read_body(request, self.settings.max_bytes, self.settings.upload_timeout)
@@ -79,7 +79,7 @@ class Predictions:
             taken = len(uploads)
             scored = await self._scored(request, uploads, served, wanted, deadline)
         finally:
-            self.slots.give_back(taken)
+            self.slots.give_back(taken, size)
         for one in scored:
             self.metrics.count_image(served.name, one)
         return uploads, scored

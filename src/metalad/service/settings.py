@@ -48,6 +48,11 @@ class Settings:
         return round(self.max_megabytes * 1e6)
 
     @property
+    def max_queue_bytes(self) -> int:
+        """The maximum size of all bodies in the service together: eight times that of one."""
+        return 8 * self.max_bytes
+
+    @property
     def max_pixels(self) -> int:
         """The maximum number of pixels of an image."""
         return round(self.max_megapixels * 1e6)
