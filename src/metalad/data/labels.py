@@ -88,6 +88,14 @@ class LabelColumn:
     def _name(self) -> str:
         return self.header if self.stated == "bad" else ABNORMAL
 
+    def tells_apart(self, values: Iterable[str]) -> bool:
+        """Return whether each value states in itself, or by the header, if an image is good, and they differ."""
+        stated = [
+            self.defect(value) if _plain(value) in self._booleans else _word(value, self.stated)
+            for value in {value for value in values if value}
+        ]
+        return None not in stated and GOOD in stated and len(set(stated)) > 1
+
     def require_meaning(self, listing: Path, values: Iterable[str]) -> None:
         """Check that the header states what 1, true and yes mean, if such values occur.
 

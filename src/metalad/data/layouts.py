@@ -18,9 +18,22 @@ from metalad.data.mvtec import (
     unused_test_images,
     unused_training_images,
 )
-from metalad.data.notes import left_out_notes, masks_beside_note, masks_left_out_note, unmatched_masks_note
+from metalad.data.notes import (
+    annotations_note,
+    left_out_notes,
+    masks_beside_note,
+    masks_left_out_note,
+    unmatched_masks_note,
+)
+from metalad.data.other_lists import check_other_lists
 from metalad.data.own_layouts import own_layout
-from metalad.data.plain import categories_below, refuse_several_kinds, separate_masks, subfolder_counts
+from metalad.data.plain import (
+    categories_below,
+    refuse_several_kinds,
+    refuse_some_marked,
+    separate_masks,
+    subfolder_counts,
+)
 from metalad.data.sample import GOOD, Category
 from metalad.data.text import number_of
 from metalad.runtime.errors import DataError
@@ -54,9 +67,10 @@ def read_category(root: Path, *, seed: int = 0, all_good: bool = False) -> Categ
     try:
         category = _read_plain(root, all_good=True) if all_good else _read(root, seed)
         left_out = left_out_notes(root)
+        annotated = annotations_note(root, category.train), annotations_note(root, category.test)
     except OSError as error:
         raise DataError(f"cannot read the folder {root}: {error}; check its permissions") from error
-    train, test = (() if line is None else (line,) for line in left_out)
+    train, test = (_lines(*lines) for lines in zip(annotated, left_out, strict=True))
     return dataclasses.replace(
         category, train_notes=(*category.train_notes, *train), test_notes=(*category.test_notes, *test)
     )
@@ -124,11 +138,15 @@ def _read_plain(root: Path, *, all_good: bool) -> Category:
             raise DataError(f"{root} contains several categories; give one of them: {', '.join(categories[:20])}")
         refuse_several_kinds(root, paths)
     images, masks = separate_masks(root, paths, all_good=all_good)
+    other_list = None
+    if not all_good:
+        refuse_some_marked(root, images)
+        other_list = check_other_lists(root, images)
     if not images:
         _require_images(root)
         raise DataError(f"all {number_of(masks, 'image')} in {root} are masks; give a folder of images of products")
     left_out = f"{number_of(masks, 'mask')} left out" if masks else None
-    notes = _lines(subfolder_counts(root, images), left_out)
+    notes = _lines(subfolder_counts(root, images), left_out, other_list)
     return Category(root.resolve().name, root, PLAIN, good_samples(images), (), train_notes=notes)
 
 

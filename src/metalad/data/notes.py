@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from metalad.data.annotations import find_annotations
 from metalad.data.listing import images_in, subfolders
 from metalad.data.names import is_good, role
 from metalad.data.products import find_masks
@@ -47,6 +48,19 @@ def unmatched_masks_note(truth: Path | None, test: Sequence[Sample]) -> str | No
         f"{count} without an anomalous image, such as {unmatched[0]}; the mask of an image DEFECT/STEM.png must be "
         f"{truth.name}/DEFECT/STEM_mask.png or {truth.name}/DEFECT/STEM.png (any image suffix)"
     )
+
+
+def annotations_note(root: Path, samples: Sequence[Sample]) -> str | None:
+    """Describe the annotation files that mark images without a mask; None without any."""
+    unmasked = [sample for sample in samples if sample.mask is None]
+    found = find_annotations(root, [sample.path for sample in unmasked])
+    if found is None or not found.marked:
+        return None
+    good = [sample.path for sample in unmasked if not sample.abnormal and sample.path in found.marked]
+    remedy = "are marked by annotation files but taken as good" if good else "have annotation files, which are not read"
+    count = number_of(len(good or found.marked), "good image" if good else "image")
+    file = found.marked[good[0]] if good else next(iter(found.marked.values()))
+    return f"{count} {remedy}, such as {file}" + ("" if good else "; only images are read as masks")
 
 
 def masks_beside_note(test: Sequence[Sample]) -> str | None:

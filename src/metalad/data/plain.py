@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from metalad.data.annotations import find_annotations
 from metalad.data.images import inspect_mask
 from metalad.data.masks import is_in_mask_folder, masks_beside
 from metalad.data.names import Role, hints, role
@@ -67,6 +68,21 @@ def _refuse_names_of_both_kinds(root: Path, paths: Iterable[Path]) -> None:
         raise DataError(
             f"{root} contains good and anomalous images by their file names ({first['good'].name}, "
             f"{first['bad'].name}); give a folder with good images only, or a file labels.csv; {_OVERRIDE}"
+        )
+
+
+def refuse_some_marked(root: Path, images: Sequence[Path]) -> None:
+    """Refuse a folder in which annotation files mark some of the images: these are not all good.
+
+    Raises:
+        DataError: they do; not if they mark all images, because the marks may be of the parts themselves.
+    """
+    found = find_annotations(root, images)
+    if found is not None and 0 < len(found.marked) < len(images):
+        image, file = next(iter(found.marked.items()))
+        raise DataError(
+            f"annotation files mark {len(found.marked)} of {number_of(len(images), 'image')} in {root}, such as "
+            f"{image.name} in {file}, so the images are not all good; give a folder with good images only; {_OVERRIDE}"
         )
 
 
