@@ -9,15 +9,15 @@ from metalad.runtime.errors import DataError
 from tests.data.folders import put_image, put_text
 
 TELLING = {
-    "results.csv": "file,result\n0.png,OK\n1.png,NG\n2.png,OK",
-    "Prüfung.csv": "Nr;Bild;Ergebnis\n1;0.png;i.O.\n2;1.png;n.i.O.",
-    "train.csv": "id,width,defective\n0,12,0\n1,12,1",
-    "検査.tsv": "画像\t判定\nC:\\cam\\0.png\t良品\nC:\\cam\\1.png\t不良",
+    "results.csv": "file,result\nimg0.png,OK\nimg1.png,NG\nimg2.png,OK",
+    "Prüfung.csv": "Nr;Bild;Ergebnis\n1;img0.png;i.O.\n2;img1.png;n.i.O.",
+    "train.csv": "id,width,defective\nimg0,12,0\nimg1,12,1",
+    "検査.tsv": "画像\t判定\nC:\\cam\\img0.png\t良品\nC:\\cam\\img1.png\t不良",
 }
 LISTING = {
-    "sizes.csv": "file,width\n0.png,12\n1.png,13",
-    "light.csv": "file,light\n0.png,normal\n1.png,dark",
-    "all_good.csv": "file,result\n0.png,OK\n1.png,OK",
+    "sizes.csv": "file,width\nimg0.png,12\nimg1.png,13",
+    "light.csv": "file,light\nimg0.png,normal\nimg1.png,dark",
+    "all_good.csv": "file,result\nimg0.png,OK\nimg1.png,OK",
 }
 OTHER = {
     "temperature.csv": "time,OK\n12:00,1\n12:01,0",
@@ -29,7 +29,7 @@ OTHER = {
 
 def put_images(root: Path) -> None:
     for number in range(3):
-        put_image(root / f"{number}.png", number)
+        put_image(root / f"img{number}.png", number)
 
 
 @pytest.mark.parametrize("name", TELLING)
