@@ -295,6 +295,9 @@ def test_a_token_is_requested_kept_and_sent(
 ) -> None:
     with serving(served.model, tmp_path / "keep", token=TOKEN) as guarded:
         page = open_page(guarded.url, wait=False)
+        page.locator("#token-cancel").click()
+        page.locator("#problem", has_text="No token was given").wait_for()
+        page.locator("#open-token").click()
         page.locator("#token").fill("wrong")
         page.keyboard.press("Enter")
         page.locator("#token-error").wait_for()

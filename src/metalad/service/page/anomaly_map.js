@@ -37,7 +37,9 @@ export async function decodeMap(blob) {
   const { width, height } = bitmap;
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
-  return { width, height, values: Uint8Array.from({ length: width * height }, (_, index) => data[4 * index]) };
+  const values = new Uint8Array(width * height);
+  for (let index = 0; index < values.length; index += 1) values[index] = data[4 * index];
+  return { width, height, values };
 }
 
 // Draw the colored map; its opacity is a smoothstep function of the value, and 0 below a third of the threshold.

@@ -6,6 +6,7 @@ import { counts, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js"
 
 const STATES = { waiting: "waiting", sending: "scoring", busy: "service is busy" };
 const items = new Map(); // by the number of the entry: the element of the list
+const states = new Map(); // by the number of the entry: what its element shows
 
 // select(entry) shows a picture.
 export function setUpHistory(select) {
@@ -37,6 +38,10 @@ function itemOf(entry) {
 // Update one picture of the list.
 export function showItem(entry) {
   const button = itemOf(entry).firstChild, [picture, name, line] = button.children, word = verdict(entry);
+  const text = word === "OK" || word === "NG" ? digits(entry.score, thresholdOf(entry)) : entry.error || STATES[entry.status];
+  const state = [word, text, entry.label, entry.thumbnail, entry === visit.selected].join();
+  if (states.get(entry.id) === state) return;
+  states.set(entry.id, state);
   button.className = `item ${word ? word.toLowerCase() : "pending"}`;
   button.toggleAttribute("aria-current", entry === visit.selected);
   if (entry === visit.selected) button.setAttribute("aria-current", "true");
@@ -48,9 +53,9 @@ export function showItem(entry) {
   }
   name.textContent = entry.name.split("/").slice(-2).join("/");
   button.title = entry.name;
-  line.replaceChildren(...(word === "failed" ? [element("span", "item-error", entry.error)]
-    : word ? [element("span", `chip ${word.toLowerCase()}`, word), element("span", "item-score", digits(entry.score, thresholdOf(entry)))]
-      : [element("span", "quiet", STATES[entry.status])]));
+  line.replaceChildren(...(word === "failed" ? [element("span", "item-error", text)]
+    : word ? [element("span", `chip ${word.toLowerCase()}`, word), element("span", "item-score", text)]
+      : [element("span", "quiet", text)]));
   if (entry.label) line.append(element("span", "item-label", entry.label === "good" ? "marked good" : "marked defect"));
 }
 

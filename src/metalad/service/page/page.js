@@ -26,7 +26,10 @@ function askForToken(wasRefused) {
       asked = null;
       byId("open-token").hidden = false;
       if (dialog.returnValue === "given") resolve();
-      else reject(new service.ServiceError("No token was given; enter one with the button “Token”", 401));
+      else {
+        stop("No token was given; enter one with the button “Token”");
+        reject(new service.ServiceError("No token was given; enter one with the button “Token”", 0));
+      }
     }, { once: true });
   });
   return asked;
@@ -111,7 +114,7 @@ function take(pictures, leftOut = 0) {
   if (leftOut) showProblem(`${plural(leftOut, "file")} left out: no ${leftOut === 1 ? "picture" : "pictures"}.`);
   if (!pictures.length || !visit.model) return;
   const entries = pictures.map(({ file, name }) => makeEntry(file, name, visit.model));
-  visit.entries.push(...entries);
+  visit.entries = visit.entries.concat(entries);
   if (visit.filter !== "all") setFilter("all");
   select(entries[0]);
   showHistory();
@@ -173,12 +176,14 @@ const queue = makeQueue(score, (done, total) => {
   if (!isBusy && total > 1) announce(`${plural(all, "picture")}: ${NG} anomalous${failed ? `, ${failed} failed` : ""}`);
 });
 
-byId("stop").addEventListener("click", () => {
-  for (const entry of queue.stop()) Object.assign(entry, { status: "failed", error: "Stopped; not scored", time: new Date() });
+function stop(error) {
+  for (const entry of queue.stop()) Object.assign(entry, { status: "failed", error, time: new Date() });
   byId("progress").hidden = true;
   showHistory();
   showStage();
-});
+}
+
+byId("stop").addEventListener("click", () => stop("Stopped; not scored"));
 byId("retry").addEventListener("click", () => {
   const failed = ofModel().filter((entry) => entry.status === "failed");
   for (const entry of failed) Object.assign(entry, { status: "waiting", error: "" });
@@ -240,8 +245,10 @@ byId("mark-defect").addEventListener("click", () => giveFeedback("defect"));
 
 const LETTERS_KEY = "metalad-letter-keys";
 const letters = byId("letter-keys");
-letters.checked = localStorage.getItem(LETTERS_KEY) !== "off";
-letters.addEventListener("change", () => localStorage.setItem(LETTERS_KEY, letters.checked ? "on" : "off"));
+try {
+  letters.checked = localStorage.getItem(LETTERS_KEY) !== "off";
+  letters.addEventListener("change", () => localStorage.setItem(LETTERS_KEY, letters.checked ? "on" : "off"));
+} catch { /* the browser denies the page a storage: the choice is not kept */ }
 
 const KEYS = {
   ArrowLeft: () => step(-1), ArrowRight: () => step(1), Home: () => step(0, 0), End: () => step(0, shown().length - 1),

@@ -22,7 +22,7 @@ export function makeQueue(work, changed) {
 
   return {
     add(entries) {
-      waiting.push(...entries);
+      waiting = waiting.concat(entries);
       total += entries.length;
       changed(done, total);
       next();

@@ -10,9 +10,16 @@ export class ServiceError extends Error {
   }
 }
 
+let kept = ""; // where the browser denies the page a storage
+
 export const token = {
-  get: () => sessionStorage.getItem(TOKEN_KEY) ?? "",
-  set: (value) => sessionStorage.setItem(TOKEN_KEY, value),
+  get() {
+    try { return sessionStorage.getItem(TOKEN_KEY) ?? kept; } catch { return kept; }
+  },
+  set(value) {
+    kept = value;
+    try { sessionStorage.setItem(TOKEN_KEY, value); } catch { /* then a reload requests it again */ }
+  },
 };
 
 const pause = (milliseconds, signal) => new Promise((resolve, reject) => {
@@ -54,19 +61,25 @@ async function request(path, { query = {}, waiting = () => {}, ...options } = {}
   }
 }
 
-const picture = (file) => ({
-  method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
-});
+async function picture(file) {
+  let body;
+  try {
+    body = await file.arrayBuffer();
+  } catch {
+    throw new ServiceError("The file cannot be read; it was changed, moved or deleted", 0);
+  }
+  return { method: "POST", body, headers: { "Content-Type": file.type || "application/octet-stream" } };
+}
 
 export const models = () => request("v1/models");
 
 export async function predict(file, model, include, options) {
-  const answer = await request("v1/predict", { ...picture(file), query: { model, include }, ...options });
+  const answer = await request("v1/predict", { ...await picture(file), query: { model, include }, ...options });
   return answer.results[0];
 }
 
-export const sendFeedback = (file, model, label, threshold) =>
-  request("v1/feedback", { ...picture(file), query: { model, label, threshold } });
+export const sendFeedback = async (file, model, label, threshold) =>
+  request("v1/feedback", { ...await picture(file), query: { model, label, threshold } });
 
 export const withdrawFeedback = (model, sha256) =>
   request("v1/feedback", { method: "DELETE", query: { model, sha256 } });
