@@ -36,6 +36,8 @@ MAX_WHEEL_BYTES = 12_000_000
 WHEEL_FILES = (
     "metalad/py.typed",
     "metalad/results/pages/templates/report.html",
+    "metalad/service/page/index.html",
+    "metalad/service/page/page.js",
     "metalad/data/demo_images/cookie/LICENSE.txt",
     "metalad/data/demo_images/cookie/train/good/000.jpg",
 )
