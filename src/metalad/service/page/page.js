@@ -116,8 +116,8 @@ function take(pictures, leftOut = 0) {
   const entries = pictures.map(({ file, name }) => makeEntry(file, name, visit.model));
   visit.entries = visit.entries.concat(entries);
   if (visit.filter !== "all") setFilter("all");
-  select(entries[0]);
   showHistory();
+  select(entries[0]);
   queue.add(entries);
 }
 
