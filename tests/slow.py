@@ -34,6 +34,7 @@ SLOW = (
     "results/pages/test_prediction_page.py::test_100000_images_can_be_turned_filtered_searched_and_saved",
     "results/pages/test_report_in_browser.py",
     "results/test_evaluation.py",
+    "service/test_page.py",
     "storage/test_model_file.py::test_any_altered_byte_of_the_header_is_detected",
     "test_docs.py::test_python_runs",
     "test_docs.py::test_the_api_page_runs",
