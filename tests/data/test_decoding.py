@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metalad.data import decoding
-from metalad.data.images import image_size, read_image, read_mask
+from metalad.data.images import image_size, read_image, read_image_bytes, read_mask
+from metalad.data.reading import Reading
 from metalad.runtime.errors import ImageError
 from tests.data.pictures import STORED, Array, as_stored, encoded, one_bit_png, png_chunk, put, smooth_picture
 
@@ -155,3 +156,56 @@ def test_damaged_files_are_read_or_raise_image_error(
         patch.setattr(decoding, "MAX_PIXELS", 10**6)  # limits the memory use for damaged headers
         with contextlib.suppress(ImageError):
             assert read_image(path).ndim == 3
+
+
+KINDS: list[tuple[str, str, dict[str, Any]]] = [
+    ("PNG", "RGB", {}),
+    ("PNG", "RGBA", {}),
+    ("PNG", "L", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"}),
+    ("PNG", "I;16", {}),
+    ("JPEG", "RGB", {"quality": 70}),
+    ("JPEG", "RGB", {"progressive": True}),
+    ("WEBP", "RGB", {"quality": 70}),
+    ("BMP", "RGB", {}),
+    ("TIFF", "RGB", {}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ("TIFF", "I;16", {"compression": "tiff_deflate"}),
+    ("TIFF", "RGB", {"compression": "jpeg"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "mode", "options"), KINDS)
+def test_the_content_of_a_file_in_memory_gives_the_pixels_and_notes_of_the_file_without_opening_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, options: dict[str, Any]
+) -> None:
+    picture = Image.fromarray(smooth_picture())
+    if mode == "I;16":
+        picture = Image.fromarray(smooth_picture()[:, :, 0].astype(np.uint16) * 17)
+    else:
+        picture = picture.convert(mode)
+    path = tmp_path / "image"
+    further = {"save_all": True, "append_images": [picture]} if kind in ("TIFF", "WEBP") else {}
+    picture.save(path, kind, **options, **further)
+    from_file, from_memory = Reading(4095), Reading(4095)
+    expected, content = read_image(path, from_file), path.read_bytes()
+    size = image_size(path)
+    path.unlink()
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "stat", refused)
+    np.testing.assert_array_equal(read_image_bytes(str(path), content, from_memory), expected)
+    assert decoding.header_size_of_bytes(path, content) == size
+    assert from_memory.notes.of(path) == from_file.notes.of(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", encoded(smooth_picture(), "PNG")[:90]])
+def test_damaged_content_is_an_image_error_with_the_reason_of_the_file(tmp_path: Path, content: bytes) -> None:
+    path = put(tmp_path / "image", content)
+    with pytest.raises(ImageError) as expected:
+        read_image(path)
+    with pytest.raises(ImageError) as error:
+        read_image_bytes("a\0b[2]", content)
+    assert error.value.reason == expected.value.reason

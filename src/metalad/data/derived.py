@@ -23,9 +23,14 @@ def is_written_picture(path: Path) -> bool:
     """Return whether a file is an overlay or a map that metalad wrote."""
     try:
         with path.open("rb") as file:
-            return MARK.encode() in file.read(_MARKED_BYTES)
+            return is_written_content(file.read(_MARKED_BYTES))
     except OSError:  # an unreadable file is reported when it is read as an image
         return False
+
+
+def is_written_content(content: bytes) -> bool:
+    """Return whether the content of a file is that of an overlay or a map that metalad wrote."""
+    return MARK.encode() in content[:_MARKED_BYTES]
 
 
 def is_folder_of_written_pictures(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from metalad.data.decoding import (
     header_size,
     size_text,
 )
-from metalad.data.derived import is_written_picture
+from metalad.data.derived import is_written_content, is_written_picture
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.masks import anomalous_pixels, has_gray_edges
 from metalad.data.pages import split_page
@@ -78,7 +78,10 @@ def read_image(path: Path, reading: Reading | None = None) -> UInt8[np.ndarray, 
             `MIN_SIDE`, larger than `MAX_PIXELS`, or with pixels of an unknown range (32-bit); with several pages, if
             `reading` is strict.
     """
-    return _first_page_rgb(path, decode_file(path), reading or Reading(), is_page=split_page(path)[1] is not None)
+    source, page = split_page(path)
+    decoded = decode_file(path)
+    is_written = is_written_picture(source)
+    return _first_page_rgb(path, decoded, reading or Reading(), is_page=page is not None, is_written=is_written)
 
 
 def read_image_bytes(name: str, content: bytes, reading: Reading | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -89,17 +92,21 @@ def read_image_bytes(name: str, content: bytes, reading: Reading | None = None) 
     Raises:
         ImageError: as `read_image`.
     """
-    return _first_page_rgb(Path(name), decode_bytes(Path(name), content), reading or Reading(), is_page=False)
+    path = Path(name)
+    decoded = decode_bytes(path, content)
+    is_written = is_written_content(content)
+    return _first_page_rgb(path, decoded, reading or Reading(), is_page=False, is_written=is_written)
 
 
 def _first_page_rgb(
-    path: Path, decoded: Decoded, reading: Reading, *, is_page: bool
+    path: Path, decoded: Decoded, reading: Reading, *, is_page: bool, is_written: bool
 ) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a decoded image as RGB bytes, with notes; `path` names it in them, and is not opened."""
     if decoded.pages > 1 and not is_page:
         if reading.strict:
             raise ImageError(path, f"{decoded.pages} pages or frames, but one is read", "save them as separate files")
         reading.notes.add(path, [FRAMES_NOTE])
-    if is_written_picture(split_page(path)[0]):
+    if is_written:
         reading.notes.add(path, [WRITTEN_NOTE])
     return decoded_rgb(path, decoded, reading)
 
