@@ -165,8 +165,11 @@ def test_an_error_of_the_disk_is_answered_without_names_of_folders(client: httpx
     assert client.get("/v1/feedback").json() == {"tiny": {"good": 0, "defect": 0}}
 
 
-def test_without_a_folder_there_is_no_feedback(model: metalad.Model) -> None:
+def test_without_a_folder_there_is_no_feedback_and_the_page_has_a_strict_policy(model: metalad.Model) -> None:
     with serving(model, None) as served, httpx.Client(base_url=served.url) as client:
         assert client.get("/v1/models").json()["feedback"] is False
         assert client.post("/v1/feedback", params={"label": "good"}, content=png(0)).status_code == 404
+        policy = client.get("/").headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
         assert "/v1/feedback" not in client.get("/openapi.json").json()["paths"]

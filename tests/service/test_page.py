@@ -340,14 +340,20 @@ def test_a_busy_service_is_asked_again_and_one_out_of_reach_is_reported(
     assert history(page)["defect.png"].startswith("NG")
 
 
-def test_files_that_browsers_cannot_show_are_shown_by_the_service(
+def test_a_folder_is_taken_and_files_that_browsers_cannot_show_are_shown_by_the_service(
     open_page: "Callable[..., Page]", served: Served, tmp_path: Path
 ) -> None:
-    path = tmp_path / "scan.tif"
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    path = folder / "scan.tif"
     Image.fromarray(picture(101, SQUARES["defect.png"])).save(path)
+    (folder / "notes.txt").write_text("no picture")
     page = open_page()
-    choose(page, [path])
-    assert history(page) == verdicts(served.model, [path], served.model.threshold)
+    page.set_input_files("#folder", folder)
+    wait_for_results(page, 1)
+    assert list(history(page)) == ["scans/scan.tif"]
+    assert list(history(page).values()) == list(verdicts(served.model, [path], served.model.threshold).values())
+    assert page.locator("#problem").inner_text() == "1 file left out: no picture."
     brightness = """() => {
       const canvas = document.getElementById("input-canvas");
       const { data } = canvas.getContext("2d").getImageData(37, 27, 1, 1);
