@@ -110,11 +110,15 @@ class WorkerPool:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if job.future.done() or time.monotonic() > job.deadline:
-                continue  # the client has gone, or has got the answer that it took too long
-            try:
-                result, error = job.call(), None
-            except BaseException as raised:
-                result, error = None, raised
-            job.settle(result, error)
-            del job, result, error  # an idle worker must not hold an image
+            _run(job)
+            del job  # an idle worker must not hold an image
+
+
+def _run(job: Job) -> None:
+    if job.future.done() or time.monotonic() > job.deadline:
+        return  # the client has gone, or has got the answer that it took too long
+    try:
+        result, error = job.call(), None
+    except BaseException as raised:
+        result, error = None, raised
+    job.settle(result, error)
