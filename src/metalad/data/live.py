@@ -18,8 +18,8 @@ from metalad.runtime.progress import logger
 OPEN_SECONDS = 10.0
 SILENT_SECONDS = 10.0
 """A source that gives no frame for this long is opened again."""
-MAX_WAIT = 30.0
-"""The longest wait between two attempts to open a lost source, in seconds; the first is 1 s, and each is doubled."""
+FIRST_WAIT, MAX_WAIT = 1.0, 30.0
+"""Seconds between two attempts to open a lost source: the first, which is doubled each time, and the longest."""
 TICK = 0.2
 _CAMERA = re.compile(r"camera:(\d{1,3})", re.IGNORECASE)
 # `Path` turns the two slashes of a URL into one.
@@ -127,13 +127,13 @@ class LiveStream:
         ).start()
 
     def _read(self, capture: Any, generation: int) -> None:
-        wait = 1.0
+        wait = FIRST_WAIT
         while generation == self._generation:
             if capture is None:
                 capture = self._open(self._source)
             if capture.isOpened():
                 if self._read_open(capture, generation):
-                    wait = 1.0
+                    wait = FIRST_WAIT
                 if generation == self._generation:
                     logger.warning("%s is lost; opening it again", self._source.name)
             capture.release()

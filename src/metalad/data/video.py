@@ -167,7 +167,10 @@ def _reader(video: Path, *_: int) -> _Reader:
 def _opened(path: Path) -> Any:
     if not path.is_file():
         raise ImageError(path, "no such file")
-    capture = open_cv().VideoCapture(str(path))
+    cv2 = open_cv()
+    # OpenCV's own reader, which it tries after FFmpeg, prints about files that it does not know.
+    has_ffmpeg = cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
     if not capture.isOpened():
         raise ImageError(path, "not a video that OpenCV can decode", "convert it to H.264 in an .mp4 file")
     return capture

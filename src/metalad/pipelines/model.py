@@ -198,14 +198,14 @@ class Model:
             raise ConfigError(f"every is {every}; it must be at least 1")
         reader = _Reader(self._opened, scoring, self._opened.threshold_or(threshold, false_alarms, scoring), batch_size)
         reading = Reading(self.header.white_level, strict=strict)
-        if not stream and (one := _one_input(x, reading)) is not None:
-            result = reader.one(one)
-            _log_notes(reading)
-            return result
         if isinstance(x, str | Path) and (live := live_source(x)) is not None:
             if not stream:
                 raise ConfigError(f"{live.name} has no end; use stream=True")
             return (reader.one(source) for source in _live_inputs(live, every, reading))
+        if not stream and (one := _one_input(x, reading)) is not None:
+            result = reader.one(one)
+            _log_notes(reading)
+            return result
         results = reader.many(_inputs(x, reading, every), strict, reading)
         return results if stream else list(results)
 

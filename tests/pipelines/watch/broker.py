@@ -57,7 +57,7 @@ class Broker:
             if not byte & 128:
                 break
         body = file.read(length)
-        kind = first[0] >> 4
+        kind = int(first[0]) >> 4
         if kind == 1:
             self.connects.append(body)
             client.sendall(b"\x20\x02\x00\x00")

@@ -91,8 +91,8 @@ def test_a_deleted_file_is_forgotten_and_the_limit_holds() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["write", "delete", "look", "reject"])), max_size=40))
 def test_any_order_of_events_ends_with_each_existing_file_ready_once(events: list[tuple[str, str]]) -> None:
-    arrivals, files, now, version, work = Arrivals(settle=1.0, patience=1000.0), dict[str, Stamp](), 0.0, 0, {}
-    scored: dict[str, Stamp] = {}
+    arrivals, now, version = Arrivals(settle=1.0, patience=1000.0), 0.0, 0
+    files, work, scored = dict[str, Stamp](), dict[str, Stamp](), dict[str, Stamp]()
     for name, event in events:
         now += 0.4
         if event == "write":

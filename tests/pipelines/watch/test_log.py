@@ -128,7 +128,7 @@ def test_the_log_is_durable_and_readable_meanwhile(log: Log, tmp_path: Path) -> 
 def test_a_damaged_or_newer_log_is_refused_in_one_line(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.sqlite"
     damaged.write_bytes(b"not a database, but a text of some length" * 100)
-    with pytest.raises(RunError, match="cannot use the log .*damaged"):
+    with pytest.raises(RunError, match=r"cannot use the log .*damaged"):
         Log(damaged)
     newer = tmp_path / "newer.sqlite"
     database = sqlite3.connect(newer)

@@ -90,9 +90,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_processes(log: Log) -> 
     log.close()
 
 
-def test_a_command_that_was_interrupted_is_run_again(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_was_interrupted_is_run_again(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "STOP_SECONDS", 0.2)
     add(log, "a.png", "command")
     started = tmp_path / "started"
@@ -194,7 +192,9 @@ def test_a_url_of_a_broker(url: str, expected: tuple[object, ...]) -> None:
     assert str(address) == url.replace("me@", "").replace("%20", " ").replace("host/", "host:1883/")
 
 
-@pytest.mark.parametrize("url", ["host", "http://host/t", "mqtt://host", "mqtt://host/#", "mqtt://host:x/t", "mqtt:///t"])
+@pytest.mark.parametrize(
+    "url", ["host", "http://host/t", "mqtt://host", "mqtt://host/#", "mqtt://host:x/t", "mqtt:///t"]
+)
 def test_an_impossible_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"mqtt://user@host:1883/topic"):
         Address.of(url)

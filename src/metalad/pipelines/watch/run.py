@@ -244,12 +244,10 @@ class _Watcher:
         pool = ThreadPoolExecutor(self._workers, "metalad-watch")
         running: deque[Future[Outcome]] = deque()
         try:
-            while not (self._is_full(0) or (stop.is_set() and not running)):
+            while not (self._is_full() or (stop.is_set() and not running)):
                 self._wake.clear()
-                if not stop.is_set() and not self._is_full(len(running)):
-                    for job in source.jobs(self._workers - len(running)):
-                        running.append(pool.submit(job))
-                        running[-1].add_done_callback(lambda _: self._wake.set())
+                if not stop.is_set():
+                    self._submit(source, pool, running)
                 while running and running[0].done():
                     yield from self._stored(running.popleft().result(), source, log, mover, workers)
                 _raise_failures(workers)
@@ -262,13 +260,21 @@ class _Watcher:
         finally:
             while running:
                 outcome = running.popleft().result()
-                if not self._is_full(0):
+                if not self._is_full():
                     list(self._stored(outcome, source, log, mover, workers))
             source.close()
             pool.shutdown()
 
-    def _is_full(self, running: int) -> bool:
-        return self._limit is not None and self._count + running >= self._limit
+    def _submit(self, source: Source, pool: ThreadPoolExecutor, running: deque[Future[Outcome]]) -> None:
+        room = self._workers - len(running)
+        if self._limit is not None:
+            room = min(room, self._limit - self._count - len(running))
+        for job in source.jobs(room) if room > 0 else ():
+            running.append(pool.submit(job))
+            running[-1].add_done_callback(lambda _: self._wake.set())
+
+    def _is_full(self) -> bool:
+        return self._limit is not None and self._count >= self._limit
 
     def _once_done(self, source: Source) -> bool:
         return (self._once or isinstance(source, VideoSource)) and source.is_done()
