@@ -73,7 +73,8 @@ class Connection:
             self._streams = None
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # the service closes idle connections
+            await self.close()
             self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         return self._streams
 

@@ -33,7 +33,7 @@ def port(model: metalad.Model) -> Iterator[int]:
         Settings(models=(f"tiny={model.path}",), upload_timeout=SECONDS, max_megabytes=1.0)
     )
     config = uvicorn.Config(
-        application, http=protocol.protocol_with(SECONDS), ws="none", lifespan="on", log_config=None
+        application, http=protocol.protocol_with(SECONDS, 1_000_000), ws="none", lifespan="on", log_config=None
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -71,7 +71,7 @@ def serve(
 
     from metalad.service.application import create_application
     from metalad.service.models import Registry
-    from metalad.service.protocol import protocol_with
+    from metalad.service.protocol import KEEP_ALIVE_SECONDS, protocol_with
     from metalad.service.settings import Settings
 
     token = None if token_file is None else read_token(Path(token_file))
@@ -96,7 +96,7 @@ def serve(
         _raise_limit_on_files()
         config = uvicorn.Config(
             application,
-            http=protocol_with(settings.upload_timeout),
+            http=protocol_with(settings.upload_timeout, settings.max_bytes),
             ws="none",
             lifespan="on",
             loop="asyncio",
@@ -104,6 +104,7 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=round(settings.upload_timeout + settings.timeout + 10),
         )
         server = _server(config, lambda: _announce(listener, settings, registry))

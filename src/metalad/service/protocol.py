@@ -11,7 +11,9 @@ from metalad.service.problems import Problem
 HEADER_SECONDS = 10.0
 """Time to send the headers of a request."""
 LINGER_SECONDS = 5.0
-"""Time to send the rest of a body that was answered before it was read."""
+"""Time to send the rest of a body that is too long, or of unknown length, and was answered before it was read."""
+KEEP_ALIVE_SECONDS = 65
+"""Time until an idle connection is closed; longer than reverse proxies keep theirs, 60 s by default in nginx."""
 READ_SECONDS = 30.0
 """Time in which a client must read some of its answer."""
 MAX_CONNECTIONS = 1000
@@ -26,6 +28,7 @@ class LimitedProtocol(H11Protocol):
     """
 
     upload_seconds = 30.0
+    max_bytes = 32_000_000
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -58,7 +61,7 @@ class LimitedProtocol(H11Protocol):
         if state is h11.SEND_BODY:
             if not self._in_body:
                 self._in_body = True
-                self._start(LINGER_SECONDS if self._is_answered() else self.upload_seconds + LINGER_SECONDS)
+                self._start(self._rest_seconds() if self._is_answered() else self.upload_seconds + LINGER_SECONDS)
         elif state is h11.IDLE:
             self._in_body = False
             if self._deadline is None and self.timeout_keep_alive_task is None:
@@ -71,7 +74,7 @@ class LimitedProtocol(H11Protocol):
         """After an answer: give a client that still sends its body a short time."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._start(LINGER_SECONDS)
+            self._start(self._rest_seconds())
 
     def pause_writing(self) -> None:
         """Start the time to read the answer."""
@@ -96,6 +99,12 @@ class LimitedProtocol(H11Protocol):
 
     def _is_answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete
+
+    def _rest_seconds(self) -> float:
+        """Return the time for the rest of a body: a client may read its answer only when it has sent everything."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        is_short = 0 < len(length) < 12 and int(length) <= self.max_bytes
+        return max(self.upload_seconds, LINGER_SECONDS) if is_short else LINGER_SECONDS
 
     def _start(self, seconds: float) -> None:
         self._stop()
@@ -131,6 +140,6 @@ class LimitedProtocol(H11Protocol):
         self.transport.close()
 
 
-def protocol_with(upload_seconds: float) -> type[LimitedProtocol]:
-    """Return a protocol class whose clients have this time to send a body."""
-    return type("Protocol", (LimitedProtocol,), {"upload_seconds": upload_seconds})
+def protocol_with(upload_seconds: float, max_bytes: int) -> type[LimitedProtocol]:
+    """Return a protocol class whose clients have this time to send a body of at most this size."""
+    return type("Protocol", (LimitedProtocol,), {"upload_seconds": upload_seconds, "max_bytes": max_bytes})
