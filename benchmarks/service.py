@@ -280,7 +280,7 @@ def _wrong_tokens() -> Iterator[str]:
 
 async def _send_damaged(run: Run, service: ServiceProcess, count: int, statuses: dict[str, Counter[int]]) -> None:
     image = next(iter(run.images.values()))
-    slow = [kind for kind in SLOW for _ in range(max(1, count // 400))]
+    slow = [kind for _ in range(max(1, count // 400)) for kind in SLOW]
     for kind in SLOW:
         statuses[kind] = Counter()
     kinds = iter(list(itertools.islice(itertools.cycle(KINDS), count - len(slow))))

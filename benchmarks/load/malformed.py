@@ -46,10 +46,11 @@ def _bombs() -> list[bytes]:
         b"BM" + struct.pack("<IHHI", 1 << 30, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60000, 60000, 1, 24, *[0] * 6)
     )
     tiff = io.BytesIO()
-    Image.new("1", (16, 16)).save(tiff, "TIFF")
-    large_tiff = tiff.getvalue().replace(
-        struct.pack("<HHIHH", 256, 3, 1, 16, 0), struct.pack("<HHII", 256, 4, 1, 90_000)
-    )
+    Image.new("L", (16, 16)).save(tiff, "TIFF")
+    large_tiff = bytearray(tiff.getvalue())
+    for tag in (256, 257):  # width and height
+        entry = large_tiff.index(struct.pack("<H", tag), struct.unpack("<I", large_tiff[4:8])[0])
+        large_tiff[entry : entry + 12] = struct.pack("<HHII", tag, 4, 1, 90_000)
     jpeg = io.BytesIO()
     Image.new("L", (16, 16)).save(jpeg, "JPEG")
     start = jpeg.getvalue().index(b"\xff\xc0")
@@ -64,7 +65,7 @@ def _bombs() -> list[bytes]:
         png(64, 64, chunk(b"iCCP", b"p\0\0" + zeros)),
         png(64, 64, chunk(b"iTXt", b"k\0\1\0\0\0" + zeros)),
         bmp,
-        large_tiff,
+        bytes(large_tiff),
         large_jpeg,
         b"RIFF\xff\xff\xff\x7fWEBPVP8X\n\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff",
     ]
