@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metalad.pipelines.demo import demo
     from metalad.pipelines.demo_images import demo_images
     from metalad.pipelines.evaluate import evaluate
+    from metalad.pipelines.export import ExportReport, export
     from metalad.pipelines.fit import fit
     from metalad.pipelines.list_methods import MethodInfo, SettingInfo, list_methods
     from metalad.pipelines.load import load
@@ -39,6 +40,7 @@ _MODULES = {
     "ConfigError": "runtime.errors",
     "DataError": "runtime.errors",
     "DetectorConfig": "detectors.base",
+    "ExportReport": "pipelines.export",
     "ImageError": "runtime.errors",
     "LoggedPrediction": "results.logged",
     "MetaladError": "runtime.errors",
@@ -58,6 +60,7 @@ _MODULES = {
     "demo": "pipelines.demo",
     "demo_images": "pipelines.demo_images",
     "evaluate": "pipelines.evaluate",
+    "export": "pipelines.export",
     "fit": "pipelines.fit",
     "list_methods": "pipelines.list_methods",
     "load": "pipelines.load",
@@ -73,6 +76,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DetectorConfig",
+    "ExportReport",
     "ImageError",
     "LoggedPrediction",
     "MetaladError",
@@ -93,6 +97,7 @@ __all__ = [
     "demo",
     "demo_images",
     "evaluate",
+    "export",
     "fit",
     "list_methods",
     "load",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from metalad.cli import commands
 from metalad.cli.benchmark import add_benchmark_options, run_benchmark
+from metalad.cli.export import add_export_options, run_export
 from metalad.cli.options import (
     add_compare_options,
     add_datasets_options,
@@ -118,6 +119,14 @@ COMMANDS: Mapping[str, Command] = {
         "example:\n  metalad predict runs/bottle new-images --out results --fail-on-anomalous",
         add_predict_options,
         commands.predict,
+    ),
+    "export": Command(
+        "write a trained model as an ONNX or OpenVINO file, and check it",
+        "the file predicts without torch; nothing is written if its scores differ from the trained model's.\n\n"
+        "examples:\n  metalad export runs/bottle --out bottle.onnx\n"
+        "  metalad export runs/bottle --out bottle.onnx --precision int8 --calibration-data bottle --data bottle",
+        add_export_options,
+        run_export,
     ),
     "serve": Command(
         "serve models over HTTP, with a page",

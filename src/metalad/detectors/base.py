@@ -104,6 +104,8 @@ class Detector(nn.Module, ABC):
     """The fewest images that the method can be trained or fitted on; see `required_images`."""
     self_calibrated: ClassVar[bool] = False
     """Whether the raw map is in units of good images already; then there is no `calibration`."""
+    not_exportable: ClassVar[str] = ""
+    """Why the method cannot be exported to a graph that other runtimes execute; empty if it can."""
     config: DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:

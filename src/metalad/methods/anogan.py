@@ -54,6 +54,7 @@ class AnoGan(GradientDetector):
     """AnoGAN: a generator, a discriminator, and a search in latent space."""
 
     name = "anogan"
+    not_exportable = "inference is a search by gradient descent, and exported graphs compute no gradients"
     has_own_score = True
     config: AnoGanConfig
 

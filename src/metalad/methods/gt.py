@@ -99,6 +99,7 @@ class GeometricTransformations(GradientDetector):
     """
 
     name = "gt"
+    not_exportable = "the anomaly map is a gradient by the pixels, and exported graphs compute no gradients"
     min_images = 2
     has_own_score = True
     config: GeometricTransformationsConfig

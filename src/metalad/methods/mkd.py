@@ -149,6 +149,7 @@ class MKD(GradientDetector):
     """
 
     name = "mkd"
+    not_exportable = "the anomaly map is a gradient by the pixels, and exported graphs compute no gradients"
     has_own_score = True
     config: MKDConfig
     unit: Tensor

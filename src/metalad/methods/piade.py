@@ -93,7 +93,7 @@ class Pyramid(nn.Module):
         """Return capsules of 8 values, none negative."""
         pooled = maps.mean((2, 3))
         mixed = torch.cat([branch(pooled) for branch in self.branches], 1)
-        return mixed.unflatten(1, (-1, CAPSULE))
+        return mixed.reshape(mixed.shape[0], -1, CAPSULE)
 
 
 class Piade(Reconstructor):

@@ -195,8 +195,8 @@ class VtAdl(GradientDetector):
         if self.capsule is None:
             vector = squash(embeddings.sum(1))
         else:
-            vector = self.capsule(embeddings.flatten(1).unflatten(1, (-1, CAPSULE)))[:, 0]
-        reconstruction: Tensor = self.decoder(vector.unflatten(1, (-1, CAPSULE, CAPSULE))).float()
+            vector = self.capsule(embeddings.reshape(embeddings.shape[0], -1, CAPSULE))[:, 0]
+        reconstruction: Tensor = self.decoder(vector.reshape(vector.shape[0], -1, CAPSULE, CAPSULE)).float()
         if reconstruction.shape[-2:] != self.config.image_size:
             reconstruction = F.interpolate(reconstruction, self.config.image_size, mode="bilinear")
         return reconstruction.tanh()

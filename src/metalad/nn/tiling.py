@@ -77,7 +77,7 @@ def mean_over_tiles(
     if torch.compiler.is_compiling():  # the batch size of an exported graph is free
         tiles = cut(images, tile, stride)
         measured = measure(tiles.flatten(0, 1))
-        return assemble(measured.unflatten(0, (tiles.shape[0], -1)), height, width, stride)
+        return assemble(measured.reshape(tiles.shape[0], -1, *measured.shape[1:]), height, width, stride)
     maps = []
     for image in images:  # one at a time: the tiles of an image need many times its memory
         tiles = cut(image, tile, stride)

@@ -17,11 +17,12 @@ class SettingInfo:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """A method: its name, one line on it, and its settings."""
+    """A method: its name, one line on it, its settings, and why it cannot be exported (empty if it can)."""
 
     name: str
     summary: str
     settings: tuple[SettingInfo, ...]
+    not_exportable: str = ""
 
 
 def list_methods(name: str | None = None) -> tuple[MethodInfo, ...]:
@@ -36,4 +37,4 @@ def list_methods(name: str | None = None) -> tuple[MethodInfo, ...]:
 
 def _info(method: Method) -> MethodInfo:
     settings = tuple(SettingInfo(*entry) for entry in describe(method.load_config()))
-    return MethodInfo(method.name, method.summary, settings)
+    return MethodInfo(method.name, method.summary, settings, method.load().not_exportable)

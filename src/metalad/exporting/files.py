@@ -1,0 +1,45 @@
+"""Writing of exported files, with their metadata."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from metalad.exporting.graph import require_packages
+from metalad.storage.exported_metadata import KEY, ExportedMetadata, openvino_digest, with_metadata
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def write_graph(graph: "ModelProto", path: Path) -> None:
+    """Write a graph without metadata: as ONNX, or, if the path ends with .xml, as OpenVINO's .xml and .bin.
+
+    Raises:
+        ConfigError: openvino is needed, and not installed.
+    """
+    if path.suffix == ".onnx":
+        path.write_bytes(graph.SerializeToString())
+        return
+    require_packages("openvino")
+    import openvino
+
+    # Not `openvino.convert_model`, which reports its use over the network.
+    model = openvino.Core().read_model(graph.SerializeToString(), b"")
+    # fp16 is in the graph already, where it was decided which constants keep 32 bits.
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def add_metadata(path: Path, metadata: ExportedMetadata) -> None:
+    """Add the metadata, with the checksum of what `write_graph` wrote, to an ONNX or .xml file."""
+    if path.suffix == ".onnx":
+        path.write_bytes(with_metadata(path.read_bytes(), metadata))
+        return
+    tree = ElementTree.parse(path)
+    root = tree.getroot()
+    information = root.find("rt_info")
+    if information is None:
+        information = ElementTree.SubElement(root, "rt_info")
+    text = dataclasses.replace(metadata, sha256=openvino_digest(path, metadata)).to_json()
+    ElementTree.SubElement(information, KEY, value=text)
+    tree.write(path, encoding="utf-8", xml_declaration=True)
