@@ -257,7 +257,11 @@ def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
         (["--method", "magic"], "there are: metal"),
         (["--false-alarms", "2"], "false_alarms is 2.0; it is a probability between 0 and 1"),
         (["--false-alarms", "101%"], "false_alarms is 1.01; it is a probability between 0 and 1"),
-        (["--protocol", "paper", "--set", "guide=imag"], "setting guide='imag': did you mean image?"),
+        (
+            ["--protocol", "paper", "--set", "guide=imag"],
+            "guide='imag': did you mean image? It can be image, none",
+        ),
+        (["--method", "piade", "--backbone", "lite2"], "It can be lite0, lite1, resnet18, wide_resnet50_2"),
         (["--epochs", "0"], "at least 1"),
         (["--device", "cuda:77"], "cuda:77"),
     ],

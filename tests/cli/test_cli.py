@@ -284,7 +284,8 @@ def test_stdout_on_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123 (a device, not a path of ours)
         done = run_metalad("methods", stdout=full)
     assert done.returncode == 2
-    assert done.stderr == "metalad: error: No space left on device; free some space or choose another folder\n"
+    reason = "cannot write the standard output: No space left on device; free some space or choose another folder"
+    assert done.stderr == f"metalad: error: {reason}\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a closed pipe in other ways")

@@ -23,6 +23,11 @@ CASES = [
     (["evaluate", "run", "data", "--scoring", "RAW"], "argument --scoring: 'RAW' is not possible; did you mean raw?"),
     (["predict", "run", "a", "--out", "o", "--format", "cvs"], "--format: 'cvs' is not possible; did you mean csv?"),
     ([*TRAIN, "--false-alarms", "few"], "--false-alarms: it is 'few'; it must be a number"),
+    (
+        ["predict", "r", "a", "--out", "o", "--threshold", "5%"],
+        "is a rate, not a score; did you mean --false-alarms 5%?",
+    ),
+    (["evaluate", "r", "a", "--threshold", "high"], "argument --threshold: it is 'high'; it must be a number"),
 ]
 
 

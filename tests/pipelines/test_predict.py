@@ -442,6 +442,9 @@ def test_impossible_arguments_are_errors_of_the_call(run: Path, tmp_path: Path) 
         predict(run, [tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(DataError, match=r"cannot reach .*gone: No such file"):
         predict(run, [image, tmp_path / "gone"], tmp_path / "out")
+    (tmp_path / "link.png").symlink_to("/nowhere/x.png")
+    with pytest.raises(DataError, match=r"link\.png is a link to /nowhere/x\.png, which does not exist; mend the link"):
+        predict(run, [image, tmp_path / "link.png"], tmp_path / "out")
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         predict(run, [image], tmp_path / "out", batch_size=0)
     with pytest.raises(ConfigError, match="false_alarms is 2"):

@@ -16,9 +16,11 @@ import torch
 
 import metalad
 from metalad.data import Images
+from metalad.methods import method_named
 from metalad.pipelines import schedule
 from metalad.pipelines import train as module
 from metalad.pipelines.model import Model
+from metalad.pipelines.schedule import require_descent
 from metalad.pipelines.train import train
 from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
 from metalad.storage.model_file import read_model
@@ -329,6 +331,14 @@ def test_minutes_are_refused_for_a_method_without_descent(data: Path, tmp_path: 
         with pytest.raises(ConfigError, match=f"{name} is fitted in one pass, without gradient descent that minutes"):
             train(data, tmp_path / "run", method=name, minutes=3.0)
     assert not (tmp_path / "run").exists()
+
+
+def test_epochs_without_effect_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for name, is_warned in (("variation_model", True), ("metal", False)):
+        caplog.clear()
+        require_descent(method_named(name).load(), name, 3, None)
+        line = f"epochs have no effect: {name} is fitted in one pass, without gradient descent"
+        assert (line in caplog.messages) == is_warned
 
 
 def test_a_run_limited_by_minutes_keeps_its_length_when_resumed(

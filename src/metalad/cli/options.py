@@ -4,11 +4,12 @@ from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from metalad.cli.parser import false_alarm_rate
+from metalad.cli.parser import false_alarm_rate, score
 from metalad.cli.signature import add_parameters
 
 RUN: dict[str, Any] = {"metavar": "RUN", "type": Path}
 RATE: dict[str, Any] = {"metavar": "RATE", "type": false_alarm_rate}
+SCORE: dict[str, Any] = {"metavar": "X", "type": score}
 RAY: dict[str, Any] = {"metavar": "ADDRESS", "nargs": "?", "const": "local"}
 
 
@@ -60,6 +61,7 @@ def add_evaluate_options(parser: ArgumentParser) -> None:
                 "help": "a folder that gets report.json and a self-contained report.html; RUN/evaluation by default",
             },
             "false_alarms": RATE,
+            "threshold": SCORE,
         },
     )
     _output_options(parser)
@@ -78,6 +80,7 @@ def add_predict_options(parser: ArgumentParser) -> None:
             "paths": {"metavar": "PATH", "type": Path, "nargs": "+"},
             "out": {"metavar": "DIR"},
             "false_alarms": RATE,
+            "threshold": SCORE,
             "ray": RAY,
         },
     )

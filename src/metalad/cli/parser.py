@@ -65,6 +65,16 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return convert
 
 
+def score(text: str) -> float:
+    """Convert the text of a score, which is no rate, for `add_argument`; its range is not checked."""
+    if text.strip().endswith("%"):
+        raise ArgumentTypeError(f"{text!r} is a rate, not a score; did you mean --false-alarms {text}?")
+    try:
+        return number("it", text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
 def false_alarm_rate(text: str) -> float:
     """Convert the text of a false-alarm rate, such as 0.05 or 5%, for `add_argument`; its range is not checked."""
     try:

@@ -20,6 +20,7 @@ PIPE_CLOSED = 141
 NOT_IN_RUNTIME = ("torch", "scipy", "matplotlib", "safetensors")
 """Packages that `metalad` needs and `metalad-runtime` does not."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 REMEDIES = {
     errno.ENOSPC: "; free some space or choose another folder",
     errno.EACCES: "; choose files and folders that you may read and write",
@@ -95,7 +96,9 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name in NOT_IN_RUNTIME:
         return f"this command needs {error.name}, which is not installed; install metalad instead of metalad-runtime"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        # Other files are written by functions that name them.
+        unnamed = "cannot write the standard output: " if error.errno in _FULL else ""
+        where = f"{error.filename}: " if error.filename else unnamed
         return f"{where}{error.strerror or error}{REMEDIES.get(error.errno or 0, '')}"
     return None
 

@@ -14,6 +14,7 @@ from metalad.data.derived import (
 )
 from metalad.data.formats import IMAGE_SUFFIXES, needed_package
 from metalad.runtime.errors import DataError
+from metalad.runtime.files import dead_link_target
 
 RESULTS, MAPS, OVERLAYS = "predictions.jsonl", "maps", "overlays"
 """Output of `predict`: a file of results, and two folders of pictures."""
@@ -143,6 +144,8 @@ def require_folder(folder: Path) -> None:
     try:
         is_folder = stat.S_ISDIR(folder.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (target := dead_link_target(folder)) is not None:
+            raise DataError(f"{folder} is a link to {target}, which does not exist; mend the link") from error
         raise DataError(f"no folder {folder}; check the path") from error
     except OSError as error:
         raise _folder_refusal(folder, error) from error

@@ -17,7 +17,7 @@ from metalad.inference.threshold import smallest_supported_rate, threshold
 from metalad.results.caution import Caution, extrapolation_caution
 from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import check_choice, number, rate
+from metalad.runtime.settings import check_choice, rate, score
 
 FORMAT = 6
 """Of model files."""
@@ -114,7 +114,7 @@ class ScoringModel(ABC):
         if false_alarms is not None:
             raise ConfigError("threshold and false_alarms exclude each other; give one")
         self.scoring(scoring)
-        value = number("threshold", threshold)
+        value = score("threshold", threshold)
         if not 0 < value < math.inf:
             raise ConfigError(f"threshold is {threshold}; it must be a score above 0")
         return value

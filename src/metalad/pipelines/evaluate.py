@@ -89,7 +89,10 @@ def evaluate(
     stored = stored_model(model, device)
     category = read_category(Path(data), seed=stored.header.seed)
     if not category.test:
-        raise DataError(f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders")
+        raise DataError(
+            f"{data}: no test images there; evaluate needs a folder `test` with `good` and defect folders, "
+            "or a file labels.csv that states which images are good"
+        )
     chosen = stored.scoring(scoring)
     thresholds = {name: stored.threshold(false_alarms, name) for name in SCORINGS}
     thresholds[chosen] = stored.threshold_or(threshold, false_alarms, chosen)

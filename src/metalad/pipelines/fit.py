@@ -82,7 +82,7 @@ def fit(
     budget = None if minutes is None else Budget(minutes)
     false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
-    require_descent(chosen.load(), chosen.name, minutes)
+    require_descent(chosen.load(), chosen.name, epochs, minutes)
     device_ = choose_device(device)
     if is_automatic(method, settings, protocol, resolution, smallest_defect):
         first, images = _peek(images)

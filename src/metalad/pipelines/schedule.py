@@ -20,13 +20,17 @@ from metalad.training.process_group import ProcessGroup
 from metalad.training.timing import epoch_seconds
 
 
-def require_descent(kind: type[Detector], name: str, minutes: float | None) -> None:
-    """Check that a method has a training that `minutes` can shorten.
+def require_descent(kind: type[Detector], name: str, epochs: int | None, minutes: float | None) -> None:
+    """Check that a method has a training that `minutes` can shorten, and warn if `epochs` have no effect on it.
 
     Raises:
         ConfigError: it has not.
     """
-    if minutes is not None and not issubclass(kind, GradientDetector):
+    if issubclass(kind, GradientDetector):
+        return
+    if epochs is not None:
+        logger.warning("epochs have no effect: %s is fitted in one pass, without gradient descent", name)
+    if minutes is not None:
         raise ConfigError(
             f"{name} is fitted in one pass, without gradient descent that minutes could shorten; leave minutes out, "
             "and give fewer or smaller images to save time"

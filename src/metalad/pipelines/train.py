@@ -93,7 +93,7 @@ def train(
     budget = None if minutes is None else Budget(minutes)
     false_alarms = rate("false_alarms", false_alarms)
     chosen, config = method_and_config(method, settings)
-    require_descent(chosen.load(), chosen.name, minutes)
+    require_descent(chosen.load(), chosen.name, epochs, minutes)
     automatic = is_automatic(method, settings, protocol, resolution, smallest_defect)
     device_ = choose_device(device)
     with join_process_group(device_) as group:

@@ -49,6 +49,11 @@ def special_kind(path: Path) -> str | None:
     return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
+def dead_link_target(path: Path) -> Path | None:
+    """Return where a symbolic link points to if nothing is there; None for any other path."""
+    return path.readlink() if path.is_symlink() and not path.exists() else None
+
+
 def delete_temporaries(folder: Path) -> None:
     """Delete the temporary files that a killed process left in `folder`."""
     with os_errors_as_run_errors(folder):

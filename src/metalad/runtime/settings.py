@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import numbers
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -104,6 +104,12 @@ def similar_or_all(value: Any, choices: Iterable[str]) -> str:
     return f"did you mean {' or '.join(similar)}?" if similar else f"it must be one of {', '.join(known)}"
 
 
+def _hint(value: Any, choices: Sequence[Any]) -> str:
+    """Return similar choices, and all of them."""
+    hint = similar_or_all(value, choices)
+    return f"{hint} It can be {', '.join(map(str, choices))}" if hint.endswith("?") else hint
+
+
 def rate(name: str, value: Any) -> float:
     """Return a false-alarm rate: a number in (0, 1), or a text such as "5%", which is 0.05.
 
@@ -114,6 +120,17 @@ def rate(name: str, value: Any) -> float:
     if not 0 < number_ < 1:
         raise ConfigError(f"{name} is {value}; it is a probability between 0 and 1, such as 0.01 or 1%")
     return number_
+
+
+def score(name: str, value: Any) -> float:
+    """Return an argument as a number; a text in percent is refused, because it is a rate.
+
+    Raises:
+        ConfigError: not a number, or in percent.
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        raise ConfigError(f"{name} is {value!r}; it is a score, not a rate: a rate is given as false_alarms")
+    return number(name, value)
 
 
 def number(name: str, value: Any) -> float:
@@ -163,7 +180,7 @@ def check_choices(config: Any) -> None:
         choices = get_args(hint)[0] if is_tuple else hint
         if get_origin(choices) is Literal and not set(value if is_tuple else (value,)) <= set(get_args(choices)):
             wrong = next(part for part in (value if is_tuple else (value,)) if part not in get_args(choices))
-            raise ConfigError(f"setting {name}={_formatted(value)!r}: {similar_or_all(wrong, get_args(choices))}")
+            raise ConfigError(f"setting {name}={_formatted(value)!r}: {_hint(wrong, get_args(choices))}")
 
 
 def _check_name(config: type, name: str, hints: Mapping[str, Any]) -> None:
@@ -199,7 +216,7 @@ def _parse(name: str, text: str, hint: Any) -> Any:
         return _value(text.strip(), hint)
     except ValueError:
         if get_origin(hint) is Literal:
-            raise ConfigError(f"setting {name}={text!r}: {similar_or_all(text, get_args(hint))}") from None
+            raise ConfigError(f"setting {name}={text!r}: {_hint(text, get_args(hint))}") from None
         raise ConfigError(f"setting {name}={text!r}: expected {_expected(hint)}") from None
 
 

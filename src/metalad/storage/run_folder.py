@@ -135,8 +135,13 @@ class RunFolder:
         logger.log(level, "%s", printable(line))
 
 
-def require_same(folder: Path, started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that work in a folder is resumed with the settings that it was started with.
+def require_same(
+    folder: Path,
+    started: Mapping[str, Any],
+    now: Mapping[str, Any],
+    remedy: str = "resume it as it was, or choose another folder",
+) -> None:
+    """Check that work in a folder is continued with the settings that it was started with.
 
     Raises:
         RunError: something differs; the text names it.
@@ -147,12 +152,9 @@ def require_same(folder: Path, started: Mapping[str, Any], now: Mapping[str, Any
         if value == new[name]:
             continue
         if isinstance(value, Mapping) and isinstance(new[name], Mapping):
-            require_same(folder, value, new[name])
+            require_same(folder, value, new[name], remedy)
         else:
-            raise RunError(
-                f"{folder} was started with {name} {_short(value)}, now it is {_short(new[name])}; "
-                "resume it as it was, or choose another folder"
-            )
+            raise RunError(f"{folder} was started with {name} {_short(value)}, now it is {_short(new[name])}; {remedy}")
 
 
 def _short(value: Any) -> str:

@@ -190,7 +190,7 @@ def test_results_of_other_settings_are_not_added(run: Path, tmp_path: Path, keyw
     folder, out = draw_many(tmp_path / "in", 2), tmp_path / "out"
     list(predict(run, [folder], out))
     before = snapshot(out)
-    with pytest.raises(RunError, match=r"was started with (scoring|threshold)"):
+    with pytest.raises(RunError, match=r"was started with (scoring|threshold).*; append with the same"):
         list(predict(run, [draw(tmp_path / "x.png")], out, append=True, **keywords))
     assert snapshot(out) == before
 

@@ -31,6 +31,8 @@ from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, r
 from metalad.runtime.progress import logger
 from metalad.storage.run_folder import require_same
 
+_SAME_TO_APPEND = "append with the same, replace the results with --overwrite, or choose another folder"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -167,7 +169,7 @@ class Journal:
         if not self.finished:
             raise RunError(f"{self.out} holds an unfinished prediction; finish it with --resume before --append")
         same = ("model", "scoring", "threshold")
-        require_same(self.out, vars(old), {name: getattr(plan, name) for name in same})
+        require_same(self.out, vars(old), {name: getattr(plan, name) for name in same}, _SAME_TO_APPEND)
         self._clear()
         with replacing(self._list) as temporary:
             scored = {_path_hash(line["path"]) for line in _lines(self.results) if "score" in line}

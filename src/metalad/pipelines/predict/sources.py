@@ -14,7 +14,7 @@ from metalad.data.reading import with_pages
 from metalad.data.walking import LeftOut
 from metalad.pipelines.predict.output_names import OutputNames
 from metalad.runtime.errors import DataError
-from metalad.runtime.files import special_kind
+from metalad.runtime.files import dead_link_target, special_kind
 from metalad.runtime.progress import logger
 
 
@@ -46,6 +46,8 @@ def find_sources(paths: Sequence[Path], out: Path, every: int = 1) -> Iterator[S
         try:
             kind = special_kind(split_page(path)[0])
         except OSError as error:
+            if (target := dead_link_target(split_page(path)[0])) is not None:
+                raise DataError(f"{path} is a link to {target}, which does not exist; mend the link") from error
             raise DataError(f"cannot reach {path}: {error.strerror}; check the path and its permissions") from error
         if kind is not None:
             raise DataError(f"{path} is {kind}, not an image file or a folder; give files or folders")
