@@ -3,10 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from metalad.detectors.density.coreset import coreset
 from metalad.detectors.density.nearest import nearest
 from metalad.methods.patchcore import PatchCore, PatchCoreConfig
 from metalad.nn.pixels import to_batch
@@ -40,22 +37,6 @@ def test_map_is_the_distance_from_the_nearest_feature_in_the_bank() -> None:
     torch.testing.assert_close(prediction.score.double(), expected.flatten(1).amax(1), rtol=1e-5, atol=0)
     anomaly_map = model.raw_map(model.residuals(images))
     torch.testing.assert_close(anomaly_map[:, 4::8, 4::8].double(), expected, rtol=1e-5, atol=0)
-
-
-@given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=40)
-def test_coreset_matches_plain_greedy_selection(count: int, points: int, seed: int) -> None:
-    all_points = torch.randn(max(count, points), 3, generator=torch.Generator().manual_seed(seed))
-    selected = coreset(all_points, count, seed).tolist()
-    assert len(set(selected)) == count
-    distances = torch.cdist(all_points.double(), all_points.double())
-    for number in range(1, count):
-        distance = distances[:, selected[:number]].amin(1)
-        assert distance[selected[number]] == pytest.approx(float(distance.max()), rel=1e-5)
-
-
-def test_duplicate_points_are_selected_once_each() -> None:
-    assert sorted(coreset(torch.ones(5, 2), 5, 0).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_nearest_works_across_chunks() -> None:

@@ -1,7 +1,9 @@
 """Coreset: a few feature vectors such that every other one is close to one of them."""
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,32 +11,82 @@ from torch import Tensor
 from metalad.runtime.progress import counted
 
 ROUNDING = 1e-5
-"""Tolerance of the candidate test in `coreset`, relative to squared lengths: rounding error of expanded squares."""
+"""Tolerance of the candidate test in `_update`, relative to squared lengths: rounding error of expanded squares."""
+CANDIDATES = 192
+"""Points among which several centers are selected before the distances of all points are updated."""
+POINTS_AT_ONCE = 8192
+"""Points whose distances are updated at once: their products with the new centers stay in the CPU's cache."""
 
 
 def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:
     """Select `count` points greedily: the first at random, each next one farthest from all selected ones.
 
-    Exact k-center greedy (Gonzalez 1985). In each step, one matrix-vector product (expanded squares) finds the few
-    points that may be closer to the newest center than to any other; exact distances are computed for these only.
+    Exact k-center greedy (Gonzalez 1985), several centers at a time, see `_farthest`: a matrix product with all of them
+    takes a fraction of the time of as many matrix-vector products.
     """
     generator = torch.Generator().manual_seed(seed)
-    newest = int(torch.randint(len(points), (1,), generator=generator))
-    chosen, squares = [newest], points.square().sum(1)
-    distance = torch.linalg.vector_norm(points - points[newest], dim=1)
-    squared_distance = distance.square()
-    for _ in counted(range(1, count), "bank", "feature"):
-        distance[newest] = squared_distance[newest] = -1  # never select it again, even with duplicate points
-        newest = int(distance.argmax())
-        centre = points[newest]
-        approximate = torch.addmv(squares, points, centre, alpha=-2).add_(squares[newest])
-        possibly_closer = (approximate < squared_distance + ROUNDING * (squares + squares[newest])).nonzero()[:, 0]
-        closer = torch.linalg.vector_norm(points.index_select(0, possibly_closer) - centre, dim=1)
-        better = closer < distance[possibly_closer]
-        updated, closer = possibly_closer[better], closer[better]
-        distance[updated], squared_distance[updated] = closer, closer.square()
-        chosen.append(newest)
-    return torch.tensor(chosen, device=points.device)
+    first = int(torch.randint(len(points), (1,), generator=generator))
+    return torch.tensor(list(counted(_centers(points, count, first), "bank", "feature", count)), device=points.device)
+
+
+def _centers(points: Tensor, count: int, first: int) -> Iterator[int]:
+    squares = points.square().sum(1)
+    distance = torch.linalg.vector_norm(points - points[first], dim=1)
+    distance[first] = -1  # never select it again, even with duplicate points
+    yield first
+    left = count - 1
+    while left:
+        chosen = _farthest(points, distance, left)
+        yield from chosen
+        left -= len(chosen)
+        if left:
+            _update(distance, points, squares, torch.tensor(chosen, device=points.device))
+
+
+def _farthest(points: Tensor, distance: Tensor, most: int) -> list[int]:
+    """Return the next centers, at most `most`, before the distances of all points must be updated.
+
+    The candidates are the points farthest from the selected ones. A new center is selected among them by their
+    distances from each other. While it is farther than every other point was, it is the farthest of all: distances
+    never increase.
+    """
+    chosen = [int(distance.argmax())]
+    if len(distance) <= CANDIDATES + 1:
+        return chosen
+    values, candidates = distance.topk(CANDIDATES + 1)
+    outside = float(values[-1])
+    candidates = candidates[:-1].sort().values
+    features = points[candidates]
+    between = torch.linalg.vector_norm(features[:, None] - features, dim=2).numpy(force=True)
+    current, index = distance[candidates].numpy(force=True).copy(), candidates.tolist()
+    if chosen[0] not in index:  # of equal distances
+        return chosen
+    newest = index.index(chosen[0])
+    while True:
+        np.minimum(current, between[newest], out=current)
+        current[newest] = -1
+        newest = int(current.argmax())
+        if current[newest] <= outside or len(chosen) == most:
+            return chosen
+        chosen.append(index[newest])
+
+
+def _update(distance: Tensor, points: Tensor, squares: Tensor, centers: Tensor) -> None:
+    """Lower the distances to those from new centers.
+
+    Expanded squares find the few pairs of a point and a center that may be closer; exact distances are computed for
+    these only.
+    """
+    features, center_squares = points[centers], squares[centers]
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        part = slice(start, start + POINTS_AT_ONCE)
+        approximate = torch.addmm(squares[part, None], points[part], features.T, alpha=-2)
+        approximate.add_((1 - ROUNDING) * center_squares)
+        limit = distance[part].clamp_min(0).square() + ROUNDING * squares[part]
+        point, center = (approximate < limit[:, None]).nonzero().unbind(1)
+        closer = torch.linalg.vector_norm(points[part].index_select(0, point) - features.index_select(0, center), dim=1)
+        distance[part].scatter_reduce_(0, point, closer, "amin")
+    distance[centers] = -1
 
 
 def random_projection(
