@@ -26,9 +26,7 @@ def main() -> None:
     plain, plain_seconds = timed(lambda: plain_greedy(points, options.count))
     selected, seconds = timed(lambda: coreset(points, options.count, 0))
     same = float((plain == selected).float().mean())
-    print(
-        f"plain greedy {plain_seconds:.2f} s, coreset {seconds:.2f} s of processor time: {plain_seconds / seconds:.1f} ×"
-    )
+    print(f"plain greedy {plain_seconds:.2f} s, coreset {seconds:.2f} s, ratio {plain_seconds / seconds:.1f}")
     print(f"equal centers: {100 * same:.1f} %")
 
 
