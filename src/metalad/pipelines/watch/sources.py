@@ -112,7 +112,7 @@ class FolderSource(Source):
             self._arrivals.reject(path, stamp, self._clock())
 
     def forget(self, path: str) -> None:
-        """Let a file that was moved count as new when it arrives again."""
+        """Let a file that was moved count as a new one when it arrives again."""
         self._known.pop(path, None)
 
     def next_due(self) -> float:
