@@ -21,6 +21,7 @@ import metalad
 from metalad.data.images import write_image
 from metalad.pipelines.serve import read_token
 from metalad.runtime.errors import ConfigError, ModelFileError, RunError
+from tests.exported import exported_onnx, exported_openvino
 from tests.service.pictures import picture
 
 SECRET = "0123456789abcdef"
@@ -116,13 +117,29 @@ def test_the_process_serves_logs_and_answers_every_accepted_request_after_sigter
     assert int(answered) == len(found) + 1
 
 
-def test_serving_does_not_import_torch_itself() -> None:
-    code = (
-        "import sys; import metalad; import metalad.service.application, metalad.service.protocol; metalad.serve;"
-        "print([name for name in ('torch', 'scipy', 'matplotlib') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "scipy", "matplotlib", "safetensors"):
+    sys.modules[name] = None
+from pathlib import Path
+from tests.service.clients import client_of
+image = Path(sys.argv[1]).read_bytes()
+with client_of(Path(), models=tuple(sys.argv[2:])) as client:
+    assert [model["name"] for model in client.get("/v1/models").json()["models"]] == ["cap", "lid"]
+    for name in ("cap", "lid"):
+        answer = client.post(f"/v1/predict?model={name}&include=overlay,map,input", content=image)
+        print(repr(answer.json()["results"][0]["score"]))
+"""
+
+
+def test_exported_models_are_served_without_torch_with_the_scores_of_predict(tmp_path: Path) -> None:
+    models = exported_onnx(tmp_path / "cap.onnx"), exported_openvino(tmp_path / "lid.xml")
+    image = tmp_path / "image.png"
+    write_image(image, picture(0))
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(image), *map(str, models)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [float(line) for line in done.stdout.split()] == [metalad.load(file).predict(image).score for file in models]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", ""])
