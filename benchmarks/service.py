@@ -291,7 +291,7 @@ async def _send_damaged(run: Run, service: ServiceProcess, count: int, statuses:
         for kind in kinds:
             request = KINDS[kind](rng, image)
             statuses[kind][(await _answered(connection.send(request))).status] += 1
-            if kind in ("no HTTP", "huge length"):  # the next request would be read as the rest of this one
+            if kind in ("invalid HTTP", "huge length"):  # the next request would be read as the rest of this one
                 await connection.close()
         await connection.close()
 

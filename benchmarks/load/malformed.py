@@ -202,7 +202,7 @@ KINDS: dict[str, Maker] = {
     "path trick": _path,
     "impossible parameter": _parameters,
     "wrong method": _methods,
-    "no HTTP": _not_http,
+    "invalid HTTP": _not_http,
 }
 """Requests that must be answered, or whose connection must be closed."""
 MAY_SUCCEED = frozenset({"damaged image", "damaged form", "wrong method", "path trick", "truncated image"})

@@ -1,4 +1,4 @@
-"""Connections: what is no HTTP, slow clients, clients that go away, many connections."""
+"""Connections: invalid HTTP, slow clients, clients that close them, too many of them."""
 
 import contextlib
 import http.client
@@ -85,7 +85,7 @@ def is_alive(port: int) -> bool:
         b"GET / HTTP/1.1\r\n" + b"A: " + b"x" * 100_000,
     ],
 )
-def test_what_is_no_http_is_answered_by_a_problem(port: int, sent: bytes) -> None:
+def test_invalid_http_is_answered_by_a_problem(port: int, sent: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(sent)
         answer = received(connection)
@@ -136,7 +136,7 @@ def test_a_small_refused_body_leaves_the_connection_usable(port: int) -> None:
                 assert (answer.status, answer.will_close) == (expected, False)
 
 
-def test_clients_that_go_away_leave_no_slot_taken(port: int) -> None:
+def test_clients_that_close_the_connection_leave_no_slot_taken(port: int) -> None:
     content = png(picture(0))
     request = HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content
     for sent in (request[:-10], request):

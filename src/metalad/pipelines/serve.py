@@ -53,7 +53,7 @@ def serve(
         token_file: a file with a secret of 16 characters or more, which clients must send as
             `Authorization: Bearer TOKEN`.
         insecure: listen on any address without a token, and answer requests for any host name.
-        queue: images at once in the service, in upload, waiting or computed; a request too many is answered with 429.
+        queue: images at once in the service, in upload, waiting or computed; further requests are answered with 429.
         timeout: seconds from the end of an upload to its answer.
         upload_timeout: seconds to send a request.
         max_megabytes: maximum size of a request, in millions of bytes.

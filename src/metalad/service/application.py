@@ -77,7 +77,7 @@ class Service:
         self.metrics, self.tally = Metrics(), Tally()
         processors, threads = _threads(registry)
         self.pool = WorkerPool(threads)
-        self.slots = Slots(settings.queue, settings.max_queue_bytes, processors)
+        self.slots = Slots(settings.queue, settings.max_queue_bytes, processors, settings.timeout / 2)
         self.metrics.limit.set(settings.queue)
         self.metrics.slots.set_function(lambda: self.slots.taken)
         self.metrics.watch(registry)

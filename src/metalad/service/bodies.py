@@ -20,7 +20,7 @@ RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 MAX_NAME = 255
 MAX_DIGITS = 18
 OTHER_PARTS = 16
-"""Parts of a form that are no files; they are ignored."""
+"""Parts of a form without a file name that are accepted, and ignored."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def checked_length(request: Request, max_bytes: int) -> int:
     """Return the length that the headers announce, the maximum where they do not announce it.
 
     Raises:
-        Problem: it is longer than `max_bytes` (413), its length is no number (400), or it is compressed (415).
+        Problem: it is longer than `max_bytes` (413), its length is not a number (400), or it is compressed (415).
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -164,7 +164,7 @@ class _Form:
         if self._name is None:
             self._others += 1
             if self._others > OTHER_PARTS:
-                raise Problem(422, f"the form has more than {OTHER_PARTS} parts that are no files")
+                raise Problem(422, f"the form has more than {OTHER_PARTS} parts without a file name")
             return
         _check_number(len(self.uploads) + 1, self._max_images)
         self.uploads.append(Upload(self._name, bytes(self._content)))
@@ -177,7 +177,7 @@ def _of_json(body: bytes, max_images: int) -> list[Upload]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "the body is no JSON") from error
+        raise Problem(400, "the body is not valid JSON") from error
     images = value.get("images") if isinstance(value, dict) else value
     if not isinstance(images, list):
         raise Problem(422, 'JSON must be {"images": [...]} with base64 texts, or objects with "name" and "content"')
@@ -191,14 +191,14 @@ def _of_item(number: int, item: object) -> Upload:
         text = item.get("content")
         given = item.get("name", name)
         if not isinstance(given, str):
-            raise Problem(422, f"the name of image {number} is no text")
+            raise Problem(422, f"the name of image {number} is not a string")
         name = given[:MAX_NAME].encode("utf-8", "replace").decode()
     if not isinstance(text, str):
-        raise Problem(422, f"image {number} is no text in base64")
+        raise Problem(422, f"image {number} is not a string in base64")
     try:
         return Upload(name, base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError) as error:
-        raise Problem(422, f"image {number} is no valid base64") from error
+        raise Problem(422, f"image {number} is not valid base64") from error
 
 
 def _check_number(count: int, max_images: int) -> None:

@@ -116,7 +116,7 @@ SCHEMAS: Object = {
     },
 }
 PROBLEMS: Mapping[int, str] = {
-    400: "The request is damaged: no HTTP, no form, no JSON.",
+    400: "The request is not valid HTTP, or its form or JSON is damaged.",
     401: "The token is missing or wrong.",
     403: "A page of another site sent the request.",
     404: "There is no such model.",

@@ -26,7 +26,7 @@ class Job:
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Set the result or the error from a worker thread, unless nobody waits any more."""
+        """Set the result or the error from a worker thread, unless the request has ended."""
 
         def set_it() -> None:
             if self.future.done():
@@ -46,11 +46,12 @@ class Slots:
     """Counts the images in the service, in upload, waiting or computed, and the bytes of their requests.
 
     limit: of images. max_bytes: of all requests together; one request alone may have more. workers: images computed
-    at once. The event loop alone takes and frees slots.
+    at once. max_wait: seconds; where images take long, fewer are accepted, so that none waits longer. The event loop
+    alone takes and frees slots.
     """
 
-    def __init__(self, limit: int, max_bytes: int, workers: int) -> None:
-        self.limit, self.max_bytes, self.workers = limit, max_bytes, workers
+    def __init__(self, limit: int, max_bytes: int, workers: int, max_wait: float) -> None:
+        self.limit, self.max_bytes, self.workers, self.max_wait = limit, max_bytes, workers, max_wait
         self.taken = self.bytes = 0
         self._seconds = 0.1  # a moving average of the time of one image
 
@@ -58,10 +59,12 @@ class Slots:
         """Take slots for images, and memory for a body.
 
         Raises:
-            Problem: fewer slots or bytes are free (429, with Retry-After).
+            Problem: fewer slots or bytes are free, or the wait would be too long (429, with Retry-After).
         """
-        if self.taken + count > self.limit or (self.bytes and self.bytes + size > self.max_bytes):
-            seconds = max(1, math.ceil(self.taken * self._seconds / self.workers))
+        wait = self.taken * self._seconds / self.workers
+        is_full = self.taken + count > self.limit or (self.bytes and self.bytes + size > self.max_bytes)
+        if is_full or (self.taken and wait > self.max_wait):
+            seconds = max(1, math.ceil(wait))
             full = f"the queue is full with {self.taken} images; send the request again in {seconds} s"
             raise Problem(429, full, headers={"Retry-After": str(seconds)})
         self.taken += count
@@ -116,7 +119,7 @@ class WorkerPool:
 
 def _run(job: Job) -> None:
     if job.future.done() or time.monotonic() > job.deadline:
-        return  # the client has gone, or has got the answer that it took too long
+        return  # the client closed the connection, or was answered with 504
     try:
         result, error = job.call(), None
     except BaseException as raised:

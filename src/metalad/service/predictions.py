@@ -25,7 +25,7 @@ PARAMETERS = ("model", "threshold", "include")
 PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG"}
 """Media types of an overlay, and Pillow's names of them."""
 CLIENT_CLOSED = 499
-"""Status in the log and the metrics where the client closed the connection; nobody receives it."""
+"""Status in the log and the metrics where the client closed the connection; it is not sent."""
 
 
 Answer = TypeVar("Answer")
@@ -154,7 +154,7 @@ def wanted_threshold(text: str | None) -> float | None:
     """Return the number of the parameter `threshold`; None where it is not given.
 
     Raises:
-        Problem: it is no score above 0.
+        Problem: it is not a score above 0.
     """
     if text is None:
         return None

@@ -94,7 +94,7 @@ class LimitedProtocol(H11Protocol):
         self._reading = self._reading or self.loop.call_later(READ_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless an answer was already begun."""
+        """Answer bytes that are not valid HTTP, unless an answer was already begun."""
         self._answer_and_close(Problem(400, msg))
 
     def _is_answered(self) -> bool:
