@@ -64,7 +64,7 @@ MALFORMED = {
     "000.png,OK\n001.png,NG\n": f"line 1: {HEADER}",
     "id,abnormal\n0,1\n\n1,2\n": rf"line 4: {VALUES}; found 1,2",
     "id,abnormal\n0,-1\n": rf"line 2: {VALUES}; found 0,-1",
-    "id,abnormal\n0,0\n1,scratch\n": rf"line 3: {VALUES}; found 1,scratch",
+    "id,abnormal\n0,0\n1,red\n": rf"line 3: {VALUES}; found 1,red",
     "id,abnormal\n0,good\n1,unknown\n": rf"line 3: {VALUES}; found 1,unknown",
     "id,abnormal\n0,good\n1,OK or NG\n": rf"line 3: {VALUES}; found 1,OK or NG",
     "id,abnormal\n0,good\n1,test\n": rf"line 3: {VALUES}; found 1,test",
@@ -84,7 +84,19 @@ def test_the_error_for_a_malformed_list_names_the_line(tmp_path: Path, text: str
         read_category(tmp_path)
 
 
-GOOD_HEADINGS = ["good", "Good", "ok", "OK", "normal", "is_good", "pass", "良品", "defect_free", "not_defective"]
+GOOD_HEADINGS = [
+    "good",
+    "Good",
+    "ok",
+    "OK",
+    "normal",
+    "crack-free",
+    "is_good",
+    "pass",
+    "良品",
+    "defect_free",
+    "not_defective",
+]
 BAD_HEADINGS = [
     "bad",
     "NG",
@@ -100,7 +112,7 @@ BAD_HEADINGS = [
 ]
 AMBIGUOUS = """
     ok_ng good/bad pass_fail quality Status result verdict valid good_side 判定 合否 Ergebnis Urteil Qualität
-    Resultado 状態 品質 decision camera operator split value score Bewertung Prüfergebnis crack-free no_scratch
+    Resultado 状態 品質 decision camera operator split value score Bewertung Prüfergebnis
 """
 
 

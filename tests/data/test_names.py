@@ -16,7 +16,7 @@ ROLES: dict[Role, str] = {
     "validation": "val validation Validation 検証",
 }
 WITHOUT = (
-    "images camera1 crack good_side_scratch label_printer broken_large goodyear oks passat 画像 2024-01-31 hemorrhage"
+    "images camera1 tower good_side_scratch label_printer broken_large goodyear oks passat 画像 2024-01-31 hemorrhage"
 )
 
 
@@ -48,9 +48,9 @@ def test_names_are_compared_in_one_unicode_form() -> None:
 
 
 NEGATED = {
-    "good": "sem_defeito ohne_Fehler キズなし 欠陥無し 無欠陥 异常无 without-defects unbeschädigt Teil_i._O.",
+    "good": "sem_defeito ohne_Fehler キズなし crack-free 無欠陥 异常无 without-defects unbeschädigt Teil_i._O.",
     "bad": "não_conforme nao_aprovado non_conforme no_apto nicht_in_Ordnung n._i._O. N_OK n-ok com_defeito mit_Fehler "
-    "不適合 không_đạt Fehlteile pecas_ruins beschädigt con_defectos",
+    "不適合 không_đạt Kratzer con_fallo mit_Befund Fehlteile pecas_ruins beschädigt con_defectos",
 }
 
 

@@ -31,6 +31,12 @@ REFUSED = {
     "2024/line1/OK/1.png 2024/line1/NG/1.png": "2024/line1/OK;",
     "a/OK/1.png b/OK/1.png b/NG/1.png": r"a/OK \(or 1 other folder like it\);",
     "NG/1.png": "a folder with good images only;",
+    "Referenz/1.png Kratzer/2.png": "Referenz if all images there are good;",
+    "Teile_ohne_Befund/1.png Teile_mit_Befund/2.png": "Teile_ohne_Befund;",
+    "sin_fallo/1.png con_fallo/2.png": "sin_fallo;",
+    "boas/1.png riscadas/2.png": "boas;",
+    "treino/1.png teste/2.png": "treino if all images there are good;",
+    "conforme/1.png não_conforme/2.png": "conforme;",
     "test_1/1.png Validation/2.png": "a folder with good images only;",
 }
 
@@ -53,12 +59,37 @@ def test_names_that_tell_images_apart_are_refused_with_the_folder_to_give(tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_file_names_that_tell_images_apart_are_refused(tmp_path: Path) -> None:
-    root = put(tmp_path, "0001_OK.png 0002_NG.png 0003_OK.png")
-    with pytest.raises(DataError, match=r"by their file names \(0001_OK.png, 0002_NG.png\); .*--all-good"):
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (
+            "0001_OK.png 0002_NG.png 0003_OK.png",
+            r"good and anomalous images by their file names \(0001_OK.png, 0002_NG.png",
+        ),
+        ("good_1.png scratch_1.png", r"good and anomalous images by their file names \(good_1.png, scratch_1.png"),
+        ("gut_1.png Kratzer_1.png", r"\(gut_1.png, Kratzer_1.png"),
+        ("P001.png P001_defect.png P002.png", r"\(P001.png, P001_defect.png"),
+        ("NG_1.png NG_2.png", r"only anomalous images by their file names \(NG_1.png\)"),
+    ],
+)
+def test_file_names_of_anomalous_images_are_refused(tmp_path: Path, names: str, named: str) -> None:
+    root = put(tmp_path, names)
+    with pytest.raises(DataError, match=f"{named}.*--all-good"):
         read_category(root)
-    assert len(read_category(root, all_good=True).train) == 3
-    assert len(read_category(put(tmp_path / "good", "1_OK.png 2_OK.png 3_side.png")).train) == 3
+    assert len(read_category(root, all_good=True).train) == len(names.split())
+
+
+def test_file_names_of_good_images_are_accepted(tmp_path: Path) -> None:
+    assert len(read_category(put(tmp_path, "1_OK.png 2_OK.png 3_side.png no_defect_4.png")).train) == 4
+
+
+@pytest.mark.parametrize("pair", ["positive negative", "True False", "clean dirty", "class_0 class_1", "陽性 陰性"])
+def test_folders_named_as_opposites_are_refused(tmp_path: Path, pair: str) -> None:
+    first, second = pair.split()
+    root = put(tmp_path / "DATA", f"cam/{first}/1.png cam/{second}/2.png")
+    with pytest.raises(DataError, match=f"folders named {first} and {second}, which may tell good .*--all-good"):
+        read_category(root)
+    assert len(read_category(root / "cam" / first).train) == 1
 
 
 @pytest.mark.parametrize("names", REFUSED)

@@ -22,13 +22,8 @@ MAX_KINDS = 10
 """Kinds of defects that a note names."""
 _LABELS = frozenset({"", "class", "label", "target"})
 """Headers under which 1 is anomalous by convention, and that are no names of defects."""
-_DEFECTS = _words(
-    "hemorrhage haemorrhage bleeding tumor lesion fracture crack cracks scratch scratches dent dents hole holes stain "
-    "contamination corrosion rust burr chip blowhole pitting discoloration deformation kratzer riss delle blutung "
-    "rayure fissure arañazo grieta rasguño risco trinca graffio crepa damage damages scratched dented cracked "
-    "キズ 傷 汚れ 割れ 打痕 出血 划痕 裂纹"
-)
-"""Headers that name a defect: 1 is anomalous."""
+_DEFECTS = _words("hemorrhage haemorrhage bleeding blutung tumor lesion fracture blowhole pitting corrosion rust 出血")
+"""Further headers that name a defect: 1 is anomalous."""
 _NUMBERS = _words("0 0.0 1 1.0")
 _TRUE = _words("1 1.0 true yes y t ja wahr oui vrai si sí verdadero sim verdadeiro vero tak да はい 是 예 有 あり")
 _FALSE = _words("0 0.0 false no n f nein falsch non faux falso não nao nie нет いいえ 否 아니요 無 无 なし")

@@ -30,6 +30,10 @@ _WORDS: Mapping[Role, str] = {
     "goed goede dobry dobre dobra dobrý dobré tốt đạt "
     "норма годен годные хороший хорошие iyi sağlam 良 可 好 優 优",
     "bad": "bad ng nok ko nio faulty fault faults flaw flaws flawed invalid nogood notok notgood "
+    "crack cracks cracked scratch scratches scratched dent dents dented stained corroded contaminated contamination "
+    "kratzer verkratzt riss risse delle dellen befund mangel mängel makel riscado riscados riscada riscadas trinca "
+    "trincas trincado rayado rayados rayada rayadas arañazo arañazos grieta grietas fallo fallos falla fallas "
+    "falha falhas rayure rayures fissure fissures graffio graffi graffiato crepa crepe "
     "damaged broken scrap scrapped badparts badimages ngs anom anoms unapproved unaccepted incorrect "
     "schlecht schlechte schlechter schlechtteil schlechtteile schlechtbilder fehlteil fehlteile fehlerteile ausschuss "
     "ausschussteil ausschussteile fehler fehlerhaft fehlerhafte fehlerhaftes mangelhaft schrott beschädigt beschädigte "
@@ -39,9 +43,11 @@ _WORDS: Mapping[Role, str] = {
     "брак бракованный bozuk hatalı 否 坏 壞",
     "mask": "mask masks masken masque masques maschera maschere máscara máscaras label labels groundtruth gt truth "
     "annotation annotations seg segmentation segmentations",
-    "train": "train training trainset",
-    "test": "test tests testing testset eval evaluation",
-    "validation": "val valid validation validate valset",
+    "train": "train training trainset trainingsdaten trainingsbilder treino treinamento entrenamiento entraînement "
+    "apprentissage addestramento обучение eğitim",
+    "test": "test tests testing testset eval evaluation testdaten testbilder prüfung teste testes prueba pruebas essai "
+    "essais prova prove тест",
+    "validation": "val valid validation validate valset validierung validação validación convalida",
 }
 _BAD_BEGINNINGS = (
     "anomal abnormal anormal fail defect defec defeit defekt difett reject rechaz rejeit reprov unacceptable "
@@ -52,6 +58,10 @@ _CJK: tuple[tuple[Role, str], ...] = (
     (
         "bad",
         "不良 不合格 不正常 不適合 不适合 不可 非良品 欠陥 欠点 缺陷 異常 异常 瑕疵 次品 废品 廢品 キズ きず 傷 打痕",
+    ),
+    (
+        "bad",
+        "汚れ 割れ 欠け 划痕 裂纹",
     ),
     ("bad", "불량 결함 비정상 이상 불합격"),
     ("mask", "マスク 掩膜 掩码 标注 標注 ラベル 마스크"),

@@ -16,6 +16,19 @@ Folder = tuple[str, ...]
 """A folder relative to the root: the names on the way to it."""
 MAX_NAMED = 10
 """Subfolders that are named in a note."""
+_OPPOSITES = (
+    ("positive", "negative"),
+    ("pos", "neg"),
+    ("positiv", "negativ"),
+    ("positivo", "negativo"),
+    ("true", "false"),
+    ("yes", "no"),
+    ("clean", "dirty"),
+    ("class_0", "class_1"),
+    ("class0", "class1"),
+    ("label_0", "label_1"),
+    ("陽性", "陰性"),
+)
 _OVERRIDE = "if all images are good, add --all-good (in Python all_good=True)"
 
 
@@ -47,7 +60,8 @@ def refuse_several_kinds(root: Path, paths: Iterable[Path]) -> None:
     kinds = {folder: _kinds(folder) for folder in {path.parent.relative_to(root).parts for path in paths}}
     union = frozenset[Role]().union(*kinds.values())
     if not union or _have_one_kind(kinds, union):
-        _refuse_names_of_both_kinds(root, paths)
+        _refuse_names_of_files(root, paths)
+        _refuse_opposites(root, kinds)
         return
     names = _names(sorted(kinds, key=lambda folder: (not kinds[folder], folder)))
     kind = "that are not all good, by the name of their folder" if len(set(kinds.values())) == 1 else "of several kinds"
@@ -57,18 +71,30 @@ def refuse_several_kinds(root: Path, paths: Iterable[Path]) -> None:
     )
 
 
-def _refuse_names_of_both_kinds(root: Path, paths: Iterable[Path]) -> None:
-    """Refuse files whose names tell good images from anomalous ones, such as 1_OK.png and 2_NG.png."""
-    first: dict[Role, Path] = {}
-    for path in sorted(paths):
-        found = [kind for kind in hints(path.stem) if kind in ("good", "bad")]
-        if len(found) == 1:
-            first.setdefault(found[0], path)
-    if "good" in first and "bad" in first:
+def _refuse_names_of_files(root: Path, paths: Iterable[Path]) -> None:
+    """Refuse files whose names are those of anomalous images, such as 2_NG.png beside 1_OK.png or 1.png."""
+    ordered = sorted(paths)
+    bad = [path for path in ordered if "bad" in (found := hints(path.stem)) and "good" not in found]
+    if bad:
+        other = next((path for path in ordered if "bad" not in hints(path.stem)), None)
+        others = "only anomalous" if other is None else "good and anomalous"
+        named = bad[0].name if other is None else f"{other.name}, {bad[0].name}"
         raise DataError(
-            f"{root} contains good and anomalous images by their file names ({first['good'].name}, "
-            f"{first['bad'].name}); give a folder with good images only, or a file labels.csv; {_OVERRIDE}"
+            f"{root} contains {others} images by their file names ({named}); "
+            f"give a folder with good images only, or a file labels.csv; {_OVERRIDE}"
         )
+
+
+def _refuse_opposites(root: Path, folders: Iterable[Folder]) -> None:
+    """Refuse folders named as opposites, such as positive and negative, of which one may hold anomalous images."""
+    by_name = {name.casefold(): name for folder in folders for name in folder}
+    for pair in _OPPOSITES:
+        if all(name in by_name for name in pair):
+            names = " and ".join(by_name[name] for name in pair)
+            raise DataError(
+                f"{root} contains folders named {names}, which may tell good images from anomalous ones; "
+                f"give the one with good images only; {_OVERRIDE}"
+            )
 
 
 def refuse_some_marked(root: Path, images: Sequence[Path]) -> None:
