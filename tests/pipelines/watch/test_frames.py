@@ -12,6 +12,7 @@ import metalad
 from metalad.data import live
 from metalad.data.images import read_image
 from metalad.data.live import LiveSource
+from metalad.pipelines.watch.scoring import content_hash
 from metalad.pipelines.watch.stored import stored_results
 from metalad.runtime.errors import ConfigError, DataError, ImageError
 from tests.data.videos import write_video
@@ -36,8 +37,8 @@ def test_frames_have_the_same_score_from_every_function(model: metalad.Model, cl
     watched = list(metalad.watch(model, clip, tmp_path / "watched", every=2))
     assert summary(watched) == expected
     assert [result.is_anomalous for result in watched] == [False, False, True, False]
-    names = ["clip[1].jpg", "clip[3].jpg", "clip[5].jpg", "clip[7].jpg"]
-    for folder in ("predicted", "watched"):
+    for folder, stem in (("predicted", "clip"), ("watched", f"clip-{content_hash(clip)[:8]}")):
+        names = [f"{stem}[{number}].jpg" for number in (1, 3, 5, 7)]
         assert sorted(path.name for path in (tmp_path / folder / "overlays").iterdir()) == names
 
 
@@ -59,7 +60,9 @@ def test_watch_continues_within_a_video(model: metalad.Model, clip: Path, tmp_pa
 
 def test_frames_are_written_into_ok_and_ng(model: metalad.Model, clip: Path, tmp_path: Path) -> None:
     results = list(metalad.watch(model, clip, tmp_path / "out", move=tmp_path))
-    assert [result.moved_to for result in results][3:5] == [tmp_path / "ok/clip[4].png", tmp_path / "ng/clip[5].png"]
+    stem = f"clip-{content_hash(clip)[:8]}"
+    moved = [tmp_path / f"ok/{stem}[4].png", tmp_path / f"ng/{stem}[5].png"]
+    assert [result.moved_to for result in results][3:5] == moved
     assert results[4].path is not None
     assert results[4].moved_to is not None
     np.testing.assert_array_equal(read_image(results[4].moved_to), read_image(results[4].path))

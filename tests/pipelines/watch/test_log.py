@@ -86,6 +86,8 @@ def test_only_a_file_with_the_same_number_and_no_old_name_is_a_renamed_one(log: 
     assert not log.renamed("b.png", A, "bb", lambda _: False)
     assert log.renamed("b.png", A, "aa", lambda _: False)
     assert (log.stamp("a.png"), log.stamp("b.png")) == (None, (A, "aa"))
+    log.skip([("old.png", Stamp(9, 9, 9, 9))])
+    assert log.renamed("archive/old.png", Stamp(9, 9, 10, 9), "cc", lambda _: False)
     log.close()
 
 

@@ -106,6 +106,16 @@ def test_a_command_that_was_interrupted_is_run_again(log: Log, tmp_path: Path, m
     log.close()
 
 
+def test_a_bug_in_the_thread_is_kept_for_the_thread_that_scores(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(log, "a.png", "command")
+    monkeypatch.setattr(CommandRunner, "_executed", lambda *_: 1 // 0)
+    runner = CommandRunner(log, "true", 1.0)
+    runner.start()
+    runner.close(drain=True)
+    assert isinstance(runner.failure, ZeroDivisionError)
+    log.close()
+
+
 @pytest.mark.parametrize(
     ("command", "text"), [("", "is empty"), ("no-such-program x", "there is no program no-such"), ("'a", "quotation")]
 )

@@ -27,6 +27,8 @@ VERSION = 1
 PENDING, DONE = "pending", "done"
 Outbox = Literal["command", "mqtt"]
 """A column of the table `results`: NULL for nothing to do, `pending`, `done`, or why it failed."""
+SKIPPED = ""
+"""The hash of the content of a file that is known without results."""
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another program that has locked the database."""
 
@@ -147,7 +149,7 @@ class Log:
     # Known files
 
     def stamp(self, path: str) -> tuple[Stamp, str | None] | None:
-        """Return the stamp of a known file, and the hash of its content (None if it was skipped)."""
+        """Return the stamp of a known file, and the hash of its content, if it was scored."""
         row = self._one("SELECT * FROM files WHERE path = ?", _stored(path))
         return None if row is None else (_stamp(row), row["sha256"])
 
@@ -162,12 +164,13 @@ class Log:
     def renamed(self, path: str, stamp: Stamp, sha256: str, exists: Callable[[str], bool]) -> bool:
         """Return whether a file is a known one under another name, and store its new name.
 
-        A renamed file has the same content, number (inode) and time of modification, and its old name is gone.
+        A renamed file has the same content, number (inode) and time of modification, and its old name is gone. The
+        content of skipped files is not known.
         """
         with self._transaction():
             rows = self._database.execute(
-                "SELECT path FROM files WHERE sha256 = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-                (sha256, stamp.size, stamp.mtime_ns, stamp.inode),
+                "SELECT path FROM files WHERE sha256 IN (?, ?) AND size = ? AND mtime_ns = ? AND inode = ?",
+                (sha256, SKIPPED, stamp.size, stamp.mtime_ns, stamp.inode),
             ).fetchall()
             old = next((row["path"] for row in rows if not exists(_restored(row["path"]))), None)
             if old is None:
@@ -182,8 +185,8 @@ class Log:
         """Mark files as known without results."""
         with self._transaction():
             self._database.executemany(
-                "INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
-                ((_stored(path), *stamp.values) for path, stamp in files),
+                "INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)",
+                ((_stored(path), *stamp.values, SKIPPED) for path, stamp in files),
             )
 
     # Results

@@ -17,7 +17,7 @@ from typing import IO
 from metalad.data.pages import split_page
 from metalad.pipelines.watch.log import DONE, Log
 from metalad.results.logged import LoggedPrediction
-from metalad.runtime.errors import ConfigError, MetaladError
+from metalad.runtime.errors import ConfigError
 from metalad.runtime.progress import logger
 
 IDLE_SECONDS = 1.0
@@ -29,11 +29,11 @@ STOP_SECONDS = 10.0
 class Worker(ABC):
     """A thread that works while there is something to do, and waits else.
 
-    failure: an error that ended the thread, such as a full disk.
+    failure: what ended the thread, such as a full disk.
     """
 
     def __init__(self, name: str) -> None:
-        self.failure: MetaladError | None = None
+        self.failure: Exception | None = None
         self._wake, self._stopping, self._draining = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -69,7 +69,7 @@ class Worker(ABC):
                     if self._draining:
                         return
                     self._wake.wait(IDLE_SECONDS)
-        except MetaladError as error:
+        except Exception as error:  # raised again by the thread that scores
             self.failure = error
 
 
@@ -119,6 +119,8 @@ class CommandRunner(Worker):
     def _started(self, result: LoggedPrediction, text: IO[bytes], errors: IO[bytes]) -> "subprocess.Popen[bytes]":
         path = result.moved_to or result.path
         assert path is not None
+        if split_page(path)[0].exists():
+            path = path.absolute()
         environment = {
             "METALAD_ID": str(result.id),
             "METALAD_PATH": str(path),
@@ -126,9 +128,8 @@ class CommandRunner(Worker):
             "METALAD_THRESHOLD": repr(result.threshold),
             "METALAD_OVERLAY": "" if result.overlay is None else str(result.overlay.absolute()),
         }
-        is_file = split_page(path)[0].exists()
         return subprocess.Popen(
-            [*self._words, str(path.absolute() if is_file else path)],
+            [*self._words, str(path)],
             stdin=text,
             stdout=subprocess.DEVNULL,
             stderr=errors,

@@ -120,8 +120,8 @@ def picture_name(relative: str, sha256: str, suffix: str = "") -> str:
     return whole if len(os.fsencode(whole)) <= MAX_PATH else f"{sha256}{suffix}"
 
 
-def frame_name(path: Path) -> str:
-    """Return the name of the pictures of a frame of a video or of a live source."""
+def frame_name(path: Path, sha256: str | None) -> str:
+    """Return the name of the pictures of a frame of a video, whose hash is given, or of a live source."""
     file, number = split_page(path)
-    text = path.name if number is None else f"{file.stem}[{number}]"
+    text = path.name if sha256 is None else f"{file.stem}-{sha256[:HASH_DIGITS]}[{number}]"
     return shortened("".join(c if c.isalnum() or c in "-_.[]@" else "_" for c in text), MAX_NAME)

@@ -200,7 +200,7 @@ class _FrameSource(Source):
         """Do nothing: no thread runs in the background."""
 
     def _score(self, path: Path, pixels: UInt8[np.ndarray, "_ _ 3"], sha256: str | None) -> Outcome:
-        name = frame_name(path)
+        name = frame_name(path, sha256)
         saved = self._scorer.score_image(path, name, lambda _: pixels)
         if self._target is None:
             return Outcome(None, sha256, (saved,))
