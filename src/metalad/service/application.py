@@ -21,6 +21,7 @@ from metalad.inference.stream import Threads
 from metalad.runtime.progress import logger
 from metalad.service.description import docs_page, openapi
 from metalad.service.guard import Guard, Tally
+from metalad.service.memory import trim
 from metalad.service.metrics import Metrics
 from metalad.service.models import Registry
 from metalad.service.pool import Slots, WorkerPool
@@ -106,15 +107,15 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Start the worker threads and the watch on the models' files, and end them."""
+        """Start the worker threads and the task that checks the models' files, and end them."""
         self.pool.start()
-        watch = asyncio.create_task(self._watch_files())
+        upkeep = asyncio.create_task(self._upkeep())
         self.is_ready = True
         try:
             yield
         finally:
             self.is_ready = False
-            watch.cancel()
+            upkeep.cancel()
             self.pool.close()
             tally = self.tally
             logger.info(
@@ -122,13 +123,17 @@ class Service:
                 *(tally.accepted, tally.answered, tally.closed),
             )
 
-    async def _watch_files(self) -> None:
+    async def _upkeep(self) -> None:
+        accepted = 0
         while True:
             await asyncio.sleep(self.settings.reload)
             try:
                 await asyncio.to_thread(self.registry.check_files)
             except Exception:
                 logger.exception("the model files could not be checked")
+            if self.tally.accepted != accepted:
+                accepted = self.tally.accepted
+                await asyncio.to_thread(trim)
 
     async def models(self, _: Request) -> Response:
         """Describe the models and the limits."""
