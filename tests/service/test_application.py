@@ -72,7 +72,7 @@ def test_scores_and_regions_are_those_of_predict_bit_for_bit(
     (result,) = post(client, content).json()["results"]
     expected = offline.to_dict()
     assert result["score"] == expected["score"]
-    for name in ("threshold", "is_anomalous", "height", "width", "regions", "notes"):
+    for name in ("threshold", "is_anomalous", "height", "width", "regions", "notes", "caution"):
         assert result.get(name) == expected.get(name)
 
 
@@ -341,7 +341,7 @@ def test_the_description_has_each_path_and_each_member_of_the_answers(client: Te
         assert client.get(path).status_code in (200, 405)
     result = post(client, png(SQUARE), "?include=overlay,map,input").json()
     assert set(result) == set(schemas["Prediction"]["properties"])
-    assert set(result["results"][0]) | {"notes", "error", "status"} == set(schemas["Result"]["properties"])
+    assert set(result["results"][0]) | {"notes", "error", "status", "caution"} == set(schemas["Result"]["properties"])
     assert set(result["results"][0]["regions"][0]) == set(schemas["Region"]["properties"])
     models = client.get("/v1/models").json()
     assert set(models) == set(schemas["Models"]["properties"])

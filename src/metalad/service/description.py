@@ -39,6 +39,7 @@ SCHEMAS: Object = {
             "height": {"type": "integer"},
             "width": {"type": "integer"},
             "regions": {"type": "array", "items": {"$ref": "#/components/schemas/Region"}},
+            "caution": {"type": "string", "description": "severity of the model's caution about its own threshold"},
             "notes": {
                 "type": "array",
                 "items": {"type": "string"},
@@ -127,6 +128,7 @@ PROBLEMS: Mapping[int, str] = {
     421: "Without a token the service answers only requests to localhost.",
     422: "No image can be scored, or a parameter has an impossible value.",
     429: "The queue is full; `Retry-After` gives the seconds to wait.",
+    503: "There is not enough memory for the image.",
     504: "The answer took too long.",
     507: "The feedback cannot be stored.",
 }

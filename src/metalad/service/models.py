@@ -5,11 +5,13 @@ import hashlib
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from metalad.data.content import file_hash
 from metalad.inference.model import ScoringModel
+from metalad.results.caution import Caution
 from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.runtime.progress import logger
 from metalad.service.batches import Scorer
@@ -42,10 +44,15 @@ class ServedModel:
         """`cpu`, or the kind of another device."""
         return self.model.engine.device_type
 
+    @cached_property
+    def caution(self) -> Caution | None:
+        """Why the model's threshold cannot be relied on, else None."""
+        return self.model.caution()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the description for `GET /v1/models`."""
         model, header = self.model, self.model.header
-        caution, scoring = model.caution(), model.scoring(None)
+        caution, scoring = self.caution, model.scoring(None)
         return {
             "name": self.name,
             "method": header.method,

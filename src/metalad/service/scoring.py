@@ -68,14 +68,16 @@ def score_upload(upload: Upload, served: ServedModel, wanted: Wanted, processors
             image, notes = _decode(upload, served, wanted.max_pixels)
             result = None if served.scorer.batches else served.scorer.score(image, wanted.threshold)
             if result is not None:
-                return _scored(upload, image, result, notes, wanted)
+                return _scored(upload, served, image, result, notes, wanted)
         result = served.scorer.score(image, wanted.threshold)
         with processors:
-            return _scored(upload, image, result, notes, wanted)
+            return _scored(upload, served, image, result, notes, wanted)
     except ImageError as error:
         return unreadable(upload.name, error.reason or str(error), 422)
     except Problem as problem:
         return unreadable(upload.name, problem.detail, problem.status)
+    except MemoryError:
+        return unreadable(upload.name, "there is not enough memory for it now", 503)
 
 
 def unreadable(name: str, reason: str, status: int) -> Scored:
@@ -98,10 +100,17 @@ def _decode(
 
 
 def _scored(
-    upload: Upload, image: UInt8[np.ndarray, "height width 3"], result: Result, notes: tuple[str, ...], wanted: Wanted
+    upload: Upload,
+    served: ServedModel,
+    image: UInt8[np.ndarray, "height width 3"],
+    result: Result,
+    notes: tuple[str, ...],
+    wanted: Wanted,
 ) -> Scored:
     values: dict[str, Any] = {"name": upload.name, **result.to_dict()}
     del values["path"]
+    if served.caution is not None and wanted.threshold is None:
+        values["caution"] = served.caution.severity
     if notes:
         values["notes"] = list(notes)
     picture = None
