@@ -80,7 +80,7 @@ class Publisher(Worker):
         self._log, self._broker, self._success = log, broker, MQTT_ERR_SUCCESS
         self._sent: dict[int, int] = {}
         self._acknowledged: deque[int] = deque()
-        self._is_lost = False
+        self._is_lost = self._is_closed = False
         self._client: Any = Client(
             CallbackAPIVersion.VERSION2, client_id=f"metalad-{socket.gethostname()}-{os.getpid()}"
         )
@@ -103,6 +103,9 @@ class Publisher(Worker):
 
     def close(self, *, drain: bool, timeout: float | None = None) -> None:
         """End the threads; what is not published then is published by the next process."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         super().close(drain=drain, timeout=timeout)
         self._client.disconnect()
         self._client.loop_stop()
@@ -151,7 +154,8 @@ class Publisher(Worker):
             self._warn_once(str(reason))
 
     def _not_connected(self, *_: Any) -> None:
-        self._warn_once("cannot connect")
+        checks = "the address and the certificate" if self._broker.encrypted else "the address"
+        self._warn_once(f"cannot connect; check {checks}")
 
     def _warn_once(self, reason: str) -> None:
         if not self._is_lost:
