@@ -38,13 +38,13 @@ SQUARES = {"good.png": [], "defect.png": [(20, 30, 14, 250)], "two.png": [(6, 6,
 """Test images, and the (top, left, side, value) of squares on them: anomalous ones."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(model: metalad.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(model, tmp_path_factory.mktemp("keep"), names=("tiny", "other")) as service:
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     for seed, (name, squares) in enumerate(SQUARES.items()):
@@ -52,9 +52,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / name for name in SQUARES]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    # Of this module alone: until Playwright ends, its event loop runs, and other tests cannot start theirs.
     with playwright_api.sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield launched
