@@ -46,7 +46,8 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def run_commands(log: Log, command: str, timeout: float = 30.0) -> None:
     runner = CommandRunner(log, command, timeout)
     runner.start()
-    runner.close(drain=True)
+    runner.drain()
+    runner.close()
     assert runner.failure is None
 
 
@@ -97,7 +98,7 @@ def test_a_command_that_was_interrupted_is_run_again(log: Log, tmp_path: Path, m
     runner = CommandRunner(log, f"sh -c 'echo x >> {started}; test -e {tmp_path}/second || sleep 60'", 60.0)
     runner.start()
     until(started.exists)
-    runner.close(drain=False)
+    runner.close()
     assert states(log, "command") == ["pending"]
     (tmp_path / "second").touch()
     run_commands(log, f"sh -c 'echo x >> {started}; test -e {tmp_path}/second || sleep 60'")
@@ -111,7 +112,8 @@ def test_a_bug_in_the_thread_is_kept_for_the_thread_that_scores(log: Log, monkey
     monkeypatch.setattr(CommandRunner, "_executed", lambda *_: 1 // 0)
     runner = CommandRunner(log, "true", 1.0)
     runner.start()
-    runner.close(drain=True)
+    runner.drain()
+    runner.close()
     assert isinstance(runner.failure, ZeroDivisionError)
     log.close()
 
@@ -131,7 +133,8 @@ def test_an_impossible_command_is_refused(log: Log, command: str, text: str) -> 
 def publish(log: Log, broker: Broker, url: str = "mqtt://127.0.0.1:{}/line/1", timeout: float = 10.0) -> None:
     publisher = Publisher(log, Address.of(url.format(broker.port)))
     publisher.start()
-    publisher.close(drain=True, timeout=timeout)
+    publisher.drain(timeout=timeout)
+    publisher.close()
     assert publisher.failure is None
 
 

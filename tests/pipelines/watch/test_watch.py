@@ -192,6 +192,19 @@ def test_results_in_the_watched_folder_are_not_scored(model: metalad.Model, inbo
     assert len(list(stored_results(inbox / "out"))) == 1
 
 
+def test_the_output_folder_can_be_the_watched_one_or_contain_it(model: metalad.Model, tmp_path: Path) -> None:
+    for out in (tmp_path / "same", tmp_path / "outer"):
+        inbox = out if out.name == "same" else out / "inbox"
+        put(inbox / "a.png")
+        with watching(model, inbox, out, move=out) as (results, wait_for):
+            wait_for(1)
+            put(inbox / "b.png", good=False)
+            wait_for(2)
+            time.sleep(0.3)
+        assert names(results) == ["a.png", "b.png"]
+        assert (out / "ng/b.png").exists()
+
+
 def test_a_folder_that_cannot_be_read_for_a_while_is_tried_again(
     model: metalad.Model, inbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

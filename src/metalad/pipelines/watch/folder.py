@@ -19,13 +19,14 @@ TIMEOUT_MS = 500
 class WatchedFolder:
     """The image files below a folder, by paths relative to it with slashes.
 
-    Ignored are hidden files, folders of network drives, and the folders `excluded`, such as that of the results.
+    Ignored are hidden files, folders of network drives, and the folders `excluded`, such as those of the results.
     """
 
     def __init__(self, folder: Path, excluded: Sequence[Path]) -> None:
         self.folder = folder
         self._root = os.path.realpath(folder)
         self._excluded = {os.path.realpath(path) for path in excluded}
+        self._unreadable: set[str] = set()
 
     def path(self, relative: str) -> Path:
         """Return the path of a file, as the user wrote the folder."""
@@ -71,8 +72,11 @@ class WatchedFolder:
             try:
                 entries = list(os.scandir(real))
             except OSError as error:
-                logger.warning("cannot read the folder %s: %s; trying again", self.folder / below, error.strerror)
+                if real not in self._unreadable:
+                    logger.warning("cannot read the folder %s: %s; trying again", self.folder / below, error.strerror)
+                self._unreadable.add(real)
                 continue
+            self._unreadable.discard(real)
             for entry in entries:
                 name = f"{below}/{entry.name}" if below else entry.name
                 if is_ignored(entry.name):

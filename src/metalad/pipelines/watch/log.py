@@ -114,19 +114,31 @@ class Move:
 class Log:
     """The database; threads may share it.
 
+    read_only: only results are read; the database must exist.
+
     Raises:
         RunError: of every method: the database cannot be written or is damaged.
     """
 
-    def __init__(self, file: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, file: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC), *, read_only: bool = False
+    ) -> None:
         self._file, self._clock = file, clock
         self._lock = threading.RLock()
         with self._errors():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(
-                file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+                f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
             )
             self._database.row_factory = sqlite3.Row
+            if read_only:
+                return
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._create()

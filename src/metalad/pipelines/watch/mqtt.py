@@ -80,7 +80,7 @@ class Publisher(Worker):
         self._log, self._broker, self._success = log, broker, MQTT_ERR_SUCCESS
         self._sent: dict[int, int] = {}
         self._acknowledged: deque[int] = deque()
-        self._is_lost = self._is_closed = False
+        self._is_lost = False
         self._client: Any = Client(
             CallbackAPIVersion.VERSION2, client_id=f"metalad-{socket.gethostname()}-{os.getpid()}"
         )
@@ -101,12 +101,9 @@ class Publisher(Worker):
         self._client.loop_start()
         super().start()
 
-    def close(self, *, drain: bool, timeout: float | None = None) -> None:
+    def close(self) -> None:
         """End the threads; what is not published then is published by the next process."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        super().close(drain=drain, timeout=timeout)
+        super().close()
         self._client.disconnect()
         self._client.loop_stop()
         self._store_acknowledged()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 from metalad.data.pages import split_page
@@ -45,14 +46,16 @@ class Worker(ABC):
         """Wake the thread: there are new results."""
         self._wake.set()
 
-    def close(self, *, drain: bool, timeout: float | None = None) -> None:
-        """End the thread: soon, or, with `drain`, when nothing remains to be done, after `timeout` in any case."""
-        self._draining = drain
-        if not drain:
-            self._stopping.set()
+    def drain(self, is_stopped: Callable[[], bool] = lambda: False, timeout: float = math.inf) -> None:
+        """Wait until nothing remains to be done, or until `timeout` or a request to stop."""
+        self._draining = True
         self._wake.set()
-        if drain:
-            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and not is_stopped() and time.monotonic() < deadline:
+            self._thread.join(WAIT_SECONDS)
+
+    def close(self) -> None:
+        """End the thread soon."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(STOP_SECONDS)

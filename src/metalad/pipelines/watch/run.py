@@ -36,7 +36,7 @@ LOCK = Path(".watch") / "lock"
 TICK = 0.2
 """Seconds after which a request to stop is noticed."""
 PUBLISH_SECONDS = 30.0
-"""How long `once` waits for the broker at the end."""
+"""How long the broker is waited for at the end, except after a request to stop."""
 
 
 def watch(
@@ -192,7 +192,7 @@ class _Watcher:
                     yield from self._from_folder(arrivals, log, workers, poll, new_only, stop)
             finally:
                 for worker in workers:
-                    worker.close(drain=False)
+                    worker.close()
                 log.close()
 
     def _started(self, log: Log) -> list[Worker]:
@@ -219,7 +219,7 @@ class _Watcher:
         new_only: bool,
         stop: threading.Event,
     ) -> Iterator[LoggedPrediction]:
-        path, excluded = Path(self._from), [self._scorer.out]
+        path, excluded = Path(self._from), [self._scorer.out / MAPS, self._scorer.out / OVERLAYS]
         if self._target is not None:
             excluded += [self._target / OK, self._target / NG]
         folder = WatchedFolder(path, excluded)
@@ -255,15 +255,17 @@ class _Watcher:
                     break
                 if not (running and running[0].done()):
                     self._wake.wait(TICK if running else min(TICK, source.next_due()))
-            if self._once and not stop.is_set():
-                _drain(workers)
+            for worker in workers:
+                worker.drain(stop.is_set, PUBLISH_SECONDS if isinstance(worker, Publisher) else math.inf)
+            _raise_failures(workers)
         finally:
-            while running:
-                outcome = running.popleft().result()
-                if not self._is_full():
-                    list(self._stored(outcome, source, log, mover, workers))
             source.close()
-            pool.shutdown()
+            try:
+                while running:
+                    outcome = running.popleft().result()
+                    list(self._stored(outcome, source, log, mover, workers))
+            finally:
+                pool.shutdown()
 
     def _submit(self, source: Source, pool: ThreadPoolExecutor, running: deque[Future[Outcome]]) -> None:
         room = self._workers - len(running)
@@ -323,12 +325,6 @@ def _raise_failures(workers: Sequence[Worker]) -> None:
     for worker in workers:
         if worker.failure is not None:
             raise worker.failure
-
-
-def _drain(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        worker.close(drain=True, timeout=PUBLISH_SECONDS if isinstance(worker, Publisher) else None)
-    _raise_failures(workers)
 
 
 def _delete_stale(out: Path) -> None:

@@ -22,5 +22,5 @@ def stored_results(out: Path) -> Iterator[LoggedPrediction]:
 
 
 def _results(file: Path) -> Iterator[LoggedPrediction]:
-    with contextlib.closing(Log(file)) as log:
+    with contextlib.closing(Log(file, read_only=True)) as log:
         yield from log.results()
