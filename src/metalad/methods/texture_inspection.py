@@ -7,13 +7,14 @@ of good images.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, FittedDetector
 from metalad.detectors.density.clustering import Mixture, fit_mixture, log_likelihood
@@ -21,6 +22,7 @@ from metalad.detectors.residuals import Residuals
 from metalad.nn.parts import in_parts
 from metalad.nn.photometric import luminance
 from metalad.nn.pixels import to_batch
+from metalad.nn.resizing import Reduction
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import setting
@@ -85,6 +87,8 @@ class TextureInspection(FittedDetector):
     def __init__(self, config: TextureInspectionConfig) -> None:
         super().__init__(config)
         levels, count, channels = config.levels, config.components, config.channels
+        # The antialiasing filter acts as the pyramid's low-pass filter.
+        self.reductions = nn.ModuleList(Reduction(*sizes) for sizes in pairwise(config.level_sizes))
         self.register_buffer("projection", None)
         self.register_buffer("log_weight", torch.zeros(levels, count))
         self.register_buffer("mean", torch.zeros(levels, count, channels))
@@ -118,11 +122,10 @@ class TextureInspection(FittedDetector):
                 self.level_mean[level], self.level_deviation[level] = values.mean(), values.std().clamp_min(1e-6)
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Iterator[Float[Tensor, "patches channels"]]:
-        """Yield the projected patch around each pixel of each image, level by level; borders are padded by reflection."""
+        """Yield the projected patch around each pixel, level by level; borders are padded by reflection."""
         level = luminance(images)
-        for size in self.config.level_sizes:
-            # The antialiasing filter (triangular) acts as the pyramid's low-pass filter.
-            level = level if level.shape[-2:] == size else F.interpolate(level, size, mode="bilinear", antialias=True)
+        for reduction in (nn.Identity(), *self.reductions):
+            level = reduction(level)
             padded = F.pad(level, (self.config.patch // 2,) * 4, mode="reflect")
             patches = F.unfold(padded, self.config.patch).transpose(1, 2).flatten(0, 1)
             if self.config.normalization == "weber":

@@ -19,6 +19,7 @@ from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
 from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import perceptron
 from metalad.nn.capsules import Capsules, squash
+from metalad.nn.log_sum_exp import log_sum_exp
 from metalad.nn.losses import mean_ssim, ssim_map
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import setting
@@ -156,7 +157,7 @@ def mixture_cost(
     costs = (log_variances + squared_distance).sum(-1) / 2
     if kind == "repo":
         return (logits.softmax(-1) * costs).sum(-1)
-    return -torch.logsumexp(logits.log_softmax(-1) - costs, -1)
+    return -log_sum_exp(logits.log_softmax(-1) - costs, -1)
 
 
 class VtAdl(GradientDetector):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.detectors.density.nearest import nearest
+from metalad.nn.log_sum_exp import log_sum_exp
 from metalad.nn.parts import in_parts
 from metalad.nn.whitening import whitening
 from metalad.runtime.progress import counted
@@ -129,15 +130,21 @@ def joint_log_density(points: Float[Tensor, "points channels"], mixture: Mixture
     log_determinant = mixture.whitening.diagonal(dim1=1, dim2=2).abs().log().sum(1)
     constant = mixture.log_weight + log_determinant - channels / 2 * math.log(2 * math.pi)
     parts = [
-        torch.addmm(-shift, part, matrix.T).reshape(-1, count, channels).square().sum(2)
+        _summed(torch.addmm(-shift, part, matrix.T).reshape(-1, count, channels).square())
         for part in in_parts(points, CHUNK)
     ]
     return constant - torch.cat(parts) / 2
 
 
+def _summed(squares: Float[Tensor, "points components channels"]) -> Float[Tensor, "points components"]:
+    if torch.compiler.is_compiling():  # in exported graphs, OpenVINO 2026.4 reads beyond the sums
+        return (squares @ torch.ones_like(squares[0, 0, :, None])).squeeze(2)
+    return squares.sum(2)
+
+
 def log_likelihood(points: Float[Tensor, "points channels"], mixture: Mixture) -> Float[Tensor, " points"]:
     """Return the log-density of the mixture at each point, in nats."""
-    return joint_log_density(points, mixture).logsumexp(1)
+    return log_sum_exp(joint_log_density(points, mixture), 1)
 
 
 def _maximize(points: Tensor, responsibility: Tensor, ridge: float) -> Mixture:
