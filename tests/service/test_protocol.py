@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import random
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 import uvicorn
 
 import metalad
+from benchmarks.load.malformed import KINDS, MAY_SUCCEED
 from metalad.service import protocol
 from metalad.service.application import create_application
 from metalad.service.settings import Settings
@@ -150,6 +152,19 @@ def test_clients_that_close_the_connection_leave_no_slot_taken(port: int) -> Non
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             metrics = received(connection)
     assert b"metalad_queue_images 0.0" in metrics
+    assert is_alive(port)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_requests_of_each_kind_are_refused_or_their_connection_closed(port: int, kind: str) -> None:
+    image = png(picture(0))
+    found = []
+    for seed in range(8):
+        with connected(port) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(KINDS[kind](random.Random(seed), image))
+            found.append(status(connection.recv(1 << 16)))
+    assert set(found) <= {0, *range(400, 500), *((200,) if kind in MAY_SUCCEED else ())}
+    assert sum(each > 0 for each in found) > 4
     assert is_alive(port)
 
 
