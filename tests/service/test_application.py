@@ -255,6 +255,7 @@ def test_an_unexpected_error_is_a_problem_without_a_traceback(path: Path, monkey
         answer = post(served, b"x")
         assert (answer.status_code, problem(answer)) == (500, "an internal error; the log of the service describes it")
         assert served.get("/healthz").json() == {"status": "ok"}
+        assert 'path="/v1/predict",status="500"} 1.0' in served.get("/metrics").text
 
 
 # Protection

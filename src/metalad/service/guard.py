@@ -61,6 +61,9 @@ class Guard:
                 await self.app(scope, receive, observed)
             else:
                 await problem.response()(scope, receive, observed)
+        except Exception:
+            status = status or 500  # answered outside of this middleware
+            raise
         finally:
             self._record(scope, status, time.perf_counter() - start)
 
@@ -84,7 +87,7 @@ class Guard:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self.paths else "other"
-        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
         if status in (0, 499):
             self.tally.closed += 1
         else:
