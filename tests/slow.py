@@ -12,6 +12,7 @@ SLOW = (
     "data/test_own_layouts.py::test_published_folders_can_be_used_for_training_and_evaluation",
     "detectors/density/",
     "detectors/test_out_of_fold.py::test_good_images_exceed_the_threshold_at_most_at_the_wanted_rate",
+    "exporting/test_graph.py",
     "inference/test_threshold.py",
     "methods/",
     "nn/test_backbones.py",
