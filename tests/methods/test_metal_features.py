@@ -125,3 +125,38 @@ def test_fitting_returns_the_out_of_fold_residuals() -> None:
     model, pixels = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0)), cookies(8, SIZE)
     returned = model.fit(pixels, 0)
     assert torch.equal(returned.values, model.out_of_fold_residuals(pixels).values)
+
+
+def test_the_score_joins_the_maps_maximum_and_the_composition() -> None:
+    """The score is never below the map's maximum, so an image that passes has no pixel above the threshold."""
+    model, images = fitted(), to_batch(cookies(10, SIZE)[8:])
+    images[1] = images[1].flip(1)
+    with torch.no_grad():
+        residuals = model.residuals(images)
+        prediction = model.predict(images, residuals, "calibrated")
+    assert residuals.score is not None
+    largest = model.smoothing(residuals.values[:, 0]).amax((1, 2))
+    torch.testing.assert_close(prediction.score, (largest.square() + residuals.score.square()).sqrt())
+    assert (residuals.score > 0).all()
+    assert (prediction.anomaly_map.amax((1, 2)) < prediction.score).all()
+
+
+def test_without_composition_maps_are_equal_and_the_score_is_the_maximum() -> None:
+    images = to_batch(cookies(9, SIZE)[8:])
+    with_it, without = (fitted(composition=composition, context_steps=0) for composition in (True, False))
+    with torch.no_grad():
+        residuals = without.residuals(images)
+        one, other = with_it(images), without.predict(images, residuals, "calibrated")
+    assert torch.equal(one.anomaly_map, other.anomaly_map)
+    assert residuals.score is None
+    assert torch.equal(other.score, without.smoothing(residuals.values[:, 0]).amax((1, 2)))
+    assert one.score > other.score
+
+
+def test_the_composition_is_fitted_without_the_images_that_it_scores_out_of_fold() -> None:
+    model, pixels = fitted(context_steps=0), cookies(8, SIZE)
+    out_of_fold, in_sample = model.out_of_fold_residuals(pixels).score, model.residuals_of(pixels).score
+    assert out_of_fold is not None
+    assert in_sample is not None
+    assert (out_of_fold > in_sample).sum() >= 5
+    assert in_sample.max() == 0  # the subspace contains the images and their copies

@@ -88,6 +88,7 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     assert (old["format"], header.method, header.seed) == (4, name, old["seed"])
     assert header.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
     assert header.config.get("selection") == {"metal_features": "k-means"}.get(name)
+    assert header.config.get("composition") is {"metal_features": False}.get(name)
     assert header.thresholds == old["thresholds"]
 
 
@@ -153,7 +154,8 @@ def current_names(name: str) -> set[str]:
     """Return the names of the tensors that a model file of today has for the settings in names.json."""
     header = migrate_header({"method": name, "config": NAMES[name]["config"], "calibration": {"kind": kind_of(name)}})
     method = method_named(name)
-    detector: Detector = method.load()(from_json(method.load_config(), header["config"]))
+    config = from_json(method.load_config(), complete_settings(name, header["config"]))
+    detector: Detector = method.load()(config)
     kind = header["calibration"]["kind"]
     if kind != "own":
         joined = any(key.startswith("calibration.surprise.") for key in NAMES[name]["tensors"])

@@ -6,6 +6,7 @@ those of fine features are coresets, which keep rare features. A Gaussian at eac
 what is usual there; optionally a blind transformer predicts a position's features from those around it. Distances of
 held-out good images normalize each density (see `NormalizedLogDistance`), and their weighted mean is the map. The
 positional Gaussian is weighted by the squared fraction of variance that position explains: little on objects that turn.
+The image score is the map's maximum, to which the composition of the whole image contributes (see `Composition`).
 """
 
 import itertools
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
+from metalad.detectors.density.composition import Composition, CompositionScore
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
@@ -66,6 +68,7 @@ class MetalFeaturesConfig(DetectorConfig):
     )
     copies: int = setting(1, "copies of each good image with small random changes of light, position and focus")
     photometric_normalization: bool = setting(True, "scale every image to the mean brightness of the good images")
+    composition: bool = setting(True, "count in the image score, too, how unusual the image is as a whole")
     context_steps: int = setting(0, "training steps of a blind transformer that predicts features; 0: without it")
 
     def __post_init__(self) -> None:
@@ -101,12 +104,31 @@ class Features(NamedTuple):
         return Features(self.fine[index], self.deep[index])
 
 
+class Distances(NamedTuple):
+    """Distances of a batch.
+
+    positions: of each position of the grid of stride 8, by each density in the order of their names.
+    composition: of each whole image; None without `composition`.
+    """
+
+    positions: list[Float[Tensor, "batch down across"]]
+    composition: Float[Tensor, "batch 2"] | None
+
+    @classmethod
+    def concatenate(cls, batches: Sequence["Distances"]) -> "Distances":
+        """Return several batches as one."""
+        positions = [torch.cat(kind) for kind in zip(*(batch.positions for batch in batches), strict=True)]
+        compositions = [batch.composition for batch in batches if batch.composition is not None]
+        return cls(positions, torch.cat(compositions) if compositions else None)
+
+
 class Densities(nn.Module):
     """The density models, each with a distance of its own.
 
     per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
     weight. deep: codebook of stride 32. position: a Gaussian of stride 4 at each position. context: prediction of the
-    fine features, strides with equal weight, from those around them; only with `context_steps`.
+    fine features, strides with equal weight, from those around them; only with `context_steps`. composition: a
+    subspace of whole maps of stride 16, which gives two distances of an image; only with `composition`.
     """
 
     stride_weights: Tensor
@@ -117,16 +139,17 @@ class Densities(nn.Module):
         self.context_steps = config.context_steps
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
         self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
-        self.position_channels = widths[0]
+        self.position_channels, self.stride_16_channels = widths[0], widths[2]
         size, selection = config.codebook_size, config.selection
         self.per_stride, self.per_channel = Codebook(size, selection), Codebook(size, selection)
         self.deep = Codebook(min(size, DEEP_CODEBOOK_SIZE))
         self.position = PositionalGaussian()
         self.context = ContextPrediction(sum(widths), config.grid) if self.context_steps else None
+        self.composition = Composition(widths[2], config.grid) if config.composition else None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the densities in the order of their distances."""
+        """The names of the densities of positions in the order of their distances."""
         return ("per_stride", "per_channel", "deep", *(("context",) if self.context_steps else ()), "position")
 
     def fit(self, features: Features, seed: int) -> None:
@@ -138,15 +161,21 @@ class Densities(nn.Module):
         self.position.fit(features.fine[:, : self.position_channels])
         if self.context_steps:
             self.context = ContextPrediction.fitted(features.fine, stride_weights, self.context_steps, seed)
+        if self.composition is not None:
+            self.composition.fit(self._stride_16(features.fine))
 
-    def forward(self, features: Features) -> list[Float[Tensor, "batch down across"]]:
-        """Return the distances in the order of `names`, all on the grid of stride 8."""
+    def forward(self, features: Features) -> Distances:
+        """Return the distances of the positions, in the order of `names`, and those of the whole images."""
         fine = features.fine
         deep = F.interpolate(self.deep(features.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
         context = [self.context(fine)] if self.context is not None else []
         weighted = fine * self.stride_weights
         position = self.position(fine[:, : self.position_channels])
-        return [self.per_stride(weighted), self.per_channel(fine), deep, *context, position]
+        composition = None if self.composition is None else self.composition(self._stride_16(fine))
+        return Distances([self.per_stride(weighted), self.per_channel(fine), deep, *context, position], composition)
+
+    def _stride_16(self, fine: Tensor) -> Tensor:
+        return fine[:, -self.stride_16_channels :]
 
 
 class MetalFeatures(FittedDetector):
@@ -173,6 +202,7 @@ class MetalFeatures(FittedDetector):
         self.densities = self._new_densities()
         names = self.densities.names
         self.log_distance = NormalizedLogDistance(len(names))
+        self.composition_score = CompositionScore() if config.composition else None
         self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
         halved = ("per_stride", "context") if config.context_steps else ()
         self.register_buffer("density_weights", torch.tensor([0.5 if name in halved else 1.0 for name in names]))
@@ -208,7 +238,10 @@ class MetalFeatures(FittedDetector):
                 self._distances_without(features.select(half != side), features.select(half == side), seed)
                 for side in counted((0, 1), "scales", "half")
             ]
-            self.log_distance.fit([torch.cat(both) for both in zip(*distances, strict=True)])
+            held_out = Distances.concatenate(distances)
+            self.log_distance.fit(held_out.positions)
+            if self.composition_score is not None and held_out.composition is not None:
+                self.composition_score.fit(held_out.composition, len(pixels))
             self.densities.fit(features, seed)
             on_position = features.fine[: len(pixels), : self.densities.position_channels]
             weight = variance_explained_by_position(on_position) ** 2
@@ -231,12 +264,23 @@ class MetalFeatures(FittedDetector):
         return Features(self.fine_standardization(fine), self.deep_standardization(deep))
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the mean normalized log-distance of each pixel: 1 is the 99 % quantile of good positions."""
+        """Return the mean normalized log-distance of each pixel: 1 is the 99 % quantile of good positions.
+
+        `Residuals.score` is the contribution of the composition to the image score; None without it.
+        """
         return self._residuals_from(self.densities(self.features(images)))
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the mean normalized log-distance itself."""
         return residuals.values[:, 0]
+
+    def _image_score(self, residuals: Residuals, maps: Tensor, smoothed: Tensor) -> Float[Tensor, " batch"]:
+        """Return the root of the sum of squares of the map's score and the contribution of the composition.
+
+        It is at least the map's score: an image that passes has no pixel above the threshold.
+        """
+        score = super()._image_score(residuals, maps, smoothed)
+        return score if residuals.score is None else (score.square() + residuals.score.square()).sqrt()
 
     def _out_of_fold(self, pixels: Pixels, features: Features) -> Residuals:
         """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""
@@ -253,9 +297,12 @@ class MetalFeatures(FittedDetector):
 
         return self._residuals_by_folds(pixels[chosen], residuals_without)
 
-    def _residuals_from(self, distances: Sequence[Float[Tensor, "batch down across"]]) -> Residuals:
-        mean = self.log_distance(distances, self.density_weights)
-        return Residuals(as_map(F.interpolate(mean[:, None], self.config.image_size, mode="bilinear")))
+    def _residuals_from(self, distances: Distances) -> Residuals:
+        mean = self.log_distance(distances.positions, self.density_weights)
+        values = as_map(F.interpolate(mean[:, None], self.config.image_size, mode="bilinear"))
+        if self.composition_score is None or distances.composition is None:
+            return Residuals(values)
+        return Residuals(values, score=self.composition_score(distances.composition))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.backbone(self.photometric(images))
@@ -289,10 +336,9 @@ class MetalFeatures(FittedDetector):
     def _new_densities(self) -> Densities:
         return Densities(self.config, self.widths)
 
-    def _distances_without(self, fitted_on: Features, others: Features, seed: int) -> list[Tensor]:
+    def _distances_without(self, fitted_on: Features, others: Features, seed: int) -> Distances:
         """Return the distances of other images by densities that are fitted on the first ones."""
         densities = self._new_densities().to(self.device)
         densities.fit(fitted_on, seed)
         index = torch.arange(len(others.fine))
-        parts = [densities(others.select(part)) for part in torch.split(index, BATCH_SIZE)]
-        return [torch.cat(kind) for kind in zip(*parts, strict=True)]
+        return Distances.concatenate([densities(others.select(part)) for part in torch.split(index, BATCH_SIZE)])

@@ -27,7 +27,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Old and new name of each setting that was renamed, by method."""
 
-MISSING: Mapping[str, Mapping[str, Any]] = {"metal_features": {"selection": "k-means"}}
+MISSING: Mapping[str, Mapping[str, Any]] = {"metal_features": {"selection": "k-means", "composition": False}}
 """Settings that older versions did not have, and the value that describes what they did, by method."""
 
 SELF_CALIBRATED = ("metal_features",)

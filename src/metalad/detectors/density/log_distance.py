@@ -34,7 +34,7 @@ class NormalizedLogDistance(nn.Module):
         self.register_buffer("mean", torch.zeros(distances))
         self.register_buffer("scale", torch.ones(distances))
 
-    def fit(self, distances: Sequence[Float[Tensor, "images down across"]]) -> None:
+    def fit(self, distances: Sequence[Float[Tensor, "*shape"]]) -> None:
         """Fit mean and scale on distances of good images on which the densities were not fitted."""
         for index, values in enumerate(distances):
             logs = _log(values).flatten()
@@ -42,6 +42,10 @@ class NormalizedLogDistance(nn.Module):
             # Taken from the sorted values, because torch.quantile does not accept more than 2**24 values.
             quantile = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
             self.scale[index] = (quantile - logs.mean()).clamp_min(1e-3)
+
+    def normalized(self, distances: Sequence[Float[Tensor, "*shape"]]) -> list[Float[Tensor, "*shape"]]:
+        """Return the normalized log-distance of each distance; negative where it is below average."""
+        return [(_log(values) - self.mean[index]) / self.scale[index] for index, values in enumerate(distances)]
 
     def forward(
         self,
@@ -52,10 +56,10 @@ class NormalizedLogDistance(nn.Module):
 
         weights: of the distances; equal by default.
         """
-        normalized = [(_log(values) - self.mean[index]) / self.scale[index] for index, values in enumerate(distances)]
+        normalized = torch.stack(self.normalized(distances))
         if weights is None:
-            return torch.stack(normalized).mean(0)
-        return (torch.stack(normalized) * weights[:, None, None, None]).sum(0) / weights.sum()
+            return normalized.mean(0)
+        return (normalized * weights[:, None, None, None]).sum(0) / weights.sum()
 
 
 def as_map(log_distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,0 +1,114 @@
+"""A density of whole images: how far an image's feature map is from the subspace that good feature maps span.
+
+Densities of single positions do not detect that a part is missing, doubled or in the wrong place, because each of its
+features is usual somewhere. A whole feature map of such an image is not a combination of whole maps of good images.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metalad.detectors.density.log_distance import NormalizedLogDistance
+from metalad.detectors.density.pca import leading_eigenvectors
+
+CELLS = 8
+"""Cells into which the feature map is divided, down and across, at most; the features of a cell are averaged."""
+MAX_CHANNELS = 128
+"""Channels at most: of more, every second (third, …) one is used."""
+COMPONENTS = 128
+"""Principal components at most."""
+MIN_EIGENVALUE = 1e-10
+"""Components with a smaller fraction of the sum of squares of all maps are rounding errors and are left out."""
+
+WEIGHTS = (0.5, 1 / 3)
+"""Weights of the residual of the whole map and of that of the cell with the largest one."""
+OFFSET = 1.5
+"""A normalized log-distance below -OFFSET does not contribute to the score."""
+HALF_WEIGHT_IMAGES = 100
+"""Number of good images with which the contribution is half of what it is with very many."""
+
+
+def averaging_matrix(size: int, cells: int) -> Float[Tensor, "cells size"]:
+    """Return the matrix that averages a line of `size` values over `cells` intervals of equal length."""
+    edges = torch.arange(cells + 1, dtype=torch.double) * size / cells
+    position = torch.arange(size, dtype=torch.double)
+    overlap = torch.minimum(edges[1:, None], position + 1) - torch.maximum(edges[:-1, None], position)
+    return (overlap.clamp_min(0) * cells / size).float()
+
+
+class Composition(nn.Module):
+    """The residual of an image's feature map after projection on principal components of good feature maps.
+
+    mean: [channels × cells]. directions: [components, channels × cells], orthonormal.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
+        """Construct the density, unfitted. grid: positions of the feature maps, down and across."""
+        super().__init__()
+        self.step = math.ceil(channels / MAX_CHANNELS)
+        self.channels = math.ceil(channels / self.step)
+        for name, size in zip(("rows", "columns"), grid, strict=True):
+            self.register_buffer(name, averaging_matrix(size, min(size, CELLS)), persistent=False)
+        self.register_buffer("mean", None)
+        self.register_buffer("directions", None)
+
+    def fit(self, maps: Float[Tensor, "images channels down across"]) -> None:
+        """Fit the mean and the principal components, at most one fewer than images."""
+        vectors = self._vectors(maps).double()
+        mean = vectors.mean(0)
+        centered = vectors - mean
+        # The Gram matrix has one row per image; the covariance matrix would have one row per cell and channel.
+        values, combinations = leading_eigenvectors(centered @ centered.T, min(COMPONENTS, len(maps) - 1))
+        kept = values > MIN_EIGENVALUE * vectors.square().sum()
+        self.mean = mean.float()
+        self.directions = ((combinations[:, kept] / values[kept].sqrt()).T @ centered).float()
+
+    def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch 2"]:
+        """Return the root mean square of the residual of the whole map, and that of the cell where it is largest."""
+        centered = self._vectors(maps) - self.mean
+        residual = centered - centered @ self.directions.T @ self.directions
+        cells = len(self.rows) * len(self.columns)
+        energy = residual.reshape(-1, self.channels, cells).square().mean(1)
+        return torch.stack([energy.mean(1), energy.amax(1)], 1).sqrt()
+
+    def _vectors(self, maps: Tensor) -> Float[Tensor, "batch channels_cells"]:
+        return (self.rows @ maps[:, :: self.step] @ self.columns.T).flatten(1)
+
+
+class CompositionScore(nn.Module):
+    """The contribution of a `Composition` to the image score, from its normalized log-distances.
+
+    Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is the root of the sum of the
+    squares of those that are positive. With n good images, all are multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the
+    subspace of few images is uncertain.
+
+    weight: n / (n + HALF_WEIGHT_IMAGES).
+    """
+
+    weight: Tensor
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_distance = NormalizedLogDistance(len(WEIGHTS))
+        self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
+        self.register_buffer("weight", torch.tensor(0.0))
+
+    def fit(self, distances: Float[Tensor, "images 2"], images: int) -> None:
+        """Fit the scales on distances of held-out good images. images: how many the density is fitted on in the end."""
+        self.log_distance.fit(distances.unbind(1))
+        self.weight.fill_(images / (images + HALF_WEIGHT_IMAGES))
+
+    def forward(self, distances: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
+        """Return the contribution of each image, which is never negative."""
+        normalized = torch.stack(self.log_distance.normalized(distances.unbind(1)), 1)
+        squares = (self.weights * (normalized + OFFSET).clamp_min(0)).square()
+        contribution: Tensor = self.weight * squares.sum(1).sqrt()
+        return contribution
