@@ -25,7 +25,9 @@ def test_a_fifth_of_the_good_and_all_anomalous_images_are_test_images(tmp_path: 
     assert not {sample.path for sample in category.train} & {sample.path for sample in category.test}
 
 
-@pytest.mark.parametrize("name", ["7", "007", "007.png", "images/007.png", "images/007"])
+@pytest.mark.parametrize(
+    "name", ["7", "007", "007.png", "images/007.png", "images/007", r"images\007.png", r"C:\a\007.png", "/mnt/007.png"]
+)
 def test_images_are_identified_by_number_name_or_path(tmp_path: Path, name: str) -> None:
     put_labelled(tmp_path)
     put_text(tmp_path / "labels.csv", f"id,label\n{name},1\n8,0\n9,0\n")
@@ -215,6 +217,16 @@ def test_a_heading_without_a_name_notes_how_it_is_read(tmp_path: Path) -> None:
     put_text(listing, listing.read_text(encoding="utf-8").replace("id, bleeding", "id,label"))
     note = f"{listing} is read as 10 good and 3 anomalous images: 3 abnormal"
     assert read_category(tmp_path).train_notes == read_category(tmp_path).test_notes == (note,)
+
+
+def test_a_heading_without_a_name_and_few_good_images_notes_the_remedy(tmp_path: Path) -> None:
+    put_labelled(tmp_path)
+    rows = [f"{number},{int(number >= 3)}" for number in range(13)]
+    put_text(tmp_path / "labels.csv", "\n".join(["id,label", *rows]))
+    (note,) = read_category(tmp_path).train_notes
+    assert note.endswith(
+        "is read as 3 good and 10 anomalous images: 10 abnormal; if 1 means good, name the column good"
+    )
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

@@ -104,7 +104,9 @@ def _index_images(root: Path) -> dict[str, list[Path]]:
 
 
 def _find_image(images: dict[str, list[Path]], name: str, location: str) -> Path | None:
-    matches = images.get(name) or images.get(f"#{_number(name)}") or []
+    slashed = name.replace("\\", "/")
+    last = slashed.rpartition("/")[2]  # a path on another machine
+    matches = images.get(name) or images.get(f"#{_number(name)}") or images.get(slashed) or images.get(last) or []
     if len(matches) > 1:
         raise DataError(f"{location}: {name!r} matches {matches[0].name} and {matches[1].name}; list the paths")
     return matches[0] if matches else None

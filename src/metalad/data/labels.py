@@ -113,7 +113,9 @@ class LabelColumn:
         named = ", ".join(f"{count} {name}" for name, count in ordered[:MAX_KINDS])
         named += ", ..." if len(ordered) > MAX_KINDS else ""
         good = sum(not sample.abnormal for sample in samples)
-        return f"{listing} is read as {good} good and {kinds.total()} anomalous images{f': {named}' if named else ''}"
+        text = f"{listing} is read as {good} good and {kinds.total()} anomalous images{f': {named}' if named else ''}"
+        is_doubtful = self.stated is None and self._booleans and kinds.total() > good
+        return f"{text}; if 1 means good, name the column good" if is_doubtful else text
 
 
 def _stated_meaning(header: str) -> Literal["good", "bad"] | None:

@@ -29,6 +29,7 @@ from metalad.data.other_lists import check_other_lists
 from metalad.data.own_layouts import own_layout
 from metalad.data.plain import (
     categories_below,
+    copies_note,
     refuse_several_kinds,
     refuse_some_marked,
     separate_masks,
@@ -146,7 +147,7 @@ def _read_plain(root: Path, *, all_good: bool) -> Category:
         _require_images(root)
         raise DataError(f"all {number_of(masks, 'image')} in {root} are masks; give a folder of images of products")
     left_out = f"{number_of(masks, 'mask')} left out" if masks else None
-    notes = _lines(subfolder_counts(root, images), left_out, other_list)
+    notes = _lines(subfolder_counts(root, images), copies_note(images), left_out, other_list)
     return Category(root.resolve().name, root, PLAIN, good_samples(images), (), train_notes=notes)
 
 

@@ -112,6 +112,17 @@ def refuse_some_marked(root: Path, images: Sequence[Path]) -> None:
         )
 
 
+def copies_note(paths: Iterable[Path]) -> str | None:
+    """Describe the images that differ from another one of their folder in the suffix alone; None without any."""
+    stems = Counter(path.with_suffix("") for path in paths)
+    twice = sorted(stem for stem, count in stems.items() if count > 1)
+    if not twice:
+        return None
+    return (
+        f"{number_of(len(twice), 'image')} with several suffixes, probably copies of each other, such as {twice[0]}.*"
+    )
+
+
 def subfolder_counts(root: Path, paths: Iterable[Path]) -> str | None:
     """Return the number of images from each subfolder, at most `MAX_NAMED` of them, as a line; None without any."""
     counts = Counter(path.parent.relative_to(root).as_posix() for path in paths)
