@@ -9,6 +9,7 @@ import pytest
 
 import metalad
 from metalad.cli.main import main
+from metalad.exporting.graph import onnx_graph
 from metalad.pipelines import export as export_module
 from metalad.runtime.errors import ConfigError, ModelFileError, RunError
 from metalad.storage.exported import read_exported
@@ -27,7 +28,7 @@ def model() -> metalad.Model:
 def traced_once() -> Iterator[None]:
     """Trace the model once for all tests, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "onnx_graph", cache(export_module.onnx_graph))
+        patch.setattr(export_module, "onnx_graph", cache(onnx_graph))
         yield
 
 

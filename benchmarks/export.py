@@ -1,0 +1,218 @@
+"""Compare exported files with the trained models that they were made from.
+
+python -m benchmarks.export methods WORK [--only METHOD ...]    which methods can be exported, each trained briefly
+python -m benchmarks.export runs RUN --data CATEGORY ...        a trained model on all test images of categories
+python -m benchmarks.export --tables                            write the table of methods into docs/export.md
+
+`methods` trains each method for one epoch on the demo's photographs, in WORK; it takes about half an hour on two cores.
+`runs` compares all formats and precisions, image by image in turn, so that the ratios of the times are fair; int8 is
+calibrated on the good images of the first category. It takes about a second for each image. Rows are appended to
+`benchmarks/results/export.jsonl`; of equal rows the last one counts.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import metalad
+from benchmarks.harness.suite_run import RESULTS
+from metalad.data import read_category
+from metalad.data.loading import load_images
+from metalad.detectors.inference import DetectorEngine
+from metalad.exporting.files import write_graph
+from metalad.exporting.graph import onnx_graph
+from metalad.exporting.precision import half_weights, quantized
+from metalad.inference.engine import Engine
+from metalad.inference.onnx_engine import OnnxEngine
+from metalad.inference.openvino_engine import OpenvinoEngine
+from metalad.methods import OWN
+from metalad.nn.pixels import subsampled
+from metalad.results.metrics.exact import auroc
+from metalad.runtime.errors import ConfigError, MetaladError
+from metalad.storage.model_file import StoredModel, read_model
+
+ROWS = RESULTS / "export.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+BEGIN, END = "<!-- table: methods -->", "<!-- end table -->"
+SIDE = 64
+CALIBRATION_IMAGES = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true")
+    commands = parser.add_subparsers(dest="command")
+    each = commands.add_parser("methods")
+    each.add_argument("work", type=Path)
+    each.add_argument("--only", nargs="+", default=[method.name for method in OWN])
+    trained = commands.add_parser("runs")
+    trained.add_argument("run", type=Path)
+    trained.add_argument("--data", type=Path, nargs="+", required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "methods":
+        for name in arguments.only:
+            append(row_of(name, arguments.work))
+    elif arguments.command == "runs":
+        for row in rows_of(arguments.run, arguments.data):
+            append(row)
+    write_table()
+
+
+def append(row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+    with ROWS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+# All methods
+
+
+def row_of(name: str, work: Path) -> dict[str, Any]:
+    """Train a method briefly, export it in both formats, and return what became of it."""
+    (method,) = metalad.list_methods(name)
+    row: dict[str, Any] = {"kind": "method", "method": name, "reason": method.not_exportable}
+    if method.not_exportable:
+        return row
+    run = work / name
+    if not (run / "model.safetensors").exists():
+        train(name, run)
+    for format, suffix in (("onnx", "onnx"), ("openvino", "xml")):
+        try:
+            report = metalad.export(run, work / f"{name}.{suffix}", format=format, overwrite=True)  # type: ignore[arg-type]
+        except MetaladError as error:
+            row[format] = str(error)
+        else:
+            row[format] = {"difference": report.difference, "changed": report.changed_verdicts, "images": report.images}
+    return row
+
+
+def train(name: str, run: Path) -> None:
+    common: dict[str, Any] = {"method": name, "epochs": 1, "false_alarms": 0.05, "device": "cpu"}
+    try:
+        metalad.train(metalad.demo_images(), run, image_size=SIDE, **common)
+    except ConfigError:  # the method has no such size
+        metalad.train(metalad.demo_images(), run, **common)
+
+
+# Trained models
+
+
+@dataclass
+class Measured:
+    """An engine, what it computed, and the seconds that it took."""
+
+    label: tuple[str, str]
+    engine: Engine
+    size: int
+    scores: list[float] = field(default_factory=list)
+    map_difference: float = 0.0
+    seconds: float = 0.0
+
+
+def rows_of(run: Path, categories: list[Path]) -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(1)
+    stored = read_model(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = [*exported(stored, categories[0], Path(scratch))]
+        for category in categories:
+            yield from compared(stored, run, engines, category)
+
+
+def exported(stored: StoredModel, category: Path, scratch: Path) -> Iterator[Measured]:
+    scoring = stored.scoring(None)
+    graph = onnx_graph(stored.detector, stored.threshold())
+    good = load_images(read_category(category).train, stored.detector.config.image_size).pixels
+    graphs = {"fp32": graph, "fp16": half_weights(graph)}
+    weights = {f"detector.{name}" for name, _ in stored.detector.named_parameters()}
+    try:
+        graphs["int8"] = quantized(graph, weights, subsampled(good, CALIBRATION_IMAGES))
+    except ConfigError as error:
+        print(f"int8: {error}")
+    for precision, variant in graphs.items():
+        file = scratch / f"{precision}.onnx"
+        write_graph(variant, file)
+        yield Measured(("onnx", precision), OnnxEngine(file.read_bytes(), scoring, file.name), file.stat().st_size)
+        file = scratch / f"{precision}.xml"
+        write_graph(variant, file)
+        size = file.stat().st_size + file.with_suffix(".bin").stat().st_size
+        yield Measured(("openvino", precision), OpenvinoEngine(file, scoring), size)
+
+
+def compared(stored: StoredModel, run: Path, engines: list[Measured], category: Path) -> Iterator[dict[str, Any]]:
+    scoring, threshold = stored.scoring(None), stored.threshold()
+    images = load_images(read_category(category).test, stored.detector.config.image_size)
+    labels = np.array([sample.abnormal for sample in images.samples])
+    reference = Measured(("torch", "fp32"), DetectorEngine(stored.detector), 0)
+    fresh = [reference, *(Measured(each.label, each.engine, each.size) for each in engines)]
+    for pixels in images.pixels:
+        expected = None
+        for each in fresh:
+            begun = time.perf_counter()
+            found = each.engine.infer(pixels[None], (scoring,))
+            each.seconds += time.perf_counter() - begun
+            each.scores.append(float(found.scores[scoring][0]))
+            anomaly_map = found.maps[scoring][0]
+            if expected is None:
+                expected = anomaly_map
+            difference = float(np.abs(anomaly_map - expected).max()) / max(threshold, float(expected.max()))
+            each.map_difference = max(each.map_difference, difference)
+    trained = np.array(reference.scores)
+    for each in fresh:
+        scores = np.array(each.scores)
+        yield {
+            "kind": "run",
+            "method": stored.header.method,
+            "trained_on": stored.header.category,
+            "category": category.name,
+            "images": len(scores),
+            "format": each.label[0],
+            "precision": each.label[1],
+            "megabytes": round(each.size / 1e6, 1),
+            "difference": float((np.abs(scores - trained) / trained).max()),
+            "map_difference": each.map_difference,
+            "changed": int(((scores > threshold) != (trained > threshold)).sum()),
+            "auroc": auroc(scores, labels),
+            "milliseconds": round(1000 * each.seconds / len(scores), 1),
+            "run": run.name,
+        }
+
+
+# Tables
+
+
+def write_table() -> None:
+    """Replace the table of methods in the page by one of the rows."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line in ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else ():
+        row = json.loads(line)
+        if row["kind"] == "method":
+            rows[row["method"]] = row
+    lines = ["| method | ONNX | OpenVINO |", "| --- | --- | --- |"]
+    for method in OWN:
+        row = rows.get(method.name)
+        if row is not None and row["reason"]:
+            lines.append(f"| `{method.name}` | no: {row['reason']} | no |")
+        elif row is not None:
+            lines.append(f"| `{method.name}` | {cell(row['onnx'])} | {cell(row['openvino'])} |")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text("\n".join([before + BEGIN, *lines, END]) + after, encoding="utf-8")
+
+
+def cell(result: dict[str, Any] | str) -> str:
+    if isinstance(result, str):
+        return f"no: {result}"
+    changed = f"; {result['changed']} verdicts change" if result["changed"] else ""
+    return f"{result['difference']:.0e}{changed}"
+
+
+if __name__ == "__main__":
+    main()
