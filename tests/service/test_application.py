@@ -1,5 +1,7 @@
 """The endpoints: results, several models, limits, tokens, metrics, the description."""
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -348,7 +350,10 @@ def test_the_description_has_each_path_and_each_member_of_the_answers(client: Te
     assert set(models) == set(schemas["Models"]["properties"])
     assert set(models["models"][0]) == set(schemas["Model"]["properties"])
     page = client.get("/docs")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    (style,) = re.findall("<style>(.*?)</style>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
     assert not re.search(r"<script|src=|https?://", page.text)
     for path in values["paths"]:
         assert path in page.text

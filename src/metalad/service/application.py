@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.inference.stream import Threads
 from metalad.runtime.progress import logger
-from metalad.service.description import docs_page, openapi
+from metalad.service.description import DOCS_POLICY, docs_page, openapi
 from metalad.service.guard import Guard, Tally
 from metalad.service.memory import trim
 from metalad.service.metrics import Metrics
@@ -172,7 +172,8 @@ class Service:
 
     async def docs(self, _: Request) -> Response:
         """Return the description as a page."""
-        return Response(docs_page(openapi(self.settings)), headers=SECURITY, media_type="text/html")
+        headers = {**SECURITY, "Content-Security-Policy": DOCS_POLICY}
+        return Response(docs_page(openapi(self.settings)), headers=headers, media_type="text/html")
 
 
 def _threads(registry: Registry) -> tuple[int, int]:

@@ -1,7 +1,10 @@
 """The OpenAPI description of the service, and a page made from it that works without a network."""
 
+import base64
+import hashlib
 import html
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -175,7 +178,7 @@ def _predict(settings: Settings) -> Object:
         ),
         "parameters": [
             _parameter("model", "string", "name of a model; needed where several are served"),
-            _parameter("threshold", "number", "the score above which an image is anomalous; that of the model"),
+            _parameter("threshold", "number", "the score above which an image is anomalous; by default the model's"),
             _parameter("include", "string", "list of `overlay`, `map` and `input`: pictures to add to each result"),
         ],
         "requestBody": {
@@ -292,14 +295,18 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(str(text))
+    """Return a text as HTML; what is between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(text)))
 
 
 STYLE = """
 :root{color-scheme:light dark}body{font:1rem/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h2{margin-top:2.5rem;font-size:1.2rem}table{border-collapse:collapse;width:100%;margin:.7rem 0}
-th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #8884}th[scope=row]{width:12rem}
+th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #8884}th[scope=row]{width:min(12rem,35%);overflow-wrap:anywhere}
 """
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+DOCS_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'"
+"""Content security policy of the page: its style, and nothing else."""
 PAGE = f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
