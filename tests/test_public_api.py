@@ -107,10 +107,12 @@ import sys
 import metalad
 dir(metalad), metalad.__all__, metalad.__version__, metalad.MetaladError, metalad.ImageError
 print(sorted({"torch", "numpy", "PIL", "matplotlib", "scipy"} & set(sys.modules)))
-metalad.load
+metalad.load, metalad.predict
+print(sorted({"torch", "matplotlib", "scipy"} & set(sys.modules)))
+metalad.train
 print("torch" in sys.modules)
 """
-    assert run(code) == "[]\nTrue\n"
+    assert run(code) == "[]\n[]\nTrue\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
