@@ -4,7 +4,8 @@ python -m benchmarks.export methods WORK [--only METHOD ...]    which methods ca
 python -m benchmarks.export runs RUN --data CATEGORY ...        a trained model on all test images of categories
 python -m benchmarks.export --tables                            write the table of methods into docs/export.md
 
-`methods` trains each method for one epoch on the demo's photographs, in WORK; it takes about half an hour on two cores.
+`methods` trains each method for two epochs on the demo's photographs, in WORK, with the small settings of the tests; it
+takes about five minutes on two cores.
 `runs` compares all formats and precisions on the first category, whose good images int8 is calibrated on, and fp32 on
 the others; image by image in turn, so that the ratios of the times are fair. It takes about a second for each image.
 Rows are appended to `benchmarks/results/export.jsonl`; of equal rows the last one counts.
@@ -38,11 +39,12 @@ from metalad.nn.pixels import subsampled
 from metalad.results.metrics.exact import auroc
 from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.storage.model_file import StoredModel, read_model
+from tests.methods.test_contract import SMALL
 
 ROWS = RESULTS / "export.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 BEGIN, END = "<!-- table: methods -->", "<!-- end table -->"
-SIDE = 64
+EPOCHS = 2
 CALIBRATION_IMAGES = 64
 
 
@@ -76,14 +78,14 @@ def append(row: dict[str, Any]) -> None:
 
 
 def row_of(name: str, work: Path) -> dict[str, Any]:
-    """Train a method briefly, export it in both formats, and return what became of it."""
+    """Train a method briefly unless that was done before, export it in both formats, and return what became of it."""
     (method,) = metalad.list_methods(name)
     row: dict[str, Any] = {"kind": "method", "method": name, "reason": method.not_exportable}
     if method.not_exportable:
         return row
     run = work / name
     if not (run / "model.safetensors").exists():
-        train(name, run)
+        metalad.train(metalad.demo_images() / "train", run, method=SMALL[name], epochs=EPOCHS, device="cpu")
     for format, suffix in (("onnx", "onnx"), ("openvino", "xml")):
         try:
             report = metalad.export(run, work / f"{name}.{suffix}", format=format, overwrite=True)  # type: ignore[arg-type]
@@ -92,14 +94,6 @@ def row_of(name: str, work: Path) -> dict[str, Any]:
         else:
             row[format] = {"difference": report.difference, "changed": report.changed_verdicts, "images": report.images}
     return row
-
-
-def train(name: str, run: Path) -> None:
-    common: dict[str, Any] = {"method": name, "epochs": 1, "false_alarms": 0.05, "device": "cpu"}
-    try:
-        metalad.train(metalad.demo_images(), run, image_size=SIDE, **common)
-    except ConfigError:  # the method has no such size
-        metalad.train(metalad.demo_images(), run, **common)
 
 
 # Trained models

@@ -63,6 +63,16 @@ def test_a_method_that_cannot_be_exported_gives_the_reason() -> None:
         onnx_graph(detector, 1.0)
 
 
+def test_a_graph_that_cannot_be_traced_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("batch is constant\nlong explanation")
+
+    stored = metalad.fit(list(cookies(4, (48, 64))), method=SMALL["variation_model"], device="cpu").stored
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(ConfigError, match=r"variation_model cannot be exported: .* \(batch is constant\)$"):
+        onnx_graph(stored.detector, 1.0)
+
+
 def test_a_float32_score_is_above_the_rounded_threshold_if_and_only_if_it_is_above_the_threshold() -> None:
     rng = np.random.default_rng(0)
     for threshold in (*rng.lognormal(0, 3, 200).tolist(), 1.0, float(np.float32(0.1)), 1e300):

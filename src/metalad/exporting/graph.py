@@ -17,6 +17,7 @@ from metalad.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch.onnx import ONNXProgram
 
 OPSET = 18
 """Version of the ONNX operators: the lowest that the exporter writes without conversion."""
@@ -72,8 +73,8 @@ def onnx_graph(detector: Detector, threshold: float) -> "ModelProto":
     `anomaly_map` [batch, height, width], `anomalous` [batch], whether the score is above the threshold.
 
     Raises:
-        ConfigError: the method cannot be exported (`Detector.not_exportable`), a package is not installed, or the graph
-            is larger than an ONNX file can be.
+        ConfigError: the method cannot be exported (`Detector.not_exportable`, or torch's tracer refuses it), a package
+            is not installed, or the graph is larger than an ONNX file can be.
         RuntimeError: the detector is not fitted.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
@@ -83,17 +84,13 @@ def onnx_graph(detector: Detector, threshold: float) -> "ModelProto":
     example = torch.zeros(EXAMPLES, *detector.config.image_size, 3, dtype=torch.uint8)
     with torch.no_grad(), _quiet():
         graph(example)  # caches of constants must hold real tensors, not those of the tracer
-        traced = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        program = torch.onnx.export(
-            traced,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
-        )
-        assert program is not None
+        try:
+            program = _traced(graph, example)
+        except Exception as error:  # the tracer has many classes of errors
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"{detector.name} cannot be exported: the tracer of torch refuses it ({reason})"
+            ) from error
         constants = [each.const_value for each in program.model.graph.initializers.values()]
         size = sum(value.nbytes for value in constants if value is not None)
         if size > MAX_BYTES:
@@ -102,6 +99,21 @@ def onnx_graph(detector: Detector, threshold: float) -> "ModelProto":
                 "train with a smaller image_size or with fewer features"
             )
         return _without_traces(program.model_proto)
+
+
+def _traced(graph: DetectorGraph, example: Tensor) -> "ONNXProgram":
+    traced = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.onnx.export(
+        traced,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program
 
 
 def _without_traces(model: "ModelProto") -> "ModelProto":
