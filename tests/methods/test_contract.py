@@ -177,6 +177,8 @@ class Runs:
         )
 
     def _detector(self, name: str) -> Detector:
+        if issubclass(method_named(name).load(), FittedDetector):  # its fit has no epochs
+            return stored_detector(self.short(name))
         return stored_detector(self.train(name, name, FEWER_EPOCHS.get(name, EPOCHS)))
 
     def _short(self, name: str) -> Model:
