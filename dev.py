@@ -89,7 +89,8 @@ def prepare(venv: Path, *, with_tests: bool, index: str | None) -> None:
         if venv.is_dir() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").is_file():
             sys.exit(f"dev: {venv} is a folder with other content, not an environment; choose another")
         run(sys.executable, "-m", "venv", "--clear", venv)
-    install(python, TEST_LOCK if with_tests else RUNTIME_LOCK, index)
+    # pip compiles every module of torch otherwise, most of which are never imported; that takes longer than the rest.
+    install(python, TEST_LOCK if with_tests else RUNTIME_LOCK, index, "--no-compile")
     # The build backend is locked too: no isolated build, which would download its newest version.
     pip(python, "--no-deps", "--no-build-isolation", "--editable", ROOT)
     for name in ("metalad-runtime.stamp", "metalad-test.stamp")[: 1 + with_tests]:
