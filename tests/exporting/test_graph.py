@@ -4,6 +4,7 @@ All methods take minutes: METALAD_ALL_EXPORTS=1 in the environment tests them al
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ TESTED = EXPORTABLE if ALL else ["variation_model", "ocgan", "patchcore"]
 SHALLOW = PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, taps=("s4",), grid="s4")
 """Tracing the first quarter of the backbone takes a quarter of the time."""
 TOLERANCE = 1e-4
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 @pytest.mark.parametrize("name", TESTED)
@@ -55,6 +57,14 @@ def test_scores_and_verdicts_are_those_of_the_detector_for_any_batch_size(name: 
         np.testing.assert_allclose(anomaly_map, expected.maps[scoring][: len(batch)], atol=TOLERANCE * largest, rtol=0)
         np.testing.assert_array_equal(anomalous, expected.scores[scoring][: len(batch)] > threshold)
     assert expected.scores[scoring].max() > threshold > expected.scores[scoring].min()
+
+
+def test_the_documented_table_has_every_method_and_every_reason() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    table = {row[0].strip("| `"): row[1].strip() for row in rows}
+    for method in OWN:
+        reason = method.load().not_exportable
+        assert table[method.name].startswith(f"no: {reason}" if reason else tuple("0123456789")), method.name
 
 
 def test_a_method_that_cannot_be_exported_gives_the_reason() -> None:
