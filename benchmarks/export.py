@@ -125,16 +125,21 @@ def exported(stored: StoredModel, category: Path, scratch: Path) -> Iterator[Mea
     scoring = stored.scoring(None)
     graph = onnx_graph(stored.detector, stored.threshold())
     good = load_images(read_category(category).train, stored.detector.config.image_size).pixels
-    graphs = {"fp32": graph, "fp16": half_weights(graph)}
+    half = half_weights(graph)
+    graphs = {name: {"fp32": graph, "fp16": half} for name in ("onnx", "openvino")}
     weights = {f"detector.{name}" for name, _ in stored.detector.named_parameters()}
     try:
-        graphs["int8"] = quantized(graph, weights, subsampled(good, CALIBRATION_IMAGES))
+        for name, precisions in graphs.items():
+            precisions["int8"] = quantized(
+                graph, weights, subsampled(good, CALIBRATION_IMAGES), signed=name == "openvino"
+            )
     except ConfigError as error:
         print(f"int8: {error}")
-    for precision, variant in graphs.items():
+    for precision, variant in graphs["onnx"].items():
         file = scratch / f"{precision}.onnx"
         write_graph(variant, file)
         yield Measured(("onnx", precision), OnnxEngine(file.read_bytes(), scoring, file.name), file.stat().st_size)
+    for precision, variant in graphs["openvino"].items():
         file = scratch / f"{precision}.xml"
         write_graph(variant, file)
         size = file.stat().st_size + file.with_suffix(".bin").stat().st_size

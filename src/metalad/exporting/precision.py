@@ -58,6 +58,8 @@ def quantized(
     weights: Collection[str],
     pixels: UInt8[np.ndarray, "images height width 3"],
     skipped: float = SKIPPED[0],
+    *,
+    signed: bool = False,
 ) -> "ModelProto":
     """Return the graph with convolutions of its networks in integers of 8 bits (QDQ format).
 
@@ -70,6 +72,8 @@ def quantized(
         weights: names of trained or pretrained weights; convolutions with other constants stay in fp32.
         pixels: good images of the model's size.
         skipped: fraction of the convolutions, from the input on, that stay in fp32.
+        signed: activations are signed, which OpenVINO 2026.4 needs: it computes unsigned ones wrongly; onnxruntime
+            computes unsigned ones faster.
 
     Raises:
         ConfigError: there is no convolution to convert, or onnxruntime is not installed.
@@ -103,7 +107,7 @@ def quantized(
             per_channel=True,
             # 7 bits: the sum of two products of 8 bits overflows on processors without VNNI.
             reduce_range=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         return onnx.load(target)

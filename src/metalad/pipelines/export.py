@@ -129,7 +129,7 @@ def export(
         images = _compared_images(stored, calibration, data)
         graph = onnx_graph(stored.detector, threshold)
         file = Path(scratch) / path.name
-        agreement = _written(stored, file, _variants(stored, graph, precision, calibration), images, precision)
+        agreement = _written(stored, file, _variants(stored, graph, precision, format, calibration), images, precision)
         metadata = _metadata(stored, agreement, precision, format)
         add_metadata(file, metadata)
         read_exported(file)  # what another computer will do: it checks the checksum, and loads the model
@@ -196,7 +196,11 @@ def _compared_images(stored: StoredModel, calibration: Images | None, data: str 
 
 
 def _variants(
-    stored: StoredModel, graph: "ModelProto", precision: ExportPrecision, calibration: Images | None
+    stored: StoredModel,
+    graph: "ModelProto",
+    precision: ExportPrecision,
+    format: ExportFormat,
+    calibration: Images | None,
 ) -> Iterator["ModelProto"]:
     """Yield the graph in a precision; for int8, one with ever fewer layers in 8 bits."""
     if precision == "fp32":
@@ -207,7 +211,7 @@ def _variants(
         assert calibration is not None
         weights = {f"detector.{name}" for name, _ in stored.detector.named_parameters()}
         for skipped in SKIPPED:
-            yield quantized(graph, weights, calibration.pixels, skipped)
+            yield quantized(graph, weights, calibration.pixels, skipped, signed=format == "openvino")
 
 
 def _written(
