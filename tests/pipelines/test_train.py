@@ -333,6 +333,14 @@ def test_minutes_are_refused_for_a_method_without_descent(data: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_without_training_images_the_error_names_the_folders_that_are_not_used(tmp_path: Path) -> None:
+    put_cookies(tmp_path / "good", 4)
+    put_cookies(tmp_path / "test/good", 1)
+    line = rf"found 0 good images \(4 images not used, in {tmp_path / 'good'}\), but variation_model needs at least 3"
+    with pytest.raises(DataError, match=line):
+        train(tmp_path, tmp_path / "run", method="variation_model")
+
+
 def test_epochs_without_effect_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     for name, is_warned in (("variation_model", True), ("metal", False)):
         caplog.clear()

@@ -105,7 +105,7 @@ def train(
         if group.broadcast(resume and folder.model.exists()):
             asked = {"method": chosen.name, "config": dataclasses.asdict(config), "protocol": protocol, "seed": seed}
             return _finished(folder, category, asked | {"false_alarms": false_alarms}, None if minutes else epochs)
-        require_images(chosen.load(), len(category.train))
+        require_images(chosen.load(), len(category.train), category.train_notes)
         split = _split(chosen.load(), category.train, seed)
         with folder.claimed(resume=resume):
             for line in (*category.train_notes, *(size.lines() if size else ())):
@@ -136,16 +136,18 @@ def _split(kind: type[Detector], samples: tuple[Sample, ...], seed: int) -> tupl
     return split_validation(samples, VALIDATION_FRACTION, seed)
 
 
-def require_images(kind: type[Detector], count: int) -> None:
-    """Check that there are as many good images as a method needs.
+def require_images(kind: type[Detector], count: int, notes: Sequence[str] = ()) -> None:
+    """Check that there are as many good images as a method needs; the notes on what is not used are in the error.
 
     Raises:
         DataError: there are fewer.
     """
     required = kind.required_images()
     if count < required:
+        hint = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
-            f"found {count} good images, but {kind.name} needs at least {required}; give more images of good parts"
+            f"found {count} good images{hint}, but {kind.name} needs at least {required}; "
+            "give more images of good parts"
         )
 
 
