@@ -50,7 +50,7 @@ def test_names_are_compared_in_one_unicode_form() -> None:
 NEGATED = {
     "good": "sem_defeito ohne_Fehler キズなし crack-free 無欠陥 异常无 without-defects unbeschädigt Teil_i._O.",
     "bad": "não_conforme nao_aprovado non_conforme no_apto nicht_in_Ordnung n._i._O. N_OK n-ok com_defeito mit_Fehler "
-    "不適合 không_đạt Kratzer con_fallo mit_Befund Fehlteile pecas_ruins beschädigt con_defectos",
+    "不適合 không_đạt Kratzer Reklamation con_fallo mit_Befund Fehlteile pecas_ruins beschädigt con_defectos",
 }
 
 

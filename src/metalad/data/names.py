@@ -34,6 +34,7 @@ _WORDS: Mapping[Role, str] = {
     "kratzer verkratzt riss risse delle dellen befund mangel mängel makel riscado riscados riscada riscadas trinca "
     "trincas trincado rayado rayados rayada rayadas arañazo arañazos grieta grietas fallo fallos falla fallas "
     "falha falhas rayure rayures fissure fissures graffio graffi graffiato crepa crepe "
+    "reklamation reklamationen beanstandet complaint complaints reclamação reclamo "
     "damaged broken scrap scrapped badparts badimages ngs anom anoms unapproved unaccepted incorrect "
     "schlecht schlechte schlechter schlechtteil schlechtteile schlechtbilder fehlteil fehlteile fehlerteile ausschuss "
     "ausschussteil ausschussteile fehler fehlerhaft fehlerhafte fehlerhaftes mangelhaft schrott beschädigt beschädigte "
