@@ -1,5 +1,7 @@
 """Graphs with weights of 16 bits and convolutions in 8 bits, on a graph of one convolution and one matrix product."""
 
+import logging
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -57,9 +59,10 @@ def test_constants_that_float16_cannot_hold_stay_in_fp32() -> None:
 
 def test_only_convolutions_with_named_weights_are_quantized() -> None:
     full = graph()
-    before = full.SerializeToString()
+    before, handlers = full.SerializeToString(), list(logging.getLogger().handlers)
     small = quantized(full, {"weight"}, PIXELS)
     assert full.SerializeToString() == before
+    assert logging.getLogger().handlers == handlers
     kinds = {each.name: each.data_type for each in small.graph.initializer}
     assert kinds["weight_quantized"] == TensorProto.INT8
     assert kinds["matrix"] == TensorProto.FLOAT

@@ -120,10 +120,12 @@ def _groups(node: "NodeProto") -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the root logger's advice to preprocess the graph, which has been optimized already."""
-    logger = logging.getLogger()
+    logger, handler = logging.getLogger(), logging.NullHandler()
     level = logger.level
     logger.setLevel(logging.ERROR)
+    logger.addHandler(handler)  # without any, `logging.warning` would add one that prints all later messages
     try:
         yield
     finally:
+        logger.removeHandler(handler)
         logger.setLevel(level)
