@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metalad
@@ -234,6 +234,7 @@ def test_a_failure_is_one_line_and_an_exit_code(command: str, failure: str, caps
     assert printed.err.count("\n") == 1
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["user error", "file name"]))
 def test_an_error_is_one_line_for_any_text_and_file_name(text: str, source: str) -> None:
     error = MetaladError(text) if source == "user error" else FileNotFoundError(errno.ENOENT, "No such file", text)

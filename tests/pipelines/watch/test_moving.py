@@ -92,6 +92,15 @@ def test_a_file_that_was_replaced_meanwhile_stays(bench: Bench) -> None:
     assert bench.log.moves() == []
 
 
+def test_a_link_stays(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.file.rename(bench.inbox.parent / "part.png")
+    bench.file.symlink_to("../../part.png")
+    assert bench.move() is None
+    assert bench.file.read_bytes() == bench.content
+    assert "a.png is a link, which is not moved" in caplog.text
+    assert (bench.log.moves(), list(bench.target.rglob("*.png"))) == ([], [])
+
+
 def test_a_file_with_new_permissions_is_moved(bench: Bench) -> None:
     bench.file.chmod(0o600)
     os.utime(bench.file)

@@ -37,12 +37,17 @@ class Mover:
                 self.move(move)
 
     def move(self, move: Move) -> Path | None:
-        """Move a file, and return its new path; None if it stays, because it has changed, is gone or cannot be moved.
+        """Move a file, and return its new path; None if it stays, because it has changed, is gone, is a link, or cannot be
+        moved.
 
         A file that cannot be moved stays with a warning. A file that has changed is a new one.
         """
         source = self._folder.path(move.path)
         try:
+            if source.is_symlink():  # a relative one would point to another file, or to none
+                logger.warning("%s is a link, which is not moved; it stays there", source)
+                self._log.not_moved(move)
+                return None
             if not _is_same(source, move):
                 self._log.not_moved(move)
                 return None
