@@ -2,7 +2,7 @@
 
 python -m benchmarks.export methods WORK [--only METHOD ...]    which methods can be exported, each trained briefly
 python -m benchmarks.export runs RUN --data CATEGORY ...        a trained model on all test images of categories
-python -m benchmarks.export --tables                            write the table of methods into docs/export.md
+python -m benchmarks.export --tables                            write the tables of docs/export.md
 
 `methods` trains each method for two epochs on the demo's photographs, in WORK, with the small settings of the tests; it
 takes about five minutes on two cores.
@@ -43,7 +43,7 @@ from tests.methods.test_contract import SMALL
 
 ROWS = RESULTS / "export.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
-BEGIN, END = "<!-- table: methods -->", "<!-- end table -->"
+END = "<!-- end table -->"
 EPOCHS = 2
 CALIBRATION_IMAGES = 64
 
@@ -65,7 +65,7 @@ def main() -> None:
     elif arguments.command == "runs":
         for row in rows_of(arguments.run, arguments.data):
             append(row)
-    write_table()
+    write_tables()
 
 
 def append(row: dict[str, Any]) -> None:
@@ -188,23 +188,41 @@ def compared(stored: StoredModel, run: Path, engines: list[Measured], category: 
 # Tables
 
 
-def write_table() -> None:
-    """Replace the table of methods in the page by one of the rows."""
-    rows: dict[str, dict[str, Any]] = {}
-    for line in ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else ():
-        row = json.loads(line)
-        if row["kind"] == "method":
-            rows[row["method"]] = row
+def write_tables() -> None:
+    """Replace the tables in the page by those of the rows."""
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
+    page = PAGE.read_text(encoding="utf-8")
+    for name, lines in (("methods", methods_table(rows)), ("runs", runs_table(rows))):
+        before, _, rest = page.partition(f"<!-- table: {name} -->")
+        page = "\n".join([f"{before}<!-- table: {name} -->", *lines, END]) + rest.partition(END)[2]
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def methods_table(rows: list[dict[str, Any]]) -> list[str]:
+    found = {row["method"]: row for row in rows if row["kind"] == "method"}
     lines = ["| method | ONNX | OpenVINO |", "| --- | --- | --- |"]
-    for method in OWN:
-        row = rows.get(method.name)
-        if row is not None and row["reason"]:
-            lines.append(f"| `{method.name}` | no: {row['reason']} | no |")
-        elif row is not None:
-            lines.append(f"| `{method.name}` | {cell(row['onnx'])} | {cell(row['openvino'])} |")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text("\n".join([before + BEGIN, *lines, END]) + after, encoding="utf-8")
+    for name in (method.name for method in OWN if method.name in found):
+        row = found[name]
+        cells = (f"no: {row['reason']}", "no") if row["reason"] else (cell(row["onnx"]), cell(row["openvino"]))
+        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def runs_table(rows: list[dict[str, Any]]) -> list[str]:
+    keys = ("method", "trained_on", "category", "format", "precision")
+    found = {tuple(row[key] for key in keys): row for row in rows if row["kind"] == "run"}
+    lines = [
+        "| method, trained on | test images | file | MB | difference | changed verdicts | AUROC | ms an image |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found.values():
+        file = "trained model" if row["format"] == "torch" else f"{row['format']}, {row['precision']}"
+        size = row["megabytes"] or ""
+        lines.append(
+            f"| `{row['method']}`, {row['trained_on']} | {row['images']} of {row['category']} | {file} | {size} "
+            f"| {row['difference']:.1e} | {row['changed']} | {row['auroc']:.4f} | {row['milliseconds']:.0f} |"
+        )
+    return lines
 
 
 def cell(result: dict[str, Any] | str) -> str:

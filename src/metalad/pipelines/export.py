@@ -110,7 +110,7 @@ def export(
         model: a run folder or a model file; in Python also a model.
         out: the file to write: NAME.onnx, or NAME.xml for OpenVINO, which also gets NAME.bin.
         format: `onnx` or `openvino`.
-        precision: `fp32`; `fp16`: weights of 16 bits, half the size; `int8`: convolutions in 8 bits, faster.
+        precision: `fp32`; `fp16`: weights of 16 bits, half the size; `int8`: convolutions in 8 bits.
         calibration_data: good images, such as those of the training; int8 needs them for its ranges.
         data: a category with test images to compare on, as `evaluate` takes it; the report then has the AUROC.
         overwrite: replace an existing file.
