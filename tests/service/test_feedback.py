@@ -1,7 +1,9 @@
 """The store of pictures that a person marked, and its endpoint."""
 
+import contextlib
 import hashlib
 import io
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from PIL import Image
 
 import metalad
 from metalad.runtime.errors import ConfigError, RunError
-from metalad.service.feedback import FeedbackStore
+from metalad.service.feedback import FeedbackStore, Label
 from tests.service.pictures import picture
 from tests.service.running import serving
 
@@ -65,6 +67,39 @@ def test_a_move_that_a_crash_interrupted_is_completed(tmp_path: Path) -> None:
     assert [(each.label, each.file) for each in store.rows()] == [("defect", moved.relative_to(tmp_path).as_posix())]
     store.add("tiny", content, "good", 1.0, 2.0)
     assert files(tmp_path) == {row.file}
+
+
+def test_a_picture_whose_row_cannot_be_written_leaves_the_files_as_before(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path, ["tiny"])
+    kept = store.add("tiny", png(0), "good", 1.0, 2.0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as index:
+        index.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON feedback BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+    changes: list[tuple[bytes, Label]] = [(png(1), "good"), (png(0), "defect"), (png(0), "good")]
+    for content, label in changes:
+        with pytest.raises(RunError, match="disk is full"):
+            store.add("tiny", content, label, 1.0, 2.0)
+        assert files(tmp_path) == {kept.file}
+        assert store.rows() == [kept]
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as index:
+        index.execute("DROP TRIGGER full")
+    row = store.add("tiny", png(1), "good", 1.0, 2.0)
+    assert files(tmp_path) == {kept.file, row.file}
+
+
+def test_a_picture_without_a_row_is_moved_out_when_the_store_is_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = FeedbackStore(tmp_path, ["tiny"]).add("tiny", png(0), "good", 1.0, 2.0)
+    orphan, own = f"{hashlib.sha256(png(1)).hexdigest()}.png", "a picture of a person.png"
+    for name in (orphan, own):
+        (tmp_path / "tiny/good" / name).write_bytes(png(1))
+    with caplog.at_level(logging.WARNING, "metalad"):
+        store = FeedbackStore(tmp_path, ["tiny"])
+    assert "moved 1 stored pictures without a row" in caplog.text
+    assert files(tmp_path) == {row.file, f"tiny/good/{own}", f"tiny/not_indexed/good/{orphan}"}
+    assert store.rows() == [row]
 
 
 def test_threads_that_change_labels_leave_one_file_for_each_row(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 `DIR/MODEL/good` and `DIR/MODEL/defect` hold the files as they were sent, each named by the SHA-256 of its content.
 `DIR/index.sqlite` has one row for each picture and model. The same picture is stored once; a changed label moves it.
+A picture that has no row when the store is opened is moved to `DIR/MODEL/not_indexed/LABEL`: it is not trained on.
 """
 
 import contextlib
@@ -18,14 +19,19 @@ from typing import Literal, get_args
 from metalad.data.formats import format_of
 from metalad.runtime.errors import ConfigError, RunError
 from metalad.runtime.files import delete_temporaries, os_errors_as_run_errors, write_bytes
+from metalad.runtime.progress import logger
 
 Label = Literal["good", "defect"]
 LABELS: tuple[Label, ...] = get_args(Label)
 INDEX = "index.sqlite"
+NOT_INDEXED = "not_indexed"
+"""Folder of a model for stored pictures that have no row: the service was stopped before it wrote the row."""
 LOCK_SECONDS = 10.0
 """Time that a change of the index waits for another process that reads or writes it."""
 _FOLDER_NAME = re.compile(r"[^\W_][\w.+ -]*(?<![. ])")
 """Names of models that are names of folders on every system."""
+_STORED_NAME = re.compile(r"[0-9a-f]{64}\.\w+")
+"""Names that the store gives to pictures; other files in its folders belong to a person, and are left there."""
 _TABLE = """
 CREATE TABLE IF NOT EXISTS feedback (
     model TEXT NOT NULL, sha256 TEXT NOT NULL, label TEXT NOT NULL CHECK (label IN ('good', 'defect')),
@@ -62,6 +68,7 @@ class FeedbackStore:
         Raises:
             ConfigError: the name of a model is no name of a folder. RunError: the folder or its index cannot be used.
         """
+        models = list(models)
         for name in models:
             if not _FOLDER_NAME.fullmatch(name):
                 raise ConfigError(f"feedback on the model {name!r} needs a folder of that name; serve it as NAME=PATH")
@@ -75,7 +82,10 @@ class FeedbackStore:
             index.execute("PRAGMA journal_mode = WAL")
             with index:
                 index.execute(_TABLE)
+            with index:
+                index.execute("BEGIN IMMEDIATE")
                 self._correct_labels(index)
+                self._move_out_without_row(index, models)
 
     def add(self, model: str, content: bytes, label: Label, score: float, threshold: float) -> Feedback:
         """Store a picture, or move it if it has another label; return its row.
@@ -85,31 +95,33 @@ class FeedbackStore:
             label: good or defect. score, threshold: of the model.
 
         Raises:
-            RunError: a file cannot be written.
+            RunError: a file or the row cannot be written; the files are then as before.
         """
         sha256 = hashlib.sha256(content).hexdigest()
         kind = format_of(content[:32])
         name = f"{sha256}{kind.suffixes[0] if kind else '.img'}"
         target = self.folder / model / label / name
         row = Feedback(model, sha256, label, f"{model}/{label}/{name}", score, threshold, score > threshold, _now())
+        others = [self.folder / model / other / name for other in LABELS if other != label]
+        before: Path | None = target
         with self._opened() as index:
-            # The file first: a row without its file would be worse than a file without its row, which the next mark of
-            # the same picture adds.
-            others = [self.folder / model / other / name for other in LABELS if other != label]
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                for other in others:
-                    with contextlib.suppress(FileNotFoundError):
-                        other.replace(target)
-                if not target.exists():
-                    write_bytes(target, content)
-            for other in others:
-                other.unlink(missing_ok=True)
-            with index:
-                index.execute(
-                    "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (model, sha256, label, row.file, score, threshold, int(row.is_anomalous), row.time),
-                )
+            try:
+                with index:
+                    # Another process that opens the store waits until the picture has its row.
+                    index.execute("BEGIN IMMEDIATE")
+                    before = next((path for path in (target, *others) if path.exists()), None)
+                    _put(content, target, others)
+                    index.execute(
+                        "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        (model, sha256, label, row.file, score, threshold, int(row.is_anomalous), row.time),
+                    )
+            except BaseException:
+                # Without its row, the picture would still be trained on.
+                if before is None:
+                    target.unlink(missing_ok=True)
+                elif before != target and not before.exists():
+                    target.replace(before)
+                raise
         return row
 
     def remove(self, model: str, sha256: str) -> bool:
@@ -151,6 +163,20 @@ class FeedbackStore:
                     (other, moved, model, sha256),
                 )
 
+    def _move_out_without_row(self, index: sqlite3.Connection, models: Iterable[str]) -> None:
+        """Move pictures out of the folders of the labels that a stop of the service left without a row."""
+        files = {file for (file,) in index.execute("SELECT file FROM feedback")}
+        moved = 0
+        for name, label in ((name, label) for name in models for label in LABELS):
+            folder, outside = self.folder / name / label, self.folder / name / NOT_INDEXED / label
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if _STORED_NAME.fullmatch(path.name) and f"{name}/{label}/{path.name}" not in files:
+                    outside.mkdir(parents=True, exist_ok=True)
+                    path.replace(outside / path.name)
+                    moved += 1
+        if moved:
+            logger.warning("feedback: moved %d stored pictures without a row in %s to %s", moved, INDEX, NOT_INDEXED)
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """Yield a connection to the index; one thread at a time changes the store."""
@@ -164,6 +190,19 @@ class FeedbackStore:
                 yield index
         except sqlite3.Error as error:
             raise RunError(f"cannot use {self._index}: {error}; check the file, or choose another folder") from error
+
+
+def _put(content: bytes, target: Path, others: Iterable[Path]) -> None:
+    """Write a picture to its path, or move it there from the path of another label."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for other in others:
+            with contextlib.suppress(FileNotFoundError):
+                other.replace(target)
+        if not target.exists():
+            write_bytes(target, content)
+    for other in others:
+        other.unlink(missing_ok=True)
 
 
 def _now() -> str:
