@@ -168,6 +168,20 @@ def test_the_endpoint_stores_the_score_of_predict_and_the_threshold_that_the_per
     assert files(tmp_path) == set()
 
 
+def test_feedback_on_a_score_of_another_version_of_the_model_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+    (described,) = client.get("/v1/models").json()["models"]
+
+    def post(hash_: str) -> httpx.Response:
+        query, headers = {"label": "good", "threshold": "1.5", "hash": hash_}, {"Content-Type": "image/png"}
+        return client.post("/v1/feedback", params=query, content=png(0), headers=headers)
+
+    refused = post("0" * 64)
+    assert (refused.status_code, refused.headers["content-type"]) == (409, "application/problem+json")
+    assert refused.json()["detail"] == "the service has loaded another version of the model; score the picture again"
+    assert files(tmp_path) == set()
+    assert post(described["hash"]).json()["threshold"] == 1.5
+
+
 def test_refused_feedback_stores_nothing(client: httpx.Client, tmp_path: Path) -> None:
     def post(content: bytes = png(0), **query: str) -> int:
         answer: httpx.Response = client.post(

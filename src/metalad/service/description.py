@@ -126,6 +126,7 @@ PROBLEMS: Mapping[int, str] = {
     404: "There is no such model.",
     406: "No type of answer in `Accept` is supported, or a picture of several images is wanted.",
     408: "The request did not arrive in time.",
+    409: "The service has loaded another version of the model than the one of the parameter `hash`.",
     413: "The body is too long, an image has too many pixels, or there are too many images.",
     415: "The type of the body is not supported, or the body is compressed.",
     421: "Without a token the service answers only requests to localhost.",
@@ -201,7 +202,7 @@ def _predict(settings: Settings) -> Object:
                     "image/jpeg": {"schema": file},
                 },
             },
-            **_problems(*(status for status in PROBLEMS if status != 507)),
+            **_problems(*(status for status in PROBLEMS if status not in (409, 507))),
         },
     }
 
@@ -211,10 +212,11 @@ def _feedback(secured: Object) -> Object:
     label = _parameter("label", "string", "`good` or `defect`") | {"required": True}
     sha256 = _parameter("sha256", "string", "of the content, as `POST` answered it") | {"required": True}
     threshold = _parameter("threshold", "number", "that the person saw; the model's by default")
+    version = _parameter("hash", "string", "of the model whose score the person saw; another one is refused")
     mark = _get("Score one picture, and store it with a label; an earlier label is replaced.", None, *PROBLEMS)
     body = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
     return {
-        "post": mark | {"parameters": [model, label, threshold], "requestBody": body} | secured,
+        "post": mark | {"parameters": [model, label, threshold, version], "requestBody": body} | secured,
         "delete": _get("Delete a stored picture.", None, *GENERAL, 404, 422, 507)
         | {"parameters": [model, sha256]}
         | secured,

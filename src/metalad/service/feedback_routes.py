@@ -47,12 +47,17 @@ class FeedbackEndpoint:
     predictions: Predictions
 
     async def mark(self, request: Request) -> Response:
-        """Store one picture with a label, and its score; `threshold` is the one that the person saw.
+        """Store one picture with a label, and its score.
+
+        `threshold` is the one that the person saw, and `hash` that of the model that the person saw a score of.
 
         Raises:
-            Problem: there is no such model or label, more than one image, or it cannot be scored.
+            Problem: there is no such model or label, the model has another hash (409), more than one image, or it
+                cannot be scored.
         """
         served = self.predictions.registry.get(request.query_params.get("model"))
+        if request.query_params.get("hash", served.hash) != served.hash:
+            raise Problem(409, "the service has loaded another version of the model; score the picture again")
         label = _label(request.query_params.get("label"))
         threshold = wanted_threshold(request.query_params.get("threshold"))
         wanted = Wanted(threshold, frozenset(), None, self.predictions.settings.max_pixels)
