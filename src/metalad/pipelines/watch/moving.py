@@ -37,8 +37,7 @@ class Mover:
                 self.move(move)
 
     def move(self, move: Move) -> Path | None:
-        """Move a file, and return its new path; None if it stays, because it has changed, is gone, is a link, or cannot be
-        moved.
+        """Move a file, and return its new path; None if it stays: changed, gone, a link, or not movable.
 
         A file that cannot be moved stays with a warning. A file that has changed is a new one.
         """
