@@ -58,11 +58,16 @@ def running(application: Any, listener: socket.socket) -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(
-    model: metalad.Model, keep: Path | None, token: str | None = None, names: tuple[str, ...] = ("tiny",)
+    model: metalad.Model,
+    keep: Path | None,
+    token: str | None = None,
+    names: tuple[str, ...] = ("tiny",),
+    reload: float = 2.0,
 ) -> Iterator[Served]:
     """Serve a model under each of the names, on a free port, in a thread of this process."""
     listener = socket.create_server(("127.0.0.1", 0))
     served = Served(f"http://127.0.0.1:{listener.getsockname()[1]}/", model, keep)
-    settings = Settings(models=tuple(f"{name}={model.path}" for name in names), keep_feedback=keep, token=token)
+    models = tuple(f"{name}={model.path}" for name in names)
+    settings = Settings(models=models, keep_feedback=keep, token=token, reload=reload)
     with running(served.counted(create_application(settings)), listener):
         yield served

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -386,6 +387,67 @@ def test_another_model_scores_the_pictures_of_the_visit(open_page: "Callable[...
     assert history(page) == before
     page.select_option("#model", "tiny")
     assert history(page) == before
+
+
+def test_a_score_of_an_earlier_version_of_the_model_keeps_its_threshold_and_its_verdict(
+    open_page: "Callable[..., Page]", model: metalad.Model, tmp_path: Path
+) -> None:
+    assert model.path is not None
+    fresh = metalad.fit(
+        [picture(seed) for seed in range(30)], method="variation_model", image_size=(48, 64), false_alarms=0.5
+    )
+    for name, each in (("fresh", fresh), ("m", model)):
+        each.save(tmp_path / f"{name}.safetensors")
+    Image.fromarray(picture(102)).save(tmp_path / "a.png")
+    Image.fromarray(picture(103)).save(tmp_path / "b.png")
+    served_file = tmp_path / "m.safetensors"
+    score = model.predict(tmp_path / "a.png").score
+    assert fresh.threshold < score < model.threshold
+    old = served_file.read_bytes()
+
+    def replace_model(content: bytes) -> None:
+        (tmp_path / "part").write_bytes(content)
+        (tmp_path / "part").replace(served_file)
+        deadline, wanted = time.monotonic() + 10, hashlib.sha256(content).hexdigest()
+        while httpx.get(f"{service.url}v1/models").json()["models"][0]["hash"] != wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with serving(metalad.load(served_file), tmp_path / "keep", reload=0.1) as service:
+        page = open_page(service.url)
+        choose(page, [tmp_path / "a.png"])
+        number, lines = page.locator("#threshold-number"), page.locator("#history .item-line")
+        number.fill("5")
+        replace_model((tmp_path / "fresh.safetensors").read_bytes())
+        page.locator("#mark-good").click()
+        page.locator("#feedback-note", has_text="another version of the model; score the picture again").wait_for()
+        assert list((tmp_path / "keep").rglob("*.png")) == []
+        earlier = f"OK\n{in_digits(score)}\nearlier version of the model"
+        assert lines.all_inner_texts() == [earlier]
+        assert "earlier version" in page.locator("#verdict-text").inner_text()
+        assert number.input_value() == in_digits(fresh.threshold)
+
+        assert page.locator("#rescore").inner_text() == "Score 1 picture with this model"
+        page.locator("#rescore").click()
+        wait_for_results(page, 2)
+        assert lines.all_inner_texts() == [earlier, f"NG\n{in_digits(score)}"]
+        assert page.locator("#rescore").is_hidden()
+        page.locator("#mark-good").click()
+        page.locator("#feedback-note", has_text="Stored").wait_for()
+        with contextlib.closing(sqlite3.connect(tmp_path / "keep/index.sqlite")) as index:
+            assert index.execute("SELECT threshold FROM feedback").fetchall() == [(fresh.threshold,)]
+        with page.expect_download() as download:
+            page.locator("#csv").click()
+        rows = list(csv.DictReader(Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()))
+        values = [(float(row["score"]), float(row["threshold"]), row["verdict"]) for row in rows]
+        assert values == [(score, model.threshold, "OK"), (score, fresh.threshold, "NG")]
+
+        replace_model(old)  # the answer of the next prediction has another hash
+        choose(page, [tmp_path / "b.png"])
+        wait_for_results(page, 3)
+        page.locator("#history .item-line", has_text="earlier version").wait_for()
+        assert ["earlier version" in line for line in lines.all_inner_texts()] == [False, True, False]
+        assert number.input_value() == in_digits(model.threshold)
 
 
 def test_axe_finds_nothing_serious_and_nothing_overflows(open_page: "Callable[..., Page]", files: list[Path]) -> None:

@@ -2,7 +2,7 @@
 
 import { saveCsv } from "./csv.js";
 import { byId, digits, element, plural } from "./format.js";
-import { counts, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
+import { counts, isEarlier, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
 
 const STATES = { waiting: "waiting", sending: "scoring", busy: "service is busy" };
 const items = new Map(); // by the number of the entry: the element of the list
@@ -39,7 +39,8 @@ function itemOf(entry) {
 export function showItem(entry) {
   const button = itemOf(entry).firstChild, [picture, name, line] = button.children, word = verdict(entry);
   const text = word === "OK" || word === "NG" ? digits(entry.score, thresholdOf(entry)) : entry.error || STATES[entry.status];
-  const state = [word, text, entry.label, entry.thumbnail, entry === visit.selected].join();
+  const earlier = isEarlier(entry);
+  const state = [word, text, earlier, entry.label, entry.thumbnail, entry === visit.selected].join();
   if (states.get(entry.id) === state) return;
   states.set(entry.id, state);
   button.className = `item ${word ? word.toLowerCase() : "pending"}`;
@@ -56,6 +57,7 @@ export function showItem(entry) {
   line.replaceChildren(...(word === "failed" ? [element("span", "item-error", text)]
     : word ? [element("span", `chip ${word.toLowerCase()}`, word), element("span", "item-score", text)]
       : [element("span", "quiet", text)]));
+  if (earlier) line.append(element("span", "item-label", "earlier version of the model"));
   if (entry.label) line.append(element("span", "item-label", entry.label === "good" ? "marked good" : "marked defect"));
 }
 

@@ -9,7 +9,7 @@ import { makeQueue } from "./queue.js";
 import * as service from "./service.js";
 import { setUpStage, showFeedbackNote, showResult, showStage, toggleMap, toggleZoom } from "./stage.js";
 import { setUpThreshold, showModelScores, showThreshold } from "./threshold.js";
-import { counts, makeEntry, model, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
+import { counts, makeEntry, model, ofModel, shown, thresholdOf, unscored, verdict, visit } from "./visit.js";
 
 // --- Requests, with a token where the service requires one.
 
@@ -63,7 +63,7 @@ async function loadModels() {
     const known = visit.models;
     visit.models = new Map(answer.models.map((each) => {
       const before = known.get(each.name);
-      const moved = before && before.current !== before.threshold;
+      const moved = before && before.hash === each.hash && before.current !== before.threshold;
       return [each.name, { ...each, scores: each.out_of_fold_scores, current: moved ? before.current : each.threshold }];
     }));
     for (const [name, each] of known) if (!visit.models.has(name)) visit.models.set(name, each);
@@ -86,15 +86,12 @@ function selectModel(name) {
   byId("model-facts").textContent = `${method} · ${height} × ${width} px · ${plural(images, "good image")}`;
   byId("threshold-card").hidden = false;
   showModelScores();
-  select(ofModel()[0] ?? null);
+  select(ofModel().includes(visit.selected) ? visit.selected : ofModel()[0] ?? null);
   showHistory();
-  const others = visit.entries.filter((entry) => entry.model !== name);
-  byId("rescore").hidden = !others.length || ofModel().length > 0;
-  byId("rescore").textContent = `Score ${plural(unique(others).length, "picture")} with this model`;
+  const left = unscored();
+  byId("rescore").hidden = !left.length;
+  byId("rescore").textContent = `Score ${plural(left.length, "picture")} with this model`;
 }
-
-// Pictures that were scored with several models, once.
-const unique = (entries) => [...new Map(entries.map((entry) => [entry.file, entry])).values()];
 
 function showProblem(text) {
   byId("problem").textContent = text;
@@ -103,7 +100,7 @@ function showProblem(text) {
 
 byId("model").addEventListener("change", (event) => selectModel(event.target.value));
 byId("rescore").addEventListener("click", () => {
-  take(unique(visit.entries.filter((entry) => entry.model !== visit.model)));
+  take(unscored());
   byId("rescore").hidden = true;
 });
 
@@ -138,9 +135,9 @@ async function score(entry, signal) {
       entry.thumbnail ||= await thumbnail(await createImageBitmap(entry.preview));
     }
     entry.map = blobFromDataUri(answer.map);
-    const { score: value, threshold, regions, width, height } = answer;
-    Object.assign(entry, { score: value, threshold, regions, width, height, status: "done", error: "" });
-    if (threshold !== visit.models.get(entry.model).threshold) await loadModels(); // the model's file changed
+    const { score: value, threshold, hash, regions, width, height } = answer;
+    Object.assign(entry, { score: value, threshold, hash, regions, width, height, status: "done", error: "" });
+    if (hash !== visit.models.get(entry.model).hash) await loadModels(); // the model's file changed
   } catch (error) {
     entry.status = "failed";
     entry.error = error.name === "AbortError" ? "Stopped; not scored" : error.message;
@@ -220,12 +217,13 @@ async function giveFeedback(label) {
   try {
     if (isWithdrawn) await authorized(() => service.withdrawFeedback(entry.model, entry.sha256));
     else {
-      const answer = await authorized(() => service.sendFeedback(entry.file, entry.model, label, thresholdOf(entry)));
+      const answer = await authorized(() => service.sendFeedback(entry.file, entry.model, label, thresholdOf(entry), entry.hash));
       entry.sha256 = answer.sha256;
     }
     entry.label = isWithdrawn ? "" : label;
     refreshLabel(entry, isWithdrawn ? "Taken back: the service deleted the picture." : `Stored in the folder “${label}” of the service.`);
   } catch (error) {
+    if (error.status === 409) await loadModels(); // the model's file changed
     refreshLabel(entry, `Not stored: ${error.message}`);
   }
 }

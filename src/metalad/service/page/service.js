@@ -75,11 +75,11 @@ export const models = () => request("v1/models");
 
 export async function predict(file, model, include, options) {
   const answer = await request("v1/predict", { ...await picture(file), query: { model, include }, ...options });
-  return answer.results[0];
+  return { ...answer.results[0], hash: answer.hash };
 }
 
-export const sendFeedback = async (file, model, label, threshold) =>
-  request("v1/feedback", { ...await picture(file), query: { model, label, threshold } });
+export const sendFeedback = async (file, model, label, threshold, hash) =>
+  request("v1/feedback", { ...await picture(file), query: { model, label, threshold, hash } });
 
 export const withdrawFeedback = (model, sha256) =>
   request("v1/feedback", { method: "DELETE", query: { model, sha256 } });

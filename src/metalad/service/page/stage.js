@@ -4,7 +4,7 @@ import { COLORS, decodeMap, drawHeat, regionsAbove, withPaths } from "./anomaly_
 import { byId, digits, element, plural } from "./format.js";
 import { draw, open } from "./pictures.js";
 import { position } from "./threshold.js";
-import { ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
+import { isEarlier, ofModel, shown, thresholdOf, verdict, visit } from "./visit.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -119,6 +119,7 @@ function showVerdict(entry) {
     OK: "The score does not exceed the threshold.", NG: "Anomalous: the score exceeds the threshold.", failed: entry.error,
     "": entry.status === "busy" ? "The service is busy; the picture is sent again." : "The picture is being scored.",
   }[word];
+  if (isEarlier(entry)) byId("verdict-text").textContent += " Scored by an earlier version of the model, with its threshold.";
   const isDone = entry.status === "done";
   byId("score-part").hidden = !isDone;
   byId("feedback").hidden = !isDone || !visit.feedback;

@@ -1,7 +1,7 @@
 // The card of the threshold: the scores of good images and of this visit on a logarithmic axis, a slider, a number.
 
 import { byId, digits, element, percent, perFrame, plural } from "./format.js";
-import { counts, model, ofModel, verdict, visit } from "./visit.js";
+import { counts, isEarlier, model, ofModel, verdict, visit } from "./visit.js";
 
 const BINS = 40;
 const MAX_RATIO = 4;
@@ -69,7 +69,9 @@ export function showModelScores() {
   }));
   byId("caution").hidden = !caution;
   if (caution) byId("caution").replaceChildren(element("b", "", `${CAUTIONS[caution.severity] ?? "Caution"}: `), `${caution.text}.`);
-  if (document.activeElement !== number) number.value = digits(model().current);
+  // Another version of the model resets the threshold, also in the control that has the focus.
+  if (number.valueAsNumber !== model().current) number.value = digits(model().current);
+  slider.value = Math.round(SLIDER * position(model().current));
   showThreshold();
 }
 
@@ -91,7 +93,9 @@ export function showThreshold() {
 }
 
 const showVisit = perFrame(() => {
-  byId("plot-visit").replaceChildren(...ofModel().filter((entry) => entry.status === "done").map((entry) => {
+  // Scores of an earlier version have another scale.
+  const scored = ofModel().filter((entry) => entry.status === "done" && !isEarlier(entry));
+  byId("plot-visit").replaceChildren(...scored.map((entry) => {
     const dot = element("i", `${verdict(entry) === "NG" ? "dot-ng" : "dot-ok"}${entry === visit.selected ? " selected" : ""}`);
     dot.style.left = `${100 * position(entry.score)}%`;
     return dot;
