@@ -8,7 +8,7 @@ python -m benchmarks.export --tables                            write the tables
 takes about five minutes on two cores.
 `runs` compares all formats and precisions on the first category, whose good images int8 is calibrated on, and fp32 on
 the others; image by image in turn, so that the ratios of the times are fair. It takes about a second for each image.
-Rows are appended to `benchmarks/results/export.jsonl`; of equal rows the last one counts.
+Rows are appended to `benchmarks/results/exports/export.jsonl`; of equal rows the last one counts.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.storage.model_file import StoredModel, read_model
 from tests.methods.test_contract import SMALL
 
-ROWS = RESULTS / "export.jsonl"
+ROWS = RESULTS / "exports" / "export.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
-END = "<!-- end table -->"
+END = "<!-- end export table -->"
 EPOCHS = 2
 CALIBRATION_IMAGES = 64
 
@@ -193,8 +193,8 @@ def write_tables() -> None:
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in (("methods", methods_table(rows)), ("runs", runs_table(rows))):
-        before, _, rest = page.partition(f"<!-- table: {name} -->")
-        page = "\n".join([f"{before}<!-- table: {name} -->", *lines, END]) + rest.partition(END)[2]
+        before, _, rest = page.partition(f"<!-- export table: {name} -->")
+        page = "\n".join([f"{before}<!-- export table: {name} -->", *lines, END]) + rest.partition(END)[2]
     PAGE.write_text(page, encoding="utf-8")
 
 

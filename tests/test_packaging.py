@@ -67,7 +67,7 @@ def pip_installs(commands: Commands) -> Commands:
 def test_all_packages_come_from_the_default_index(call: Callable[..., None], commands: Commands) -> None:
     call("setup")
     lock, package = pip_installs(commands)
-    assert lock == ["--requirement", str(ROOT / "requirements.lock")]
+    assert lock == ["--no-compile", "--requirement", str(ROOT / "requirements.lock")]
     assert package == ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
 
 
@@ -81,7 +81,7 @@ def test_only_torch_comes_from_another_index(
         monkeypatch.setenv("METALAD_TORCH_INDEX", INDEX)
         call("setup")
     torch, *others = pip_installs(commands)
-    assert torch[:-1] == ["--no-deps", "--index-url", INDEX]
+    assert torch[:-1] == ["--no-compile", "--no-deps", "--index-url", INDEX]
     assert torch[-1] in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     assert torch[-1].startswith("torch==")
     assert others

@@ -380,12 +380,12 @@ def test_few_images_give_a_model_with_a_threshold(tmp_path: Path, count: int) ->
 def test_an_unreadable_image_is_skipped_logged_and_counted_unless_strict(data: Path, tmp_path: Path) -> None:
     images = tmp_path / "cookie"
     shutil.copytree(data, images)
-    (images / "broken.png").write_text("not an image")
+    (images / "page.png").write_text("not an image")
     model = run(images, tmp_path / "run")
     assert model.header.images["skipped"] == 1
     assert model.header.images["training"] + model.header.images["validation"] == 12
-    assert "broken.png" in (tmp_path / "run" / "train.log").read_text()
-    with pytest.raises(ImageError, match=r"broken\.png"):
+    assert "page.png" in (tmp_path / "run" / "train.log").read_text()
+    with pytest.raises(ImageError, match=r"page\.png"):
         train(images, tmp_path / "strict", method=TINY, epochs=1, strict=True, device="cpu")
 
 
