@@ -118,8 +118,9 @@ def export(
 
     Raises:
         ConfigError: an impossible option, a method that cannot be exported, or a package that is not installed.
-        ModelFileError: no usable trained model. DataError: no images. RunError: the scores differ too much, or the file
-        exists or cannot be written.
+        ModelFileError: no usable trained model.
+        DataError: no images.
+        RunError: the scores differ too much, or the file exists or cannot be written.
     """
     path = _checked(Path(out), format, precision, calibration_data, overwrite)
     stored = stored_model(model, "cpu")
