@@ -58,10 +58,19 @@ def file_hash(path: Path) -> str:
     return _hash_of(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-@lru_cache(maxsize=1 << 16)
-def _hash_of(path: Path, *_: int) -> str:
+def current_file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as they are now, in hexadecimal, whatever was read before.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash_of(path: Path, *_: int) -> str:
+    return current_file_hash(path)
 
 
 def content_keys(paths: Sequence[Path]) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.inference.cores import usable_cores
-from metalad.inference.engine import Engine, Inference
+from metalad.inference.engine import Inference
+from metalad.inference.exported_engine import ExportedEngine
 from metalad.inference.stream import Threads
 from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ConfigError, ModelFileError
@@ -15,7 +15,7 @@ OUTPUTS = ("score", "anomaly_map")
 ERRORS_ONLY = 3
 
 
-class OnnxEngine(Engine):
+class OnnxEngine(ExportedEngine):
     """Runs a model that computes scores and maps by one scoring; the number of threads of a call is fixed."""
 
     def __init__(self, content: bytes, scoring: Scoring, name: str) -> None:
@@ -30,7 +30,7 @@ class OnnxEngine(Engine):
             raise ConfigError(
                 f"{name} needs onnxruntime, which is not installed; install metalad-runtime or metalad[runtime]"
             ) from None
-        self._scoring = scoring
+        super().__init__(scoring)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = Threads.of(self).engine_threads
         options.inter_op_num_threads = 1
@@ -45,25 +45,8 @@ class OnnxEngine(Engine):
         self._input = pixels.name
         self._size = (int(pixels.shape[1]), int(pixels.shape[2]))
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model takes."""
-        return self._size
-
-    @property
-    def device_type(self) -> str:
-        """`cpu`."""
-        return "cpu"
-
     def infer(self, pixels: UInt8[np.ndarray, "batch height width 3"], scorings: Sequence[Scoring]) -> Inference:
         """Return scores and maps of images of `image_size`, by the model's scoring."""
-        assert tuple(scorings) == (self._scoring,)
+        self._require(scorings)
         score, anomaly_map = self._session.run(OUTPUTS, {self._input: pixels})
         return Inference({self._scoring: score}, {self._scoring: anomaly_map})
-
-    def threads(self) -> int:
-        """Return the number of usable cores."""
-        return usable_cores()
-
-    def use_threads(self, count: int) -> None:
-        """Do nothing: the number of threads of a call was fixed when the model was loaded."""

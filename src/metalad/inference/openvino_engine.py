@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.inference.cores import usable_cores
-from metalad.inference.engine import Engine, Inference
+from metalad.inference.engine import Inference
+from metalad.inference.exported_engine import ExportedEngine
 from metalad.inference.stream import Threads
 from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ConfigError, ModelFileError
 
 
-class OpenvinoEngine(Engine):
+class OpenvinoEngine(ExportedEngine):
     """Runs a model that computes scores and maps by one scoring, with one inference request for each thread."""
 
     def __init__(self, xml: Path, scoring: Scoring) -> None:
@@ -28,7 +28,7 @@ class OpenvinoEngine(Engine):
             import openvino
         except ModuleNotFoundError:
             raise ConfigError(f"{xml} needs openvino, which is not installed; install metalad[openvino]") from None
-        self._scoring = scoring
+        super().__init__(scoring)
         threads = Threads.of(self)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",  # by default, processors with AMX compute in bfloat16
@@ -44,28 +44,11 @@ class OpenvinoEngine(Engine):
         self._size = (shape[1].get_length(), shape[2].get_length())
         self._local = threading.local()
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model takes."""
-        return self._size
-
-    @property
-    def device_type(self) -> str:
-        """`cpu`."""
-        return "cpu"
-
     def infer(self, pixels: UInt8[np.ndarray, "batch height width 3"], scorings: Sequence[Scoring]) -> Inference:
         """Return scores and maps of images of `image_size`, by the model's scoring."""
-        assert tuple(scorings) == (self._scoring,)
+        self._require(scorings)
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         found = self._local.request.infer({0: pixels})
         # Copied: the request writes the next results into the same memory.
         return Inference({self._scoring: np.array(found["score"])}, {self._scoring: np.array(found["anomaly_map"])})
-
-    def threads(self) -> int:
-        """Return the number of usable cores."""
-        return usable_cores()
-
-    def use_threads(self, count: int) -> None:
-        """Do nothing: the number of threads was fixed when the model was loaded."""

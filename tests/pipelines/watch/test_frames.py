@@ -10,9 +10,9 @@ import pytest
 
 import metalad
 from metalad.data import live
+from metalad.data.content import current_file_hash
 from metalad.data.images import read_image
 from metalad.data.live import LiveSource
-from metalad.pipelines.watch.scoring import content_hash
 from metalad.pipelines.watch.stored import stored_results
 from metalad.runtime.errors import ConfigError, DataError, ImageError
 from tests.data.videos import write_video
@@ -37,7 +37,7 @@ def test_frames_have_the_same_score_from_every_function(model: metalad.Model, cl
     watched = list(metalad.watch(model, clip, tmp_path / "watched", every=2))
     assert summary(watched) == expected
     assert [result.is_anomalous for result in watched] == [False, False, True, False]
-    for folder, stem in (("predicted", "clip"), ("watched", f"clip-{content_hash(clip)[:8]}")):
+    for folder, stem in (("predicted", "clip"), ("watched", f"clip-{current_file_hash(clip)[:8]}")):
         names = [f"{stem}[{number}].jpg" for number in (1, 3, 5, 7)]
         assert sorted(path.name for path in (tmp_path / folder / "overlays").iterdir()) == names
 
@@ -60,7 +60,7 @@ def test_watch_continues_within_a_video(model: metalad.Model, clip: Path, tmp_pa
 
 def test_frames_are_written_into_ok_and_ng(model: metalad.Model, clip: Path, tmp_path: Path) -> None:
     results = list(metalad.watch(model, clip, tmp_path / "out", move=tmp_path))
-    stem = f"clip-{content_hash(clip)[:8]}"
+    stem = f"clip-{current_file_hash(clip)[:8]}"
     moved = [tmp_path / f"ok/{stem}[4].png", tmp_path / f"ng/{stem}[5].png"]
     assert [result.moved_to for result in results][3:5] == moved
     assert results[4].path is not None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from metalad.data.content import current_file_hash
 from metalad.pipelines.watch import moving
 from metalad.pipelines.watch.folder import WatchedFolder
 from metalad.pipelines.watch.log import Log, Move, Stamp
 from metalad.pipelines.watch.moving import Mover
-from metalad.pipelines.watch.scoring import content_hash
 from metalad.results.prediction import SavedPrediction
 from tests.pipelines.watch.images import put
 
@@ -26,7 +26,7 @@ class Bench:
         stamp = Stamp.of(self.file)
         assert stamp is not None
         saved = SavedPrediction(self.file, 2.0, 1.0, True, (), None, None, None, (32, 24))
-        self.log.add(("line/a.png", stamp), content_hash(self.file), [saved], model=None, move="ng")
+        self.log.add(("line/a.png", stamp), current_file_hash(self.file), [saved], model=None, move="ng")
         self.mover = Mover(self.log, WatchedFolder(self.inbox, []), self.target)
 
     def move(self) -> Path | None:

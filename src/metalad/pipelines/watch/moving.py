@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from metalad.data.content import current_file_hash
 from metalad.pipelines.watch.folder import WatchedFolder
 from metalad.pipelines.watch.log import Log, Move, Stamp
-from metalad.pipelines.watch.scoring import content_hash
 from metalad.runtime.progress import logger
 
 OK, NG = "ok", "ng"
@@ -81,7 +81,7 @@ class Mover:
         """Finish a move whose file is complete at the destination; return False if it must be done again."""
         source = self._folder.path(move.path)
         try:
-            if _is_empty(destination) or not destination.exists() or content_hash(destination) != move.sha256:
+            if _is_empty(destination) or not destination.exists() or current_file_hash(destination) != move.sha256:
                 return False
             if _is_same(source, move):  # copied to another file system, and not yet deleted
                 source.unlink()
@@ -101,7 +101,7 @@ def _is_same(path: Path, move: Move) -> bool:
     """Return whether a file is the one that was scored; a change of permissions, for example, does not matter."""
     stamp = Stamp.of(path)
     return stamp == move.stamp or (
-        stamp is not None and stamp.size == move.stamp.size and content_hash(path) == move.sha256
+        stamp is not None and stamp.size == move.stamp.size and current_file_hash(path) == move.sha256
     )
 
 
@@ -123,7 +123,7 @@ def _replace(source: Path, destination: Path, move: Move) -> bool:
     moved = Stamp.of(destination)
     if moved is None or (moved.size, moved.mtime_ns) == (move.stamp.size, move.stamp.mtime_ns):
         return True
-    if content_hash(destination) == move.sha256:
+    if current_file_hash(destination) == move.sha256:
         return True
     # Another version replaced the file at the last moment: it goes back, and will be scored.
     if os.path.lexists(source):
@@ -140,7 +140,7 @@ def _copy(source: Path, destination: Path, move: Move) -> bool:
         shutil.copy2(source, temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if content_hash(temporary) != move.sha256 or not _is_same(source, move):
+        if current_file_hash(temporary) != move.sha256 or not _is_same(source, move):
             return False
         temporary.replace(destination)
         _sync_folder(destination.parent)

@@ -1,6 +1,5 @@
 """Score one file or frame, and write its map and overlay."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -99,16 +98,6 @@ class Scorer:
         if overlay is not None:
             save_picture(overlay, draw_overlay(image, relative))
         return replace(saved, map=map_file, overlay=overlay)
-
-
-def content_hash(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def picture_name(relative: str, sha256: str, suffix: str = "") -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from metalad.data.content import current_file_hash
 from metalad.data.images import write_image
 from metalad.data.live import LiveFrame, LiveStream
 from metalad.data.video import decoded_in_order, list_frames, read_frame
@@ -17,7 +18,7 @@ from metalad.pipelines.watch.arrivals import Arrivals, ReadyFile
 from metalad.pipelines.watch.folder import Changes, WatchedFolder
 from metalad.pipelines.watch.log import Log, Stamp
 from metalad.pipelines.watch.moving import NG, OK
-from metalad.pipelines.watch.scoring import Scorer, content_hash, frame_name
+from metalad.pipelines.watch.scoring import Scorer, frame_name
 from metalad.results.prediction import SavedPrediction
 from metalad.runtime.errors import ImageError
 
@@ -157,7 +158,7 @@ class FolderSource(Source):
         """Score a file, unless it is a known one: a copy with the same name and content, or a renamed one."""
         file, path = (ready.path, ready.stamp), self._folder.path(ready.path)
         try:
-            sha256 = content_hash(path)
+            sha256 = current_file_hash(path)
         except OSError as error:
             return self._unreadable(ready, str(error.strerror or error))
         stored = self._log.stamp(ready.path)
@@ -215,7 +216,7 @@ class VideoSource(_FrameSource):
     def __init__(self, path: Path, every: int, log: Log, scorer: Scorer, target: Path | None) -> None:
         super().__init__(scorer, target)
         self._threshold = scorer.threshold
-        self._sha256 = content_hash(path)
+        self._sha256 = current_file_hash(path)
         done = log.paths_of(self._sha256)
         left = (frame for frame in list_frames(path, every) if str(frame) not in done)
         self._frames = decoded_in_order(left, lambda frame: frame)
