@@ -7,6 +7,7 @@ from benchmarks.harness.studies import FOLDER, PREFIX, read_study, study_cells, 
 from benchmarks.harness.suite_run import known_rows
 from benchmarks.harness.suites import suites
 from benchmarks.harness.tables import (
+    comparison_table,
     defect_table,
     list_of_suites,
     markdown,
@@ -24,6 +25,8 @@ DEFECTS = "defects:"
 """Prefix of a suite's name for its table by defect type."""
 SUMMARY = "summary:"
 """Prefix of a suite's name for its short table."""
+COMPARISON = "comparison:"
+"""Prefix of a suite's name for its table of metrics, found defects and false alarms."""
 
 
 def fill(text: str, results: Path, where: str) -> str:
@@ -31,8 +34,8 @@ def fill(text: str, results: Path, where: str) -> str:
 
     Args:
         text: the page; a block named `suites` contains the list of suites, `study:NAME` the findings of a study,
-            `defects:SUITE` the table of a suite by defect type, `summary:SUITE` its short table, and any other name
-            the table of that suite.
+            `defects:SUITE` the table of a suite by defect type, `summary:SUITE` its short table,
+            `comparison:SUITE` that of found defects and false alarms, and any other name the table of that suite.
         results: the folder of rows.
         where: the page's name in error messages.
 
@@ -49,7 +52,7 @@ def fill(text: str, results: Path, where: str) -> str:
         if name.startswith(PREFIX):
             return f"{block[1]}{_study_table(results, name.removeprefix(PREFIX), where)}{block[4]}"
         table = suite_table
-        for prefix, other in ((DEFECTS, defect_table), (SUMMARY, summary_table)):
+        for prefix, other in ((DEFECTS, defect_table), (SUMMARY, summary_table), (COMPARISON, comparison_table)):
             if name.startswith(prefix):
                 table, name = other, name.removeprefix(prefix)
         if name not in suites():

@@ -18,6 +18,18 @@ FEATURES = Configuration("metal_features", "metal_features")
 METHODS = tuple(method.name for method in OWN)
 """Without those of installed plug-ins, which join no table unasked."""
 OURS = ("metal", FEATURES.method)
+SIZES = {
+    "bottle": "256,256",
+    "pill": "256,256",
+    "metal_plate": "256,256",
+    "cookie": "352,256",
+    "magnetic_tile": "288,256",
+    "ball_screw": "256,640",
+    "juice_bottle": "512,256",
+    "circuitboard": "384,576",
+    HEAD_CT: "320,256",
+}
+"""Categories of the suite `rivals`, and the height and width that `metal_features` chooses for their images."""
 CHEAP = (*OURS, "patchcore", "padim", "variation_model", "student_teacher")
 """Methods that are trained in a few minutes on a CPU: three seeds each."""
 AS_PUBLISHED = {
@@ -59,7 +71,7 @@ def suites() -> dict[str, Suite]:
     """Return the suites by name; suites of all methods depend on the installed packages."""
     tables = (_table_3(), _table_4(), _table_5(), _table_6(), _figure_9())
     studies = (_literal(), _ablation_mask(), _leak(), _loss(), _start())
-    shipped = (_default(), _methods(), *tables, *studies, _smoke())
+    shipped = (_default(), _rivals(), _methods(), *tables, *studies, _smoke())
     return {suite.name: suite for suite in shipped}
 
 
@@ -82,6 +94,21 @@ def _default() -> Suite:
         (Grid((*ours, FEATURES), KINDS, seeds=SEEDS),),
         paper_table="Table 3",
         whole=True,
+    )
+
+
+def _rivals() -> Suite:
+    """PatchCore, whose own default is a side of 224 pixels, has the image size of the others."""
+    same_size = tuple(
+        Grid((Configuration("patchcore", "patchcore", (f"image_size={size}",)),), (category,))
+        for category, size in SIZES.items()
+    )
+    others = tuple(Configuration(name, name) for name in ("subspace_ad", "rd4ad", "supersimplenet"))
+    return Suite(
+        "rivals",
+        "`metal_features` and four methods with the same backbone and image size, on nine categories",
+        (Grid((FEATURES,), tuple(SIZES)), *same_size, Grid(others, tuple(SIZES))),
+        scorings=("calibrated",),
     )
 
 

@@ -57,6 +57,11 @@ class Line:
         per_defect = [row.metrics[self.scoring]["per_defect"] for row in self.rows]
         return [each[defect] for each in per_defect if defect in each]
 
+    def fractions(self, above: str, below: str) -> list[float]:
+        """Return for each row the fraction of images above the threshold, from two entries of its confusion matrix."""
+        counts = [row.metrics[self.scoring]["confusion"] for row in self.rows]
+        return [each[above] / (each[above] + each[below]) for each in counts if each[above] + each[below]]
+
     def percents(self, metric: str) -> list[float]:
         """Return `values` in percent."""
         return [100 * value for value in self.values(metric)]
@@ -114,6 +119,27 @@ def summary_table(suite: Suite, rows: Mapping[str, ResultRow]) -> str:
     lines = [line for line in _lines(suite, rows) if line.rows and line.scoring == line.rows[0].config["scoring"]]
     cells = [[column(line) for _, column in SUMMARY_COLUMNS] for line in lines]
     return f"{markdown([title for title, _ in SUMMARY_COLUMNS], cells)}\n{_caption(suite, rows, SUMMARY_LEGEND)}\n"
+
+
+def comparison_table(suite: Suite, rows: Mapping[str, ResultRow]) -> str:
+    """Return a table of metrics, found defects and false alarms by category, and each configuration's means.
+
+    Raises:
+        RunError: see `suite_table`.
+    """
+    lines = [line for line in _lines(suite, rows) if line.rows and line.scoring == line.rows[0].config["scoring"]]
+    cells = [[column(line) for _, column in COMPARISON_COLUMNS] for line in lines]
+    for label in dict.fromkeys(line.label for line in lines):
+        of_label = [line for line in lines if line.label == label]
+        means = [_mean_of_means(of_label, values) for _, values in COMPARED]
+        cells.append([f"mean of {len(of_label)}", label, *means, UNDEFINED])
+    header = [title for title, _ in COMPARISON_COLUMNS]
+    return f"{markdown(header, cells)}\n{_caption(suite, rows, COMPARISON_LEGEND)}\n"
+
+
+def _mean_of_means(lines: Sequence[Line], values: Callable[[Line], list[float]]) -> str:
+    means = [statistics.mean(found) for line in lines if (found := values(line))]
+    return _mean([statistics.mean(means)], 3) if means else UNDEFINED
 
 
 def list_of_suites() -> str:
@@ -291,7 +317,32 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
     ("pixel AUROC to FPR 0.3", lambda line: _mean(line.values("pixel_auroc_fpr30"), 3)),
     ("pixel AP", lambda line: _mean(line.values("pixel_ap"), 3)),
 )
+COMPARISON_LEGEND = "comparison"
+COMPARED: tuple[tuple[str, Callable[[Line], list[float]]], ...] = (
+    ("image AUROC", lambda line: line.values("image_auroc")),
+    ("to 0.3", lambda line: line.values("pixel_auroc_fpr30")),
+    ("AP", lambda line: line.values("pixel_ap")),
+    ("found", lambda line: line.fractions("tp", "fn")),
+    ("false alarms", lambda line: line.fractions("fp", "tn")),
+)
+"""Metrics of the table `comparison:SUITE`: title, and the values of a line's rows."""
+
+
+def _column(title: str, values: Callable[[Line], list[float]]) -> Column:
+    return title, lambda line: _mean(values(line), 3)
+
+
+COMPARISON_COLUMNS: tuple[Column, ...] = (
+    ("category", lambda line: line.category),
+    ("method", lambda line: line.label),
+    *(_column(title, values) for title, values in COMPARED),
+    _SECONDS,
+)
 LEGENDS: Mapping[str, str] = {
+    COMPARISON_LEGEND: "*to 0.3*: pixel AUROC up to a false-positive rate of 0.3; *AP*: average precision of pixels. "
+    "*found* and *false alarms*: fractions of the defective and of the good test images above the threshold that was "
+    "set for 1 % false alarms. s: seconds of training and evaluation. Means are those of the categories that have the "
+    "metric. Rows: ",
     SUMMARY_LEGEND: "Trained on good images only, with defaults; mean ± standard deviation over three seeds. Rows: ",
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and the full pixel "
     "AUROC, at the model's resolution; the paper's number may be either, so it is compared with both. Image-level "

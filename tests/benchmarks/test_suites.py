@@ -82,7 +82,7 @@ def test_suites_share_cells() -> None:
 
 
 def test_the_error_for_an_unknown_suite_lists_the_suites() -> None:
-    with pytest.raises(ConfigError, match="no suite 'nonsense'; there are: default, methods, table-3"):
+    with pytest.raises(ConfigError, match="no suite 'nonsense'; there are: default, rivals, methods, table-3"):
         suite_named("nonsense")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.harness.declaration import Grid, PaperConfiguration, Suite
 from benchmarks.harness.suites import suite_named
-from benchmarks.harness.tables import defect_table, suite_table
+from benchmarks.harness.tables import comparison_table, defect_table, suite_table
 from metalad.pipelines.benchmark.cells import Configuration
 from metalad.runtime.errors import RunError
 from tests.benchmarks.material import SUITE
@@ -143,4 +143,27 @@ def test_the_table_by_defect_type_uses_the_default_scoring() -> None:
         ["cookie", kind, label, "4, 5 of 9", *["0.700 ± 0.141"] * 4]
         for kind in ("crack", "dent")
         for label in ("one", "two")
+    ]
+
+
+def test_the_comparison_has_found_defects_false_alarms_and_means_over_categories() -> None:
+    one, two = (Configuration(name, "metal", (f"depth={depth}",)) for depth, name in ((2, "one"), (3, "two")))
+    suite = Suite("trial", "", (Grid((one, two), ("bottle", "cable")),), scorings=("calibrated",))
+    names = ("pixel_auroc_fpr30", "pixel_ap", "image_auroc")
+
+    def measured(value: float, masks: bool) -> dict[str, Any]:
+        model = {name: value if masks or name == "image_auroc" else None for name in names}
+        return {"calibrated": {"model": model, "confusion": {"tp": 3, "fn": 1, "fp": 1, "tn": 9}, "per_defect": {}}}
+
+    cells = {cell.name: cell for cell in suite.cells()}
+    rows = {
+        cells[name].key: row_of(cells[name], config={"scoring": "calibrated"}, metrics=measured(value, masks))
+        for name, value, masks in (("bottle:one:0", 0.9, True), ("cable:one:0", 0.7, False))
+    }
+    header, _, *lines = comparison_table(suite, rows).partition("\n\n")[0].splitlines()
+    assert cells_of(header) == ["category", "method", "image AUROC", "to 0.3", "AP", "found", "false alarms", "s"]
+    assert [cells_of(line) for line in lines[:3]] == [
+        ["bottle", "one", "0.900", "0.900", "0.900", "0.750", "0.100", "12"],
+        ["cable", "one", "0.700", "–", "–", "0.750", "0.100", "12"],
+        ["mean of 2", "one", "0.800", "0.900", "0.900", "0.750", "0.100", "–"],
     ]

@@ -25,7 +25,7 @@ from metalad.nn.networks import ResidualBlock, Tap
 from metalad.nn.pixels import Pixels
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 from metalad.training.loop import Learner, Training
 
 RECTIFIED = ("resnet18", "wide_resnet50_2", "vgg16")
@@ -39,7 +39,7 @@ class RD4ADConfig(DetectorConfig):
     """Settings of RD4AD; the paper has backbone=wide_resnet50_2, standardized=false, block=bottleneck and
     blocks=3,3,4,6."""
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(256, 32)
     backbone: str = setting("lite0", "teacher, trained on ImageNet; all but lite0-2 need weights=PATH")
     weights: str | None = setting(None, "weights file of the backbone; none: the installed weights")
     taps: tuple[Tap, ...] = setting(("s4", "s8", "s16"), "strides of the feature maps that are used")

@@ -24,7 +24,7 @@ from metalad.nn.perlin import random_perlin_noise
 from metalad.nn.pixels import Pixels, batches
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
-from metalad.runtime.settings import setting
+from metalad.runtime.settings import auto_size, setting
 from metalad.training.loop import Learner, Objective, Training
 
 MARGIN = 0.5
@@ -44,7 +44,7 @@ class SuperSimpleNetConfig(DetectorConfig):
     """Settings of SuperSimpleNet; the paper has backbone=wide_resnet50_2, standardized=false, noise=0.015,
     upsampling=2, segmentation_width=1024 and classification_width=128."""
 
-    image_size: tuple[int, int] = setting((256, 256), "height and width that images are resized to, in pixels")
+    image_size: tuple[int, int] = auto_size(256, 32)
     image_score: Literal["max", "mean", "top-k", "own"] = setting(
         "own", "image score: own: the classification head; or the map's maximum, its mean, the mean of its highest 1 %"
     )
