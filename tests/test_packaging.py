@@ -1,6 +1,7 @@
 """The package's files, and the commands of dev.py that install and check it."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tomllib
@@ -9,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.exported import exported_onnx, score_of
 from tests.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +164,99 @@ def test_the_runtime_distribution_has_the_version_and_the_lower_bounds_of_the_ma
     assert runtime["version"] == main["version"]
     assert runtime["requires-python"] == main["requires-python"]
     extras = main["optional-dependencies"]
-    assert set(runtime["dependencies"]) <= {*main["dependencies"], *extras["runtime"]}
+    lower_bounds = {line.partition(",")[0] for line in runtime["dependencies"]}
+    assert lower_bounds <= {*main["dependencies"], *extras["runtime"]}
     assert not {"torch", "scipy", "matplotlib"} & {line.partition(">")[0] for line in runtime["dependencies"]}
     for name, packages in runtime["optional-dependencies"].items():
         assert packages == extras[name]
+
+
+LEFT_OUT = ("methods", "detectors", "training", "nn", "exporting", "data/demo_images")
+
+
+@pytest.fixture(scope="module")
+def runtime_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of the runtime's wheel."""
+    folder = tmp_path_factory.mktemp("runtime")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder)]
+    subprocess.run([*command, str(ROOT / "packaging" / "runtime")], check=True, capture_output=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "files")
+    return folder / "files"
+
+
+def test_the_runtime_has_all_files_but_those_of_training(runtime_files: Path) -> None:
+    def files(package: Path) -> set[str]:
+        return {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+
+    everything = {name for name in files(ROOT / "src" / "metalad") if "__pycache__" not in name}
+    training = {name for name in everything if name.startswith(tuple(f"{folder}/" for folder in LEFT_OUT))}
+    assert len(training) > 100
+    assert files(runtime_files / "metalad") == everything - training
+
+
+RUNTIME = """
+import sys
+sys.path.insert(0, {folder!r})
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "scipy", "matplotlib", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+import metalad
+assert metalad.__file__.startswith({folder!r})
+from metalad.cli.main import main
+"""
+
+
+def in_runtime(folder: Path, code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", RUNTIME.format(folder=str(folder)) + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_runtime_predicts(runtime_files: Path, tmp_path: Path) -> None:
+    model = exported_onnx(tmp_path / "x.onnx")
+    pixels = np.full((64, 48, 3), 120, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "5.png")
+    arguments = ["predict", str(model), str(tmp_path / "5.png"), "--out", str(tmp_path / "out"), "--json"]
+    done = in_runtime(runtime_files, "sys.exit(main(sys.argv[1:]))", *arguments)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert json.loads(done.stdout)["score"] == pytest.approx(score_of(pixels))
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "images", "--out", "run"),
+        ("evaluate", "x.onnx", "images"),
+        ("export", "run", "--out", "x.onnx"),
+        ("methods",),
+        ("demo",),
+        ("predict", "run", "images", "--out", "out"),
+    ],
+)
+def test_a_command_that_the_runtime_lacks_says_what_to_install(runtime_files: Path, arguments: tuple[str, ...]) -> None:
+    done = in_runtime(runtime_files, "sys.exit(main(sys.argv[1:]))", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "install metalad instead of metalad-runtime" in line
+
+
+def test_a_public_function_that_the_runtime_lacks_says_what_to_install(runtime_files: Path) -> None:
+    code = """
+for name in metalad.__all__:
+    try:
+        getattr(metalad, name)
+    except metalad.MetaladError as error:
+        print(name, "|", error)
+"""
+    done = in_runtime(runtime_files, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = dict(line.split(" | ") for line in done.stdout.splitlines())
+    assert {"train", "fit", "demo_images", "evaluate", "export"} <= set(lines)
+    assert not {"load", "predict", "serve", "watch", "datasets", "Model", "Result"} & set(lines)
+    for name, line in lines.items():
+        assert line.startswith(f"metalad.{name} needs ")
+        assert line.endswith("; install metalad instead of metalad-runtime")

@@ -115,7 +115,15 @@ def __getattr__(name: str) -> Any:
 
         value: Any = own_version()
     elif name in _MODULES:
-        value = getattr(import_module(f"metalad.{_MODULES[name]}"), name)
+        try:
+            value = getattr(import_module(f"metalad.{_MODULES[name]}"), name)
+        except ImportError as error:
+            from metalad.runtime.errors import ConfigError
+            from metalad.runtime.packages import not_in_runtime
+
+            if line := not_in_runtime(f"metalad.{name}", error):
+                raise ConfigError(line) from error
+            raise
     else:
         raise AttributeError(f"module 'metalad' has no attribute {name!r}")
     globals()[name] = value

@@ -150,4 +150,4 @@ def test_the_command_line_predicts_without_torch_scipy_and_matplotlib(tmp_path: 
         [*process, "train", str(images), "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
     )
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "this command needs torch" in refused.stderr
+    assert "metalad.train needs torch, which is not installed; install metalad" in refused.stderr

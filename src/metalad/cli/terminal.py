@@ -10,15 +10,13 @@ import traceback
 from collections.abc import Iterator
 
 from metalad.runtime.errors import MetaladError, printable
+from metalad.runtime.packages import not_in_runtime
 from metalad.runtime.streams import discard_unwritable_output
 
 BAD_INPUT = 2
 BUG = 70
 INTERRUPTED = 130
 PIPE_CLOSED = 141
-
-NOT_IN_RUNTIME = ("torch", "scipy", "matplotlib", "safetensors")
-"""Packages that `metalad` needs and `metalad-runtime` does not."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 REMEDIES = {
@@ -93,8 +91,8 @@ def _one_line(error: BaseException) -> str | None:
         return "interrupted; all written files are complete (continue train and predict with --resume)"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_about_memory(str(error))):
         return "not enough memory; close other programs, or use smaller images or batches"
-    if isinstance(error, ModuleNotFoundError) and error.name in NOT_IN_RUNTIME:
-        return f"this command needs {error.name}, which is not installed; install metalad instead of metalad-runtime"
+    if isinstance(error, ImportError):
+        return not_in_runtime("this command", error)
     if isinstance(error, OSError):
         # Other files are written by functions that name them.
         unnamed = "cannot write the standard output: " if error.errno in _FULL else ""

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from metalad.data.pages import split_page
-from metalad.runtime.errors import ConfigError, ImageError
+from metalad.runtime.errors import ImageError
+from metalad.runtime.packages import require_packages
 from metalad.runtime.progress import logger
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov"})
@@ -111,10 +112,9 @@ def open_cv() -> Any:
         ConfigError: it is not installed.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # before the import, which reads it
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError("videos and cameras need OpenCV; install metalad[video]") from error
+    require_packages("reading a video or a camera", {"cv2": "opencv-python-headless"}, "install metalad[video]")
+    import cv2
+
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from metalad.exporting.graph import require_packages
+from metalad.runtime.packages import require_packages
 from metalad.storage.exported_metadata import KEY, ExportedMetadata, openvino_digest, with_metadata
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def write_graph(graph: "ModelProto", path: Path) -> None:
     if path.suffix == ".onnx":
         path.write_bytes(graph.SerializeToString())
         return
-    require_packages("openvino")
+    require_packages("`metalad export`", {"openvino": "openvino"}, "install metalad[openvino]")
     import openvino
 
     # Not `openvino.convert_model`, which reports its use over the network.

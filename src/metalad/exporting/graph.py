@@ -1,7 +1,6 @@
 """The ONNX graph of a detector: from uint8 pixels to score, anomaly map and verdict."""
 
 import contextlib
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import Detector
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.packages import require_packages
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """Version of the ONNX operators: the lowest that the exporter writes without conversion."""
+PACKAGES = {name: name for name in ("onnx", "onnxscript", "onnxruntime")}
+"""What writes and runs graphs."""
 INPUT, OUTPUTS = "pixels", ("score", "anomaly_map", "anomalous")
 MAX_BYTES = 2**31 - 2**20
 """Maximum size of an encoded ONNX file: protobuf reads no message of 2 GiB."""
@@ -54,18 +56,6 @@ def largest_float32(threshold: float) -> float:
     return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
 
 
-def require_packages(*packages: str) -> None:
-    """Check that packages for the export are installed.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            extra = "openvino" if package == "openvino" else "export"
-            raise ConfigError(f"`metalad export` needs {package}, which is not installed; install metalad[{extra}]")
-
-
 def onnx_graph(detector: Detector, threshold: float) -> "ModelProto":
     """Return the ONNX graph of a fitted detector on the CPU, with a free batch size and weights in fp32.
 
@@ -74,10 +64,10 @@ def onnx_graph(detector: Detector, threshold: float) -> "ModelProto":
 
     Raises:
         ConfigError: the method cannot be exported (`Detector.not_exportable`, or torch's tracer refuses it), a package
-            is not installed, or the graph is larger than an ONNX file can be.
+            is not installed or broken, or the graph is larger than an ONNX file can be.
         RuntimeError: the detector is not fitted.
     """
-    require_packages("onnx", "onnxscript", "onnxruntime")
+    require_packages("`metalad export`", PACKAGES, "install metalad[export]")
     if detector.not_exportable:
         raise ConfigError(f"{detector.name} cannot be exported: {detector.not_exportable}")
     graph = DetectorGraph(detector.eval(), threshold).eval()

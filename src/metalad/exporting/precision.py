@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.exporting.graph import INPUT, require_packages
+from metalad.exporting.graph import INPUT, PACKAGES
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.packages import require_packages
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -78,7 +79,7 @@ def quantized(
     Raises:
         ConfigError: there is no convolution to convert, or onnxruntime is not installed.
     """
-    require_packages("onnx", "onnxruntime")
+    require_packages("`metalad export`", PACKAGES, "install metalad[export]")
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

@@ -9,7 +9,8 @@ from metalad.inference.engine import Inference
 from metalad.inference.exported_engine import ExportedEngine
 from metalad.inference.stream import Threads
 from metalad.runtime.choices import Scoring
-from metalad.runtime.errors import ConfigError, ModelFileError
+from metalad.runtime.errors import ModelFileError
+from metalad.runtime.packages import require_packages
 
 OUTPUTS = ("score", "anomaly_map")
 ERRORS_ONLY = 3
@@ -22,14 +23,11 @@ class OnnxEngine(ExportedEngine):
         """Load an encoded model; `name` is its file's, for errors.
 
         Raises:
-            ConfigError: onnxruntime is not installed. ModelFileError: it cannot run the model.
+            ConfigError: onnxruntime is not installed, or broken. ModelFileError: it cannot run the model.
         """
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise ConfigError(
-                f"{name} needs onnxruntime, which is not installed; install metalad-runtime or metalad[runtime]"
-            ) from None
+        require_packages(name, {"onnxruntime": "onnxruntime"}, "install metalad-runtime or metalad[runtime]")
+        import onnxruntime
+
         super().__init__(scoring)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = Threads.of(self).engine_threads

@@ -12,7 +12,8 @@ from metalad.inference.engine import Inference
 from metalad.inference.exported_engine import ExportedEngine
 from metalad.inference.stream import Threads
 from metalad.runtime.choices import Scoring
-from metalad.runtime.errors import ConfigError, ModelFileError
+from metalad.runtime.errors import ModelFileError
+from metalad.runtime.packages import require_packages
 
 
 class OpenvinoEngine(ExportedEngine):
@@ -22,12 +23,11 @@ class OpenvinoEngine(ExportedEngine):
         """Load a model from its .xml and the .bin beside it.
 
         Raises:
-            ConfigError: OpenVINO is not installed. ModelFileError: it cannot run the model.
+            ConfigError: OpenVINO is not installed, or broken. ModelFileError: it cannot run the model.
         """
-        try:
-            import openvino
-        except ModuleNotFoundError:
-            raise ConfigError(f"{xml} needs openvino, which is not installed; install metalad[openvino]") from None
+        require_packages(str(xml), {"openvino": "openvino"}, "install metalad[openvino]")
+        import openvino
+
         super().__init__(scoring)
         threads = Threads.of(self)
         settings: dict[str, Any] = {

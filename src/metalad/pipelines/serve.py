@@ -1,7 +1,6 @@
 """Serve trained models over HTTP until the process is stopped."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metalad.runtime.errors import ConfigError, RunError
+from metalad.runtime.packages import require_packages
 from metalad.runtime.progress import logger
 from metalad.runtime.settings import whole_number
 
@@ -66,7 +66,7 @@ def serve(
         ConfigError: a package is missing, the address needs a token, or an impossible setting. ModelFileError: no
             usable model. RunError: the port cannot be used.
     """
-    _require_packages()
+    require_packages("`metalad serve`", NEEDED, "install metalad[serve]")
     import uvicorn
 
     from metalad.service.application import create_application
@@ -131,12 +131,6 @@ def read_token(path: Path) -> str:
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         logger.warning("other users may read %s; protect it with `chmod 600`", path)
     return token
-
-
-def _require_packages() -> None:
-    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ConfigError(f"`metalad serve` needs {', '.join(missing)}; install metalad[serve]")
 
 
 def _require_protection(host: str, token: str | None, insecure: bool) -> None:

@@ -29,7 +29,7 @@ def open_model(path: Path, device: str = "auto") -> ScoringModel:
         from metalad.storage.exported import read_exported
 
         return read_exported(path)
-    if importlib.util.find_spec("torch") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "metalad.methods")):
         raise ConfigError(
             f"{path} is not an exported model, and trained ones need torch, which is not installed here; install "
             "metalad instead of metalad-runtime, or give a file that `metalad export` wrote (.onnx or .xml)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.walking import is_ignored
 from metalad.pipelines.watch.log import Stamp
-from metalad.runtime.errors import ConfigError
+from metalad.runtime.packages import require_packages
 from metalad.runtime.progress import logger
 
 RESTART_SECONDS = 5.0
@@ -108,12 +108,10 @@ class Changes:
     """
 
     def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
-        try:
-            import watchfiles
-        except ImportError as error:
-            raise ConfigError(
-                "watching a folder needs watchfiles; install metalad[watch], or use --poll SECONDS"
-            ) from error
+        remedy = "use --poll SECONDS, or install metalad[watch]"
+        require_packages("watching a folder", {"watchfiles": "watchfiles"}, remedy)
+        import watchfiles
+
         self._watch = watchfiles.watch
         self._folder, self._wake = os.path.realpath(folder), wake
         self._paths: set[str] = set()

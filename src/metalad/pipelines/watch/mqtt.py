@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from metalad.pipelines.watch.log import Log
 from metalad.pipelines.watch.outbox import IDLE_SECONDS, Worker
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.packages import require_packages
 from metalad.runtime.progress import logger
 
 PASSWORD = "METALAD_MQTT_PASSWORD"
@@ -72,11 +73,11 @@ class Publisher(Worker):
 
     def __init__(self, log: Log, broker: Broker) -> None:
         super().__init__("metalad-mqtt")
-        try:
-            from paho.mqtt.client import MQTT_ERR_SUCCESS, Client
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError as error:
-            raise ConfigError("mqtt needs paho-mqtt; install metalad[mqtt]") from error
+        # paho.mqtt.enums came with version 2.
+        require_packages("mqtt", {"paho.mqtt.enums": "paho-mqtt 2 or newer"}, "install metalad[mqtt]")
+        from paho.mqtt.client import MQTT_ERR_SUCCESS, Client
+        from paho.mqtt.enums import CallbackAPIVersion
+
         self._log, self._broker, self._success = log, broker, MQTT_ERR_SUCCESS
         self._sent: dict[int, int] = {}
         self._acknowledged: deque[int] = deque()
