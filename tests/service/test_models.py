@@ -3,14 +3,23 @@
 import logging
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import metalad
-from metalad.runtime.errors import ConfigError
+from metalad.inference.engine import Inference
+from metalad.inference.onnx_engine import OnnxEngine
+from metalad.runtime.choices import Scoring
+from metalad.runtime.errors import ConfigError, ModelFileError
 from metalad.service.models import Registry, named_paths
 from metalad.service.problems import Problem
+from metalad.service.warming import ROUNDS
+from metalad.storage.exported_metadata import with_metadata
+from tests.exported import exported_bytes, exported_metadata, exported_onnx
 
 
 def test_names_come_from_folders_or_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +110,44 @@ def _noise() -> list[object]:
     from tests.service.pictures import picture
 
     return [picture(seed) for seed in range(100, 112)]
+
+
+def test_a_model_has_scored_in_all_threads_at_once_before_it_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = 3
+    together, calls = threading.Barrier(workers), list[int]()
+    infer = OnnxEngine.infer
+
+    def recorded(self: OnnxEngine, pixels: np.ndarray, scorings: Sequence[Scoring]) -> Inference:
+        together.wait(60)  # raises if fewer threads come here at once
+        calls.append(len(pixels))
+        return infer(self, pixels, scorings)
+
+    monkeypatch.setattr(OnnxEngine, "threads", lambda _: workers)
+    monkeypatch.setattr(OnnxEngine, "infer", recorded)
+    Registry.load([str(exported_onnx(tmp_path / "x.onnx"))], "cpu")
+    assert calls == [1] * workers * ROUNDS
+
+
+@pytest.mark.parametrize("error", [ValueError("no such operator\nmore"), RuntimeError()])
+def test_a_model_that_cannot_score_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    file = exported_onnx(tmp_path / "x.onnx")
+    registry = Registry.load([str(file)], "cpu")
+    good = registry.get("x")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(OnnxEngine, "infer", fail)
+    reason = rf"x\.onnx: the model was loaded, but cannot score a picture \({str(error).partition(chr(10))[0]}"
+    with pytest.raises(ModelFileError, match=reason):
+        Registry.load([str(file)], "cpu")
+    file.write_bytes(with_metadata(exported_bytes(), exported_metadata(images=5)))
+    with caplog.at_level(logging.WARNING, "metalad"):
+        registry.check_files()
+        registry.check_files()
+    assert "cannot score a picture" in caplog.text
+    assert registry.get("x").model is good.model

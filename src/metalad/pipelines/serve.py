@@ -70,6 +70,7 @@ def serve(
     import uvicorn
 
     from metalad.service.application import create_application
+    from metalad.service.memory import limit_arenas
     from metalad.service.models import Registry
     from metalad.service.protocol import KEEP_ALIVE_SECONDS, protocol_with
     from metalad.service.settings import Settings
@@ -89,6 +90,7 @@ def serve(
         keep_feedback=None if keep_feedback is None else Path(keep_feedback),
     )
     with contextlib.closing(_bound(host, port)) as listener:
+        limit_arenas()
         registry = Registry.load(settings.models, settings.device)
         application = create_application(settings, registry)
         for name in ("uvicorn.error", "python_multipart.multipart"):  # they warn of each damaged request

@@ -124,15 +124,16 @@ class Service:
             )
 
     async def _upkeep(self) -> None:
-        accepted = 0
+        before = (0, 0)
         while True:
             await asyncio.sleep(self.settings.reload)
             try:
                 await asyncio.to_thread(self.registry.check_files)
             except Exception:
                 logger.exception("the model files could not be checked")
-            if self.tally.accepted != accepted:
-                accepted = self.tally.accepted
+            now = (self.tally.accepted, self.tally.answered)
+            if now != before:
+                before = now
                 await asyncio.to_thread(trim)
 
     async def models(self, _: Request) -> Response:

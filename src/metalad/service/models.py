@@ -16,6 +16,7 @@ from metalad.runtime.errors import ConfigError, MetaladError
 from metalad.runtime.progress import logger
 from metalad.service.batches import Scorer
 from metalad.service.problems import Problem
+from metalad.service.warming import warm_up
 from metalad.storage.opening import open_model
 
 MODEL_FILE = "model.safetensors"
@@ -115,7 +116,7 @@ class Registry:
         """Load all models.
 
         Raises:
-            ConfigError: as `named_paths`. ModelFileError: a model cannot be loaded.
+            ConfigError: as `named_paths`. ModelFileError: a model cannot be loaded, or cannot score.
         """
         registry = cls(named_paths(texts), device)
         for name, path in registry.paths.items():
@@ -177,7 +178,9 @@ def _loaded(name: str, path: Path, device: str) -> ServedModel:
     stamp = _stamp(path)
     hash_ = _hash(path) if stamp else ""
     model = open_model(path, device)
-    return ServedModel(name, model, Scorer(model), hash_, stamp, datetime.datetime.now(datetime.UTC))
+    scorer = Scorer(model)
+    warm_up(scorer, model.engine, path)
+    return ServedModel(name, model, scorer, hash_, stamp, datetime.datetime.now(datetime.UTC))
 
 
 def _files(path: Path) -> list[Path]:
