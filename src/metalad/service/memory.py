@@ -1,4 +1,4 @@
-"""Keep the memory of a long-running process small: few pools of the C library, and free pages returned to the system."""
+"""Keep the memory of a long-running process small: few memory pools, and free pages returned to the system."""
 
 import contextlib
 import ctypes
@@ -13,8 +13,8 @@ ARENAS = 2
 def limit_arenas() -> bool:
     """Let threads share a few memory pools, where the allocator has one a thread (glibc); return whether it does.
 
-    Blocks that one thread frees are otherwise not used by the others: images of several sizes then fill each pool. To be
-    called before threads are started.
+    Blocks that one thread frees are otherwise not used by the others: images of several sizes then fill each pool. This
+    must be called before threads are started.
     """
     function = _function("mallopt")
     return function is not None and bool(function(M_ARENA_MAX, ARENAS))
