@@ -15,6 +15,7 @@ SLOW = (
     "exporting/test_graph.py",
     "inference/test_threshold.py",
     "methods/",
+    "nn/test_backbone_tiles.py",
     "nn/test_backbones.py",
     "pipelines/benchmark/test_benchmark.py::test_real_cells_in_worker_processes_have_the_rows_of_this_process",
     "pipelines/benchmark/test_scheduling.py::test_a_worker_process_has_the_same_result",

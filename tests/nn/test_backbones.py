@@ -5,8 +5,9 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
+from torch import nn
 
-from metalad.nn import backbones
+from metalad.nn import backbone_tiles, backbones
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import LITE, EfficientNetLite, Tap
 from metalad.nn.pixels import to_batch
@@ -81,12 +82,16 @@ def test_batch_processed_in_parts_gives_same_maps(monkeypatch: pytest.MonkeyPatc
     assert part_sizes == [2, 2, 1]
 
 
-def test_exported_graph_processes_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_graph_processes_any_batch_size_and_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "PIXELS_AT_ONCE", 64 * 64)
+    monkeypatch.setattr(backbone_tiles, "WHOLE", 32 * 32)
+    monkeypatch.setattr(backbone_tiles, "TILE", 32)
     backbone = Backbone("lite0", ("s8",))
     backbone.load()
     images = to_batch(cookies(5, (64, 64)))
     exported = torch.export.export(backbone, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    convolutions = [node for node in exported.graph.nodes if "conv2d" in str(node.target)]
+    assert len(convolutions) == sum(isinstance(layer, nn.Conv2d) for layer in backbone.modules())
     for count in (2, 3):
         expected = backbone(images[:count])
         torch.testing.assert_close(exported.module()(images[:count]), expected, rtol=1e-4, atol=1e-5)

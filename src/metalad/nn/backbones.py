@@ -5,7 +5,7 @@ user gives a weights file. Nothing is downloaded, and a network without trained 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from metalad.nn.backbone_tiles import tiled_features
 from metalad.nn.network import Network, Tap
 from metalad.nn.networks import LITE, TAPPED_STAGES, create_network
 from metalad.runtime.errors import ConfigError
@@ -62,17 +63,18 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
         """Return the feature map of each tap, in the order of `taps`, for RGB images in [0, 1].
 
-        A CPU processes a batch in parts (`PIXELS_AT_ONCE`); an exported or compiled graph processes it at once.
+        A CPU processes a batch in parts (`PIXELS_AT_ONCE`), and large images are processed in tiles (see
+        `metalad.nn.backbone_tiles`); an exported or compiled graph processes all at once.
         """
-        if images.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._maps(images)
-        count = max(1, PIXELS_AT_ONCE // math.prod(images.shape[-2:]))
-        parts = [self._maps(part) for part in torch.split(images, count)]
+        if torch.compiler.is_compiling():
+            return self._ordered(self.network.features(self.network.normalised(images)))
+        count = max(1, PIXELS_AT_ONCE // math.prod(images.shape[-2:])) if images.device.type == "cpu" else len(images)
+        parts = [self._ordered(tiled_features(self.network, part)) for part in torch.split(images, count)]
         return parts[0] if len(parts) == 1 else [torch.cat(tap) for tap in zip(*parts, strict=True)]
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        maps = dict(self.network.features(self.network.normalised(images)))
-        return [maps[tap] for tap in self.taps]
+    def _ordered(self, maps: Iterable[tuple[Tap, Tensor]]) -> list[Tensor]:
+        found = dict(maps)
+        return [found[tap] for tap in self.taps]
 
 
 def neighbourhoods(

@@ -1,7 +1,7 @@
 """Base class of the networks whose features are used, and the names of their layers."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,37 @@ def identity_hook(point: HookPoint, maps: Tensor) -> Tensor:  # noqa: ARG001 (si
     return maps
 
 
+class Window(NamedTuple):
+    """Kernel and stride of a convolution or pooling, in positions of its input, both down and across."""
+
+    kernel: int
+    stride: int
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.MaxPool2d) -> "Window":
+        """Return the window of a layer with a square kernel and without dilation.
+
+        Raises:
+            ValueError: the layer has another kernel, stride or dilation.
+        """
+        sizes = [value if isinstance(value, tuple) else (value, value) for value in (layer.kernel_size, layer.stride)]
+        if any(down != across for down, across in sizes) or layer.dilation not in (1, (1, 1)):
+            raise ValueError(f"{layer} has no square window")
+        return cls(int(sizes[0][0]), int(sizes[1][0]))
+
+
+class Step(NamedTuple):
+    """A part of a chain of layers: each position of its output depends only on positions of its input around it.
+
+    compute: from maps to maps. windows: of the layers in order; of parallel branches, the one with the largest windows.
+    end: the point of the network after this step, if it has a name.
+    """
+
+    compute: Callable[[Tensor], Tensor]
+    windows: tuple[Window, ...]
+    end: HookPoint | None = None
+
+
 class Network(nn.Module):
     """Base class of the network families: the layers of a backbone, and the names of its weights.
 
@@ -40,12 +71,22 @@ class Network(nn.Module):
         # channels_last makes depthwise convolutions on a CPU a third faster.
         return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
+    def chain(self) -> Sequence[Step]:
+        """Return the layers as a chain of steps; empty if the network is none, or depends on the image as a whole."""
+        return ()
+
     def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
         """Yield the feature map of each tap of standardized images, the finest first.
 
         hook: called after the stem, if the network has one, and at each tap.
         """
-        raise NotImplementedError
+        maps = images
+        for step in self.chain():
+            maps = step.compute(maps)
+            if step.end is not None:
+                maps = hook(step.end, maps)
+                if step.end != "stem":
+                    yield step.end, maps
 
     def module_name(self, name: str) -> str:
         """Return the name in this module of a tensor of the weights file."""

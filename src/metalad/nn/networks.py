@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from metalad.nn.network import IMAGENET_DEVIATION as IMAGENET_DEVIATION
 from metalad.nn.network import IMAGENET_MEAN as IMAGENET_MEAN
-from metalad.nn.network import Hook, Network, identity_hook
 from metalad.nn.network import HookPoint as HookPoint
+from metalad.nn.network import Network, Step, Window
 from metalad.nn.network import Tap as Tap
 from metalad.nn.timm_networks import timm_network
 from metalad.runtime.errors import ConfigError
@@ -90,6 +90,10 @@ class LiteBlock(nn.Module):
         projected: Tensor = self.bn2(self.project_conv(hidden))
         return projected + maps if self.adds else projected
 
+    def windows(self) -> tuple[Window, ...]:
+        """Return the windows of the layers of more than one position."""
+        return (Window.of(self.depthwise_conv),)
+
 
 class EfficientNetLite(Network):
     """EfficientNet-Lite up to the deepest tap, or, with empty `taps`, the whole classifier."""
@@ -115,18 +119,20 @@ class EfficientNetLite(Network):
                 yield LiteBlock(inputs, outputs, KERNELS[stage], stride, EXPANSION if stage else 1)
                 inputs = outputs
 
-    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the tapped blocks' outputs."""
-        maps = hook("stem", _relu6(self.bn0(self.conv_stem(images))))
-        for index, block in enumerate(self.blocks):
-            maps = block(maps)
-            if index in self.ends:
-                maps = hook(self.ends[index], maps)
-                yield self.ends[index], maps
+    def chain(self) -> Sequence[Step]:
+        """Return the stem and the blocks."""
+        blocks = [cast(LiteBlock, block) for block in self.blocks]
+        return [
+            Step(self._stem, (Window.of(self.conv_stem),), "stem"),
+            *(Step(block, block.windows(), self.ends.get(index)) for index, block in enumerate(blocks)),
+        ]
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return _relu6(self.bn0(self.conv_stem(images)))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of standardized images; only for a network created without taps."""
-        maps = _relu6(self.bn0(self.conv_stem(images)))
+        maps = self._stem(images)
         for block in self.blocks:
             maps = block(maps)
         logits: Tensor = self.fc(_relu6(self.bn1(self.conv_head(maps))).mean((2, 3)))
@@ -162,6 +168,11 @@ class ResidualBlock(nn.Module):
             hidden = F.relu(hidden) if index < self.layers else hidden
         return F.relu(hidden + (maps if self.downsample is None else self.downsample(maps)))
 
+    def windows(self) -> tuple[Window, ...]:
+        """Return the windows of the convolutions beside the shortcut."""
+        convolutions = (self.get_submodule(f"conv{index}") for index in range(1, self.layers + 1))
+        return tuple(Window.of(cast(nn.Conv2d, conv)) for conv in convolutions)
+
 
 class ResNet(Network):
     """ResNet-18, or Wide ResNet-50 with bottlenecks of twice the width, up to the deepest tap."""
@@ -170,6 +181,7 @@ class ResNet(Network):
         super().__init__()
         self.wanted = set(taps)
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.pooling = nn.MaxPool2d(3, 2, 1)
         inputs, self.depth = 64, 0
         for stage, (tap, repeats) in enumerate(zip(TAPPED_STAGES, (3, 4, 6, 3) if wide else (2,) * 4, strict=True)):
             outputs, hidden = (256 << stage, 128 << stage) if wide else (64 << stage, 64 << stage)
@@ -182,14 +194,18 @@ class ResNet(Network):
             if self.wanted <= set(list(TAPPED_STAGES)[: stage + 1]) and tap in self.wanted:
                 break
 
-    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the tapped stages' outputs."""
-        maps = hook("stem", F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1))
+    def chain(self) -> Sequence[Step]:
+        """Return the stem and the blocks."""
+        steps = [Step(self._stem, (Window.of(self.conv1), Window.of(self.pooling)), "stem")]
         for stage, tap in zip(range(1, self.depth + 1), TAPPED_STAGES, strict=False):
-            maps = self.get_submodule(f"layer{stage}")(maps)
-            if tap in self.wanted:
-                maps = hook(tap, maps)
-                yield tap, maps
+            blocks = [cast(ResidualBlock, block) for block in self.get_submodule(f"layer{stage}").children()]
+            ends = [None] * (len(blocks) - 1) + [tap if tap in self.wanted else None]
+            steps += [Step(block, block.windows(), end) for block, end in zip(blocks, ends, strict=True)]
+        return steps
+
+    def _stem(self, images: Tensor) -> Tensor:
+        pooled: Tensor = self.pooling(F.relu(self.bn1(self.conv1(images))))
+        return pooled
 
 
 class Vgg(Network):
@@ -220,14 +236,13 @@ class Vgg(Network):
             if tap == f"s{stride}":
                 self.ends[layer] = tap
 
-    def features(self, images: Tensor, hook: Hook = identity_hook) -> Iterator[tuple[Tap, Tensor]]:
-        """Yield the tapped layers' outputs."""
-        maps = images
-        for index, layer in enumerate(self.get_submodule("features_").children()):
-            maps = layer(maps)
-            if index in self.ends:
-                maps = hook(self.ends[index], maps)
-                yield self.ends[index], maps
+    def chain(self) -> Sequence[Step]:
+        """Return the layers."""
+        layers = self.get_submodule("features_").children()
+        return [
+            Step(layer, () if isinstance(layer, nn.ReLU) else (Window.of(layer),), self.ends.get(index))
+            for index, layer in enumerate(cast(Iterator[nn.Conv2d | nn.MaxPool2d | nn.ReLU], layers))
+        ]
 
     def module_name(self, name: str) -> str:
         """Rename torchvision's `features`, which is a method of this class."""
