@@ -102,6 +102,14 @@ def test_forms_json_and_raw_bodies_give_the_same_results_in_order(client: TestCl
     assert re.fullmatch("[0-9a-f]{64}", form["hash"])
 
 
+def test_an_empty_file_is_called_empty(client: TestClient) -> None:
+    alone = client.post("/v1/predict", content=b"", headers={"content-type": "image/png"})
+    in_form = client.post("/v1/predict", files={"file": ("empty.png", b"")})
+    for answer in (alone, in_form):
+        assert answer.status_code == 422
+        assert "the file is empty (0 bytes)" in answer.text
+
+
 def test_an_unreadable_image_among_others_is_a_result_and_alone_a_problem(client: TestClient) -> None:
     answer = client.post("/v1/predict", **as_json(png(GOOD), b"no image"))
     assert answer.status_code == 200

@@ -66,7 +66,7 @@ def test_any_bytes_give_images_or_a_problem(kind: str, body: bytes) -> None:
     ("kind", "body", "status", "reason"),
     [
         ("text/html", b"x", 415, "the type 'text/html' is not supported"),
-        ("image/png", b"", 422, "the request has no image"),
+        ("image/png", b"", 422, r"the file is empty \(0 bytes\); send the content of an image file"),
         (FORM, form(("a", b""))[:-6], 400, "the form ends before its last boundary"),
         (FORM, form(*[("a", b"")] * 4), 413, "more than 3 images"),
         (FORM, b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\nx\r\n--b--\r\n', 422, "no image"),

@@ -102,6 +102,47 @@ def test_a_picture_without_a_row_is_moved_out_when_the_store_is_opened(
     assert store.rows() == [row]
 
 
+@pytest.mark.parametrize("row_is_deleted", [False, True])
+def test_a_removal_that_a_crash_interrupted_is_undone_or_completed(tmp_path: Path, row_is_deleted: bool) -> None:
+    """The file is renamed first, then its row is deleted, then the file."""
+    row = FeedbackStore(tmp_path, ["tiny"]).add("tiny", png(0), "good", 1.0, 2.0)
+    renamed = tmp_path / f"{row.file}.removed"
+    (tmp_path / row.file).rename(renamed)
+    own = renamed.with_name("own.removed")
+    own.write_bytes(b"of a person")
+    if row_is_deleted:
+        with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as index, index:
+            index.execute("DELETE FROM feedback")
+    store = FeedbackStore(tmp_path, ["tiny"])
+    assert store.rows() == ([] if row_is_deleted else [row])
+    assert files(tmp_path) == (set() if row_is_deleted else {row.file})
+    assert not renamed.exists()
+    assert own.exists()
+
+
+def test_a_picture_whose_row_cannot_be_deleted_stays(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path, ["tiny"])
+    row = store.add("tiny", png(0), "good", 1.0, 2.0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as index:
+        index.execute("CREATE TRIGGER no BEFORE DELETE ON feedback BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+    with pytest.raises(RunError, match="disk is full"):
+        store.remove("tiny", row.sha256)
+    assert (files(tmp_path), store.rows()) == ({row.file}, [row])
+
+
+def test_a_picture_whose_file_cannot_be_renamed_keeps_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeedbackStore(tmp_path, ["tiny"])
+    row = store.add("tiny", png(0), "good", 1.0, 2.0)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(RunError, match="no permission"):
+        store.remove("tiny", row.sha256)
+    assert (files(tmp_path), store.rows()) == ({row.file}, [row])
+
+
 def test_threads_that_change_labels_leave_one_file_for_each_row(tmp_path: Path) -> None:
     store, contents = FeedbackStore(tmp_path, ["tiny"]), [png(seed) for seed in range(4)]
 

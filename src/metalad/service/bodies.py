@@ -82,8 +82,8 @@ def uploads_of(content_type: str, body: bytes, max_images: int) -> list[Upload]:
     """Return the images of a body, at least one; called in a worker thread where the body must be parsed.
 
     Raises:
-        Problem: the type is not supported (415), the form or the JSON is damaged (400), or it has no image, more than
-            `max_images`, or no base64 (422).
+        Problem: the type is not supported (415), the form or the JSON is damaged (400), or it is empty, has no image,
+            more than `max_images`, or no base64 (422).
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -91,7 +91,9 @@ def uploads_of(content_type: str, body: bytes, max_images: int) -> list[Upload]:
     elif kind == "application/json":
         uploads = _of_json(body, max_images)
     elif kind == "" or kind in RAW_TYPES or kind.startswith("image/"):
-        uploads = [Upload("image", body)] if body else []
+        if not body:
+            raise Problem(422, "the file is empty (0 bytes); send the content of an image file")
+        uploads = [Upload("image", body)]
     else:
         raise Problem(415, f"the type {kind[:80]!r} is not supported; send image/*, multipart/form-data or JSON")
     if not uploads:

@@ -26,6 +26,8 @@ LABELS: tuple[Label, ...] = get_args(Label)
 INDEX = "index.sqlite"
 NOT_INDEXED = "not_indexed"
 """Folder of a model for stored pictures that have no row: the service was stopped before it wrote the row."""
+REMOVED = ".removed"
+"""Added to the name of a picture that is being deleted; `train` does not read such files."""
 LOCK_SECONDS = 10.0
 """Time that a change of the index waits for another process that reads or writes it."""
 _FOLDER_NAME = re.compile(r"[^\W_][\w.+ -]*(?<![. ])")
@@ -84,6 +86,7 @@ class FeedbackStore:
                 index.execute(_TABLE)
             with index:
                 index.execute("BEGIN IMMEDIATE")
+                self._finish_removals(index, models)
                 self._correct_labels(index)
                 self._move_out_without_row(index, models)
 
@@ -127,19 +130,31 @@ class FeedbackStore:
     def remove(self, model: str, sha256: str) -> bool:
         """Delete a picture that was stored, and its row; return whether there was one.
 
-        Its path comes from the index, never from the caller.
+        Its path comes from the index, never from the caller. The file is renamed before its row is deleted: after a
+        crash in between, both are there again when the store is opened.
 
         Raises:
-            RunError: the file cannot be deleted.
+            RunError: the file or the row cannot be deleted; both are then as before, or the file is deleted when the
+                store is opened next.
         """
         with self._opened() as index:
             key = (model, sha256)
             found = index.execute("SELECT file FROM feedback WHERE model = ? AND sha256 = ?", key).fetchone()
             if found is None:
                 return False
-            (self.folder / found[0]).unlink(missing_ok=True)
-            with index:
-                index.execute("DELETE FROM feedback WHERE model = ? AND sha256 = ?", key)
+            file = self.folder / found[0]
+            removed = file.with_name(file.name + REMOVED)
+            try:
+                with index:
+                    index.execute("BEGIN IMMEDIATE")
+                    index.execute("DELETE FROM feedback WHERE model = ? AND sha256 = ?", key)
+                    with contextlib.suppress(FileNotFoundError):  # a person has deleted it
+                        file.replace(removed)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    removed.replace(file)
+                raise
+            removed.unlink(missing_ok=True)
         return True
 
     def rows(self) -> list[Feedback]:
@@ -150,6 +165,17 @@ class FeedbackStore:
             Feedback(model, sha256, label, file, score, threshold, bool(is_anomalous), time)
             for model, sha256, label, file, score, threshold, is_anomalous, time in rows
         ]
+
+    def _finish_removals(self, index: sqlite3.Connection, models: Iterable[str]) -> None:
+        """Delete the pictures whose removal a crash interrupted after their row was deleted; put back the others."""
+        files = {file for (file,) in index.execute("SELECT file FROM feedback")}
+        for name, label in ((name, label) for name in models for label in LABELS):
+            for removed in (self.folder / name / label).glob(f"*{REMOVED}"):
+                file = removed.with_name(removed.name.removesuffix(REMOVED))
+                if f"{name}/{label}/{file.name}" in files:
+                    removed.replace(file)
+                elif _STORED_NAME.fullmatch(file.name):
+                    removed.unlink()
 
     def _correct_labels(self, index: sqlite3.Connection) -> None:
         """Follow files that were moved before a crash, or by hand, into the folder of the other label."""

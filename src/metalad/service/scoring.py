@@ -89,6 +89,8 @@ def unreadable(name: str, reason: str, status: int) -> Scored:
 def _decode(
     upload: Upload, served: ServedModel, max_pixels: int
 ) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[str, ...]]:
+    if not upload.content:
+        raise Problem(422, "the file is empty (0 bytes)")
     name = Path(upload.name)
     height, width = header_size_of_bytes(name, upload.content)
     if height * width > max_pixels:

@@ -13,11 +13,12 @@ import pytest
 
 import metalad
 from metalad import LoggedPrediction
-from metalad.pipelines.watch import run, sources
+from metalad.pipelines.watch import folder, run, sources
 from metalad.pipelines.watch.log import Log
 from metalad.pipelines.watch.scoring import Scorer
 from metalad.pipelines.watch.stored import stored_results
 from metalad.runtime.errors import ConfigError, DataError, RunError
+from tests.pipelines.watch.broker import Broker
 from tests.pipelines.watch.images import age, picture, put
 
 
@@ -221,6 +222,43 @@ def test_a_folder_that_cannot_be_read_for_a_while_is_tried_again(
     assert "cannot read the folder" in caplog.text
 
 
+@pytest.mark.parametrize("moved_away", [False, True])
+def test_a_folder_that_is_replaced_is_watched_again(
+    model: metalad.Model, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_away: bool
+) -> None:
+    monkeypatch.setattr(folder, "RESTART_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "SCAN_SECONDS", 1e6)  # notices alone
+    put(inbox / "a.png")
+    with watching(model, inbox, tmp_path / "out") as (results, wait_for):
+        wait_for(1)
+        if moved_away:
+            inbox.rename(tmp_path / "away")
+        else:
+            shutil.rmtree(inbox)
+        inbox.mkdir()
+        put(inbox / "b.png")
+        wait_for(2)
+        put(inbox / "c.png")
+        wait_for(3)
+    assert names(results) == ["a.png", "b.png", "c.png"]
+
+
+def test_images_that_cannot_be_read_are_counted_once_by_suffix(
+    model: metalad.Model, inbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(inbox / "a.png")
+    (inbox / "deeper").mkdir()
+    for name in ("b.gif", "deeper/c.GIF", "d.cr2", "e.txt", "f.png.part", ".g.gif", "h"):
+        (inbox / name).write_bytes(b"x")
+    with watching(model, inbox, tmp_path / "out", poll=0.05) as (_, wait_for):
+        wait_for(1)
+        (inbox / "later.svg").write_bytes(b"x")
+        (inbox / "later.gif").write_bytes(b"x")
+        time.sleep(0.3)
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert lines == [f"{inbox}: 3 files left out: 2 .gif, 1 .cr2", f"{inbox}: 1 file left out: 1 .svg"]
+
+
 # Starts and stops
 
 
@@ -355,6 +393,34 @@ def test_a_command_runs_for_anomalous_images_with_the_new_path(
     alarm = f"sh -c 'echo $0 >> {tmp_path}/alarms'"
     once(model, inbox, tmp_path / "out", on_anomalous=alarm, move=tmp_path / "sorted")
     assert (tmp_path / "alarms").read_text() == f"{tmp_path}/sorted/ng/b.png\n"
+
+
+def test_results_that_no_broker_takes_are_an_error_at_the_end_and_published_later(
+    model: metalad.Model, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "PUBLISH_SECONDS", 0.3)
+    put(inbox / "a.png")
+    away = Broker()
+    away.close()
+    url = f"mqtt://127.0.0.1:{away.port}/t"
+    results = list[LoggedPrediction]()
+    with pytest.raises(RunError, match=f"1 results are not published, because {url} does not acknowledge them"):
+        results.extend(metalad.watch(model, inbox, tmp_path / "out", once=True, settle=0.0, mqtt=url))
+    assert "not yet published" not in caplog.text  # said once
+    assert names(list(stored_results(tmp_path / "out"))) == ["a.png"]
+    broker = Broker()
+    assert once(model, inbox, tmp_path / "out", mqtt=f"mqtt://127.0.0.1:{broker.port}/t") == []
+    assert [Path(payload["path"]).name for _, payload in broker.messages] == ["a.png"]
+    broker.close()
+
+
+def test_a_request_to_stop_is_no_error_without_a_broker(model: metalad.Model, inbox: Path, tmp_path: Path) -> None:
+    away = Broker()
+    away.close()
+    put(inbox / "a.png")
+    with watching(model, inbox, tmp_path / "out", mqtt=f"mqtt://127.0.0.1:{away.port}/t") as (results, wait_for):
+        wait_for(1)
+    assert names(results) == ["a.png"]
 
 
 def test_long_names_of_pictures_are_shortened(model: metalad.Model, inbox: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import ssl
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from metalad.pipelines.watch.log import Log
 from metalad.pipelines.watch.outbox import IDLE_SECONDS, Worker
-from metalad.runtime.errors import ConfigError
+from metalad.runtime.errors import ConfigError, RunError
 from metalad.runtime.packages import require_packages
 from metalad.runtime.progress import logger
 
@@ -67,6 +68,8 @@ class Publisher(Worker):
     A result is done when the broker has acknowledged it. What is not acknowledged when the process ends is published
     again by the next one, so that a subscriber may get a result twice, with the same `id`.
 
+    is_reported: the user was told of results that are not published.
+
     Raises:
         ConfigError: the package paho-mqtt is not installed.
     """
@@ -81,7 +84,7 @@ class Publisher(Worker):
         self._log, self._broker, self._success = log, broker, MQTT_ERR_SUCCESS
         self._sent: dict[int, int] = {}
         self._acknowledged: deque[int] = deque()
-        self._is_lost = False
+        self.is_reported = self._is_lost = False
         self._client: Any = Client(
             CallbackAPIVersion.VERSION2, client_id=f"metalad-{socket.gethostname()}-{os.getpid()}"
         )
@@ -108,8 +111,25 @@ class Publisher(Worker):
         self._client.disconnect()
         self._client.loop_stop()
         self._store_acknowledged()
-        if left := self._log.count_pending("mqtt"):
+        if (left := self.left()) and not self.is_reported:
             logger.warning("%d results are not yet published to %s; the next start does it", left, self._broker)
+
+    def left(self) -> int:
+        """Return the number of results that are not yet published."""
+        return self._log.count_pending("mqtt")
+
+    def require_published(self) -> None:
+        """Check that all results are published.
+
+        Raises:
+            RunError: some are not.
+        """
+        if left := self.left():
+            self.is_reported = True
+            raise RunError(
+                f"{left} results are not published, because {self._broker} does not acknowledge them; they are in the "
+                "log, and the next start with the same broker publishes them"
+            )
 
     def _step(self) -> bool:
         """Send the next results; return False if there are none, or no room for them on the way."""
@@ -131,6 +151,7 @@ class Publisher(Worker):
             id = self._sent.pop(self._acknowledged.popleft(), None)
             if id is not None:
                 self._log.finish("mqtt", id)
+                self.advanced = time.monotonic()
 
     # Called by the client's thread, which holds a lock that `publish` needs: no lock is taken here.
 

@@ -30,11 +30,13 @@ STOP_SECONDS = 10.0
 class Worker(ABC):
     """A thread that works while there is something to do, and waits else.
 
-    failure: what ended the thread, such as a full disk.
+    failure: what ended the thread, such as a full disk. advanced: when work that takes time was last done, on the clock
+    `time.monotonic`.
     """
 
     def __init__(self, name: str) -> None:
         self.failure: Exception | None = None
+        self.advanced = 0.0
         self._wake, self._stopping, self._draining = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -47,11 +49,11 @@ class Worker(ABC):
         self._wake.set()
 
     def drain(self, is_stopped: Callable[[], bool] = lambda: False, timeout: float = math.inf) -> None:
-        """Wait until nothing remains to be done, or until `timeout` or a request to stop."""
+        """Wait until nothing remains to be done, nothing was done for `timeout` seconds, or a request to stop."""
         self._draining = True
         self._wake.set()
-        deadline = time.monotonic() + timeout
-        while self._thread.is_alive() and not is_stopped() and time.monotonic() < deadline:
+        start = time.monotonic()
+        while self._thread.is_alive() and not is_stopped() and time.monotonic() < max(start, self.advanced) + timeout:
             self._thread.join(WAIT_SECONDS)
 
     def close(self) -> None:

@@ -35,8 +35,8 @@ from metalad.runtime.settings import number, whole_number
 LOCK = Path(".watch") / "lock"
 TICK = 0.2
 """Seconds after which a request to stop is noticed."""
-PUBLISH_SECONDS = 30.0
-"""How long the broker is waited for at the end, except after a request to stop."""
+PUBLISH_SECONDS = 10.0
+"""How long the next acknowledgment of the broker is waited for at the end, except after a request to stop."""
 
 
 def watch(
@@ -102,7 +102,8 @@ def watch(
 
     Raises:
         ModelFileError: no usable model. DataError: no such folder or camera. ConfigError: an impossible setting, or a
-            package that is not installed. ImageError: not a video. RunError: `out` cannot be written or is in use.
+            package that is not installed. ImageError: not a video. RunError: `out` cannot be written or is in
+            use, or the broker did not take the results that are left when `once` or `limit` is reached.
             The first three are raised by the call, the others while results are taken.
     """
     _check(settle=settle, patience=patience, command_timeout=command_timeout)
@@ -190,6 +191,9 @@ class _Watcher:
                     yield from self._all(video, log, None, workers, stop)
                 else:
                     yield from self._from_folder(arrivals, log, workers, poll, new_only, stop)
+                for worker in workers:
+                    if isinstance(worker, Publisher) and not stop.is_set():
+                        worker.require_published()
             finally:
                 for worker in workers:
                     worker.close()
