@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metalad.data.framing import Framing
 from metalad.data.resolution import DEFECT_PIXELS, MAX_AREAS, ChosenSize, choose_size, spread
 from metalad.runtime.errors import ConfigError
 
@@ -54,7 +55,19 @@ def test_median_shape_decides_and_different_shapes_are_reported() -> None:
     assert chosen.size == (256, 512)
     assert chosen.distortion == pytest.approx(2)
     assert "factor of 2.0" in chosen.lines()[1]
+    assert "--set image_size=256,512 --set image_scale=1, which keep the shape" in chosen.lines()[1]
     assert len(choose_size([(256, 512)], 256, 32).lines()) == 1
+
+
+def test_one_scale_for_all_shapes_has_at_most_the_area_of_the_resolution() -> None:
+    shapes = [(300, 900), (900, 300), (600, 600)]
+    small, large = (choose_size(shapes, 256, 32, name).one_scale for name in ("fast", "fine"))
+    for name, framing in (("fast", small), ("fine", large)):
+        height, width = framing.size
+        assert (height - 32) * (width - 32) <= MAX_AREAS[name] * 256**2
+        rows, columns = framing.inside((600, 600))
+        assert rows.stop - rows.start == columns.stop - columns.start == round(600 * framing.scale)
+    assert small.scale < large.scale
 
 
 def test_resolutions_are_ordered() -> None:
@@ -71,7 +84,7 @@ def test_smallest_defect_sets_the_scale() -> None:
 
 
 def test_line_states_size_scale_and_smallest_defect() -> None:
-    (line,) = ChosenSize((256, 384), 0.25, (1024, 1536), 1.0).lines()
+    (line,) = ChosenSize((256, 384), 0.25, (1024, 1536), 1.0, Framing((256, 384), 0.25)).lines()
     assert "1024x1536" in line
     assert "256x384, 25%" in line
     assert "32 or more" in line

@@ -303,3 +303,22 @@ def test_a_saved_model_is_the_fitted_one(fitted: Model, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "deep")
     fitted.save(tmp_path / "again" / "model.safetensors")
     assert metalad.load(tmp_path / "again", device="cpu").header == fitted.header
+
+
+def test_with_one_scale_maps_are_of_the_image_and_equal_in_an_exported_file(tmp_path: Path) -> None:
+    shapes = [(40, 60), (60, 30), (50, 50), (30, 64), (64, 40), (40, 40)]
+    random = np.random.default_rng(0)
+    images = [random.integers(90, 110, (*shape, 3), np.uint8) for shape in shapes]
+    model = fit(images, method="variation_model", image_size="32,40", image_scale=0.5, smoothing_sigma=1.0)
+    tested = images[1].copy()
+    tested[44:50, 6:12] = 255
+    result = model.predict(tested)
+    assert result.anomaly_map.shape == (60, 30)
+    row, column = np.unravel_index(result.anomaly_map.argmax(), result.anomaly_map.shape)
+    assert 42 <= row < 52
+    assert 4 <= column < 14
+    metalad.export(model, tmp_path / "model.onnx")
+    exported = metalad.load(tmp_path / "model.onnx").predict(tested)
+    assert exported.anomaly_map.shape == (60, 30)
+    assert np.allclose(exported.anomaly_map, result.anomaly_map, rtol=1e-4, atol=1e-4 * result.score)
+    assert exported.score == pytest.approx(result.score, rel=1e-4)

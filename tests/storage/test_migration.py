@@ -129,7 +129,7 @@ def test_the_settings_of_a_run_folder_have_new_names(name: str) -> None:
     old = json.loads((FOLDER / name / "run.json").read_text(encoding="utf-8"))
     stored = RunFolder(FOLDER / name).stored()
     assert stored is not None
-    assert stored.config == migrate_settings(name, old["config"]) != old["config"]
+    assert stored.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
     assert (stored.method, stored.plan, stored.training_hash) == (name, old["plan"], old["training_hash"])
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from metalad.data.images import Mask, inspect_mask, read_image, resize_image
+from metalad.data.framing import Framing
+from metalad.data.images import Mask, inspect_mask, read_image
 from metalad.data.likeness import is_single_color, pixel_hash
 from metalad.data.memory import allocate, available_memory
 from metalad.data.reading import FULL_RANGE, Reading
@@ -55,7 +56,7 @@ class Images:
 
 def load_images(
     samples: Sequence[Sample],
-    size: tuple[int, int],
+    framing: Framing | tuple[int, int],
     *,
     memory_limit: int | None = None,
     cache: Path | None = None,
@@ -67,7 +68,7 @@ def load_images(
 
     Args:
         samples: the images, at least one.
-        size: height and width, in pixels, to resize to.
+        framing: the size of the arrays, and how images are placed in them; height and width: they are resized.
         memory_limit: maximum bytes of pixels in memory, by default half of the available memory; a larger array is
             stored in a memory-mapped temporary file.
         cache: folder for that file; by default, the folder for temporary files of the system.
@@ -83,13 +84,14 @@ def load_images(
     if not samples:
         raise DataError("no images to load; give at least one")
     reading = reading or Reading()
+    framing = framing if isinstance(framing, Framing) else Framing(framing)
     limit = available_memory() // 2 if memory_limit is None else memory_limit
-    pixels = allocate((len(samples), *size, 3), limit, cache)
+    pixels = allocate((len(samples), *framing.size, 3), limit, cache)
     decoded: list[Sample] = []
     facts: list[_Facts] = []
     skipped: list[Skipped] = []
     # Closing the generator cancels the pending decoding, also if the traceback of an error keeps a reference to it.
-    with contextlib.closing(_decode_all(samples, size, reading)) as results:
+    with contextlib.closing(_decode_all(samples, framing, reading)) as results:
         counting = counted(results, "reading images", "image", len(samples), shown=progress)
         for sample, result in zip(samples, counting, strict=True):
             if isinstance(result, ImageError):
@@ -143,7 +145,7 @@ class _Loaded(NamedTuple):
 
 
 def _decode_all(
-    samples: Sequence[Sample], size: tuple[int, int], reading: Reading
+    samples: Sequence[Sample], framing: Framing, reading: Reading
 ) -> Generator[_Loaded | ImageError, None, None]:
     """Decode in threads (Pillow releases the global interpreter lock); yield in the order of the samples."""
 
@@ -154,7 +156,7 @@ def _decode_all(
             return error
         height, width, _ = image.shape
         facts = _Facts((height, width), pixel_hash(image), is_single_color(image))
-        return _Loaded(resize_image(image, size), facts)
+        return _Loaded(framing.place(image), facts)
 
     # The number of threads is limited, because each may hold a large image at full resolution.
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
+from metalad.data.framing import Framing
 from metalad.runtime.choices import Resolution
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import check_choice, number
@@ -32,13 +34,15 @@ class ChosenSize:
     """A height and width to resize to, and how it was chosen.
 
     scale: resized pixels per pixel of a median image. typical: height and width of a median image. distortion: ratio
-    between the extreme aspect ratios of the images (90 % of them lie between the extremes).
+    between the extreme aspect ratios of the images (90 % of them lie between the extremes). one_scale: the alternative
+    that keeps the shape of each image (see `metalad.data.framing`), of at most the same area as `MAX_AREAS` allows.
     """
 
     size: tuple[int, int]
     scale: float
     typical: tuple[int, int]
     distortion: float
+    one_scale: Framing
 
     def lines(self) -> list[str]:
         """Return the choice in words, with a warning where images of different shapes are distorted."""
@@ -52,9 +56,14 @@ class ChosenSize:
         if self.distortion > MAX_DISTORTION:
             lines.append(
                 f"the aspect ratios of the images differ by a factor of {self.distortion:.1f}; all are resized to "
-                f"{height}x{width}, which distorts some; crop them to one shape if you can"
+                f"{height}x{width}, which distorts some; crop them to one shape if you can, or compare with "
+                f"{self._settings_of_one_scale()}, which keep the shape of each"
             )
         return lines
+
+    def _settings_of_one_scale(self) -> str:
+        height, width = self.one_scale.size
+        return f"--set image_size={height},{width} --set image_scale={self.one_scale.scale:.3g}"
 
 
 def choose_size(
@@ -93,11 +102,23 @@ def choose_size(
         wanted = max(side * SHORT_SIDES["fast"], min(short * DEFECT_PIXELS / smallest_defect, short))
         area = MAX_DEFECT_AREA * side**2
     wanted = min(wanted, math.sqrt(area / max(ratio, 1 / ratio)))
-    target = (wanted * max(ratio, 1.0), wanted * max(1 / ratio, 1.0))
-    height, width = (max(multiple, round(each / multiple) * multiple) for each in target)
+    height, width = _rounded((wanted * max(ratio, 1.0), wanted * max(1 / ratio, 1.0)), multiple)
     low, high = np.quantile(ratios, [0.05, 0.95])
     typical = (round(short * max(ratio, 1.0)), round(short * max(1 / ratio, 1.0)))
-    return ChosenSize((height, width), min(height, width) / short, typical, float(high / low))
+    one_scale = _one_scale(shapes, wanted / short, multiple, area)
+    return ChosenSize((height, width), min(height, width) / short, typical, float(high / low), one_scale)
+
+
+def _rounded(target: tuple[float, float], multiple: int) -> tuple[int, int]:
+    height, width = (max(multiple, round(each / multiple) * multiple) for each in target)
+    return height, width
+
+
+def _one_scale(shapes: Float[np.ndarray, "images 2"], scale: float, multiple: int, area: float) -> Framing:
+    """Return a size that nineteen of twenty heights and widths fit into at one scale; larger images are reduced."""
+    height, width = np.quantile(shapes, 0.95, axis=0)
+    scale = min(scale, math.sqrt(area / (height * width)))
+    return Framing(_rounded((scale * height, scale * width), multiple), scale)
 
 
 def spread(count: int) -> list[int]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from metalad.data.framing import Framing
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.residuals import Residuals
 from metalad.inference.threshold import threshold
@@ -62,6 +63,10 @@ class DetectorConfig:
     """
 
     image_size: tuple[int, int] = setting((128, 128), "height and width that images are resized to, in pixels")
+    image_scale: float = setting(
+        0.0,
+        "0: images are resized to image_size, whatever their shape; else by this factor, and reflected beyond it",
+    )
     smoothing_sigma: float = setting(4.0, "Gaussian filter over the anomaly map, in pixels of that size; 0 = none")
     guide: Literal["image", "none"] = setting(
         "none", "image: the calibrated map follows the edges of the image (guided filter); none: as in the papers"
@@ -72,6 +77,11 @@ class DetectorConfig:
     scoring: Scoring = setting("calibrated", "calibrated: map in units of good images; raw: map as in the paper")
 
     @property
+    def framing(self) -> Framing:
+        """How images of any size become images of `image_size`."""
+        return Framing(self.image_size, self.image_scale)
+
+    @property
     def residual_size(self) -> tuple[int, int]:
         """Height and width of the residuals; maps of another size than the images' are resized to theirs."""
         return self.image_size
@@ -80,6 +90,8 @@ class DetectorConfig:
         check_choices(self)
         if min(self.image_size) < 16:
             raise ConfigError(f"image_size is {self.image_size}; height and width must be at least 16 pixels")
+        if not 0 <= self.image_scale < float("inf"):  # NaN, too
+            raise ConfigError(f"image_scale is {self.image_scale}; it must be 0 or above")
         if not 0 <= 4 * self.smoothing_sigma < min(self.image_size):  # NaN, too
             raise ConfigError(
                 f"smoothing_sigma is {self.smoothing_sigma}; it must lie between 0 and a quarter of image_size"

@@ -24,6 +24,11 @@ class DetectorEngine(Engine):
         return self.detector.config.image_size
 
     @property
+    def image_scale(self) -> float:
+        """Pixels of the detector's images per pixel of an image; 0: images are resized to `image_size`."""
+        return self.detector.config.image_scale
+
+    @property
     def device_type(self) -> str:
         """The type of device of the detector."""
         return self.detector.device.type

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from metalad.data.framing import Framing
 from metalad.runtime.choices import Scoring
 
 
@@ -30,6 +31,16 @@ class Engine(ABC):
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that `infer` takes."""
+
+    @property
+    def image_scale(self) -> float:
+        """Pixels of `image_size` per pixel of an image; 0: images are resized to `image_size`, whatever their shape."""
+        return 0.0
+
+    @property
+    def framing(self) -> Framing:
+        """How images of any size become images of `image_size`."""
+        return Framing(self.image_size, self.image_scale)
 
     @property
     @abstractmethod

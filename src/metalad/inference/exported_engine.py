@@ -12,13 +12,18 @@ class ExportedEngine(Engine):
 
     _size: tuple[int, int]
 
-    def __init__(self, scoring: Scoring) -> None:
-        self._scoring = scoring
+    def __init__(self, scoring: Scoring, image_scale: float) -> None:
+        self._scoring, self._scale = scoring, image_scale
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that the model takes."""
         return self._size
+
+    @property
+    def image_scale(self) -> float:
+        """Pixels of the model per pixel of an image; 0: images are resized to `image_size`."""
+        return self._scale
 
     @property
     def device_type(self) -> str:

@@ -19,8 +19,8 @@ ERRORS_ONLY = 3
 class OnnxEngine(ExportedEngine):
     """Runs a model that computes scores and maps by one scoring; the number of threads of a call is fixed."""
 
-    def __init__(self, content: bytes, scoring: Scoring, name: str) -> None:
-        """Load an encoded model; `name` is its file's, for errors.
+    def __init__(self, content: bytes, scoring: Scoring, name: str, image_scale: float = 0.0) -> None:
+        """Load an encoded model; `name` is its file's, for errors, `image_scale` that of its settings.
 
         Raises:
             ConfigError: onnxruntime is not installed, or broken. ModelFileError: it cannot run the model.
@@ -28,7 +28,7 @@ class OnnxEngine(ExportedEngine):
         require_packages(name, {"onnxruntime": "onnxruntime"}, "install metalad-runtime or metalad[runtime]")
         import onnxruntime
 
-        super().__init__(scoring)
+        super().__init__(scoring, image_scale)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = Threads.of(self).engine_threads
         options.inter_op_num_threads = 1

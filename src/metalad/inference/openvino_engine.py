@@ -19,8 +19,8 @@ from metalad.runtime.packages import require_packages
 class OpenvinoEngine(ExportedEngine):
     """Runs a model that computes scores and maps by one scoring, with one inference request for each thread."""
 
-    def __init__(self, xml: Path, scoring: Scoring) -> None:
-        """Load a model from its .xml and the .bin beside it.
+    def __init__(self, xml: Path, scoring: Scoring, image_scale: float = 0.0) -> None:
+        """Load a model from its .xml and the .bin beside it; `image_scale` is that of its settings.
 
         Raises:
             ConfigError: OpenVINO is not installed, or broken. ModelFileError: it cannot run the model.
@@ -28,7 +28,7 @@ class OpenvinoEngine(ExportedEngine):
         require_packages(str(xml), {"openvino": "openvino"}, "install metalad[openvino]")
         import openvino
 
-        super().__init__(scoring)
+        super().__init__(scoring, image_scale)
         threads = Threads.of(self)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",  # by default, processors with AMX compute in bfloat16

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from metalad.data.images import resize_image
+from metalad.data.framing import Framing
 from metalad.inference.engine import Engine
 from metalad.runtime.choices import Scoring
 from metalad.runtime.errors import ImageError
@@ -35,12 +35,14 @@ class DecodedImage(Generic[Source]):
     """A decoded image.
 
     pixels: at the model's size. size: the image's own height and width. load: returns the image at its own size.
+    framing: how the image became `pixels`.
     """
 
     source: Source
     pixels: UInt8[np.ndarray, "height width 3"]
     size: tuple[int, int]
     load: Callable[[], Image]
+    framing: Framing
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,33 @@ class UnreadableImage(Generic[Source]):
 
 @dataclass(frozen=True, eq=False)
 class InferredImage(Generic[Source]):
-    """An image with its scores and maps (at the model's resolution), by scoring, and its reconstruction, if any."""
+    """An image with its scores and maps, by scoring, and its reconstruction, if any; all of the model's whole image.
+
+    `own_map`, `own_maps` and `own_reconstruction` are of the image alone.
+    """
 
     decoded: DecodedImage[Source]
     scores: Mapping[Scoring, float]
     maps: Mapping[Scoring, Float32[np.ndarray, "height width"]]
     reconstruction: Image | None
+
+    def own_map(self, scoring: Scoring) -> Float32[np.ndarray, "height width"]:
+        """Return a map at the image's own size."""
+        return self.decoded.framing.at_own_size(self.maps[scoring], self.decoded.size)
+
+    @property
+    def own_maps(self) -> Mapping[Scoring, Float32[np.ndarray, "height width"]]:
+        """The maps at the model's resolution, without what continues the image beyond its border."""
+        decoded = self.decoded
+        return {name: decoded.framing.cut(each, decoded.size) for name, each in self.maps.items()}
+
+    @property
+    def own_reconstruction(self) -> Image | None:
+        """The reconstruction at the image's own size."""
+        decoded = self.decoded
+        if self.reconstruction is None:
+            return None
+        return decoded.framing.picture_at_own_size(self.reconstruction, decoded.size)
 
     @property
     def source(self) -> Source:
@@ -94,9 +117,9 @@ class Predictor:
     batch_size: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images that the engine takes."""
-        return self.engine.image_size
+    def framing(self) -> Framing:
+        """How images become those that the engine takes."""
+        return self.engine.framing
 
     def infer(
         self, items: Sequence[DecodedImage[Source] | UnreadableImage[Source]]
@@ -109,7 +132,7 @@ class Predictor:
         if not images:
             return
         # A batch is always full: for another size, libraries may choose another routine, with other last bits.
-        padded = np.zeros((self.batch_size, *self.size, 3), np.uint8)
+        padded = np.zeros((self.batch_size, *self.framing.size, 3), np.uint8)
         for index, image in enumerate(images):
             padded[index] = image.pixels
         found = self.engine.infer(padded, self.scorings)
@@ -128,16 +151,16 @@ def default_batch_size(device_type: str) -> int:
 
 
 def decode(
-    source: Source, load: Callable[[], Image], size: tuple[int, int]
+    source: Source, load: Callable[[], Image], framing: Framing
 ) -> DecodedImage[Source] | UnreadableImage[Source]:
-    """Decode an image and resize it to the model's size."""
+    """Decode an image and bring it to the model's size."""
     try:
         image = load()
     except ImageError as error:
         return UnreadableImage(source, error)
     height, width, _ = image.shape
     held = height * width <= HELD_PIXELS
-    return DecodedImage(source, resize_image(image, size), (height, width), (lambda: image) if held else load)
+    return DecodedImage(source, framing.place(image), (height, width), (lambda: image) if held else load, framing)
 
 
 def infer_stream(
@@ -163,7 +186,7 @@ def infer_stream(
     ahead = max(predictor.batch_size, threads.workers)
 
     def decoded(source: Source) -> DecodedImage[Source] | UnreadableImage[Source]:
-        return decode(source, lambda: load(source), predictor.size)
+        return decode(source, lambda: load(source), predictor.framing)
 
     try:
         read = _in_order(pool, decoded, sources, ahead)
@@ -185,7 +208,7 @@ def infer_one(
     engine = predictor.engine
     threads = threads or Threads.of(engine)
     own_threads = engine.threads()
-    decoded = decode(source, load, predictor.size)
+    decoded = decode(source, load, predictor.framing)
     if isinstance(decoded, UnreadableImage):
         raise decoded.error
     engine.use_threads(threads.engine_threads)

@@ -12,7 +12,6 @@ from jaxtyping import Float32, UInt8
 from metalad.data import Category, Sample, read_category
 from metalad.data.copies import CopyReader
 from metalad.data.corruptions import CORRUPTIONS
-from metalad.data.images import resize_map
 from metalad.data.loading import inspect_truth
 from metalad.data.mask_notes import MaskFacts, mask_facts, mask_notes
 from metalad.data.reading import Reading
@@ -159,7 +158,7 @@ class _Worker:
             defect=sample.defect,
             label=sample.abnormal,
             scores=item.scores,
-            pixels=measure_pixels(item.maps, mask, anomalous=sample.abnormal),
+            pixels=measure_pixels(item.own_maps, mask, anomalous=sample.abnormal),
             size=size_index(mask),
             corrupted=self._corrupted(item.decoded.pixels, number) if self.corruptions and not sample.abnormal else {},
         )
@@ -167,8 +166,8 @@ class _Worker:
             pictures = self._pictures(item, mask, self.folder) if self.folder else {}
         except ImageError as error:  # a large image could be read once, but not again
             return error
-        anomaly_map = resize_map(item.maps[self.scoring], item.decoded.size) if self.maps else None
-        size = item.maps[self.scoring].shape
+        anomaly_map = item.own_map(self.scoring) if self.maps else None
+        size = item.own_maps[self.scoring].shape
         facts = mask_facts(truth, size) if truth is not None and sample.abnormal else None
         return _EvaluatedSample(sample, measured, pictures, facts, anomaly_map)
 

@@ -177,7 +177,7 @@ def _images(stored: StoredModel, folder: str | Path, limit: int) -> Images:
 
 def _load(stored: StoredModel, samples: Sequence[Sample], limit: int | None) -> Images:
     chosen = samples if limit is None else [samples[index] for index in subsampled_indices(len(samples), limit)]
-    images = load_images(chosen, stored.detector.config.image_size, reading=Reading(stored.header.white_level))
+    images = load_images(chosen, stored.detector.config.framing, reading=Reading(stored.header.white_level))
     for skipped in images.skipped:
         logger.warning("skipped: %s: %s", skipped.path, skipped.reason)
     return images

@@ -12,7 +12,8 @@ from jaxtyping import Bool, UInt8
 
 from metalad.data.convert import decoded_16_bits, is_image, to_rgb
 from metalad.data.decoding import decode_file, is_16_bit_file
-from metalad.data.images import decoded_rgb, image_size, read_image, resize_image
+from metalad.data.framing import Framing
+from metalad.data.images import decoded_rgb, image_size, read_image
 from metalad.data.likeness import is_single_color, likeness_notes, pixel_hash
 from metalad.data.reading import Reading, common_white_level, highest_value
 from metalad.data.sixteen_bits import Decoded
@@ -91,7 +92,7 @@ def fit(
         )
         for line in size.lines() if size else ():
             logger.info("%s", line)
-    loaded = _load(images, config.image_size, chosen.load())
+    loaded = _load(images, config.framing, chosen.load())
     is_validation = np.zeros(len(loaded.hashes), bool)
     if not issubclass(chosen.load(), FittedDetector):
         is_validation = _validation_mask(loaded.hashes, seed)
@@ -142,7 +143,7 @@ def _require_several(images: Iterable[Any]) -> None:
         raise DataError("fit takes a list or an iterable of images; use metalad.train for a folder")
 
 
-def _load(images: Iterable[Any], size: tuple[int, int], kind: type[Detector]) -> _Loaded:
+def _load(images: Iterable[Any], framing: Framing, kind: type[Detector]) -> _Loaded:
     """Convert all images; those with 16 bits are held until the white level of all of them is known."""
     _require_several(images)
     names: list[str] = []
@@ -157,7 +158,7 @@ def _load(images: Iterable[Any], size: tuple[int, int], kind: type[Detector]) ->
             waiting[number] = deep
         else:
             image = read_image(path, reading) if path else to_rgb(value, names[-1], reading)
-            converted[number] = _facts(image, size)
+            converted[number] = _facts(image, framing)
     require_images(kind, len(names))
     reading.white_level = common_white_level(
         highest_value(decode_file(deep) if isinstance(deep, Path) else deep) for deep in waiting.values()
@@ -165,7 +166,7 @@ def _load(images: Iterable[Any], size: tuple[int, int], kind: type[Detector]) ->
     for number, deep in waiting.items():
         path = Path(names[number])
         image = read_image(path, reading) if isinstance(deep, Path) else decoded_rgb(path, deep, reading)
-        converted[number] = _facts(image, size)
+        converted[number] = _facts(image, framing)
     hashes, single_color, pixels = zip(*(converted[number] for number in range(len(names))), strict=True)
     for line in (*reading.notes.lines(), *likeness_notes(names, hashes, single_color)):
         logger.warning("%s", line)
@@ -177,9 +178,9 @@ def _with_16_bits(path: Path) -> Path | None:
 
 
 def _facts(
-    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+    image: UInt8[np.ndarray, "height width 3"], framing: Framing
 ) -> tuple[str, bool, UInt8[np.ndarray, "_ _ 3"]]:
-    return pixel_hash(image), is_single_color(image), resize_image(image, size)
+    return pixel_hash(image), is_single_color(image), framing.place(image)
 
 
 def _validation_mask(hashes: list[str], seed: int) -> Bool[np.ndarray, " images"]:

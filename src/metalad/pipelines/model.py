@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 
 from metalad.data.convert import is_image, to_rgb
-from metalad.data.images import read_image, resize_map
+from metalad.data.images import read_image
 from metalad.data.live import LiveSource, LiveStream, live_source
 from metalad.data.pages import split_page
 from metalad.data.products import logged_products
@@ -273,8 +273,8 @@ class _Reader:
         return None
 
     def _result(self, item: InferredImage[_Input]) -> Result:
-        anomaly_map: Float32[np.ndarray, "height width"] = resize_map(item.maps[self.scoring], item.decoded.size)
-        return Result(item.scores[self.scoring], self.threshold, anomaly_map, item.source.path, item.decoded.load)
+        score, anomaly_map = item.scores[self.scoring], item.own_map(self.scoring)
+        return Result(score, self.threshold, anomaly_map, item.source.path, item.decoded.load)
 
 
 def opened_model(model: str | Path | Model | ScoringModel, device: str) -> ScoringModel:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from metalad.data import Sample, read_truth
-from metalad.data.images import read_image, resize_image, resize_map
+from metalad.data.images import read_image
 from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
 from metalad.detectors.inference import DetectorEngine
@@ -50,10 +50,8 @@ def render(inferred: InferredImage[Any], truth: Bool[np.ndarray, "height width"]
     Raises:
         ImageError: the image must be read again, and cannot be.
     """
-    size = inferred.decoded.size
-    rebuilt = None if inferred.reconstruction is None else resize_image(inferred.reconstruction, size)
-    anomaly_map = resize_map(inferred.maps[scoring], size)
-    return Rendering(inferred.decoded.load(), truth, rebuilt, anomaly_map, inferred.scores[scoring])
+    image, rebuilt = inferred.decoded.load(), inferred.own_reconstruction
+    return Rendering(image, truth, rebuilt, inferred.own_map(scoring), inferred.scores[scoring])
 
 
 def infer_and_render(

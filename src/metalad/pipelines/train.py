@@ -284,9 +284,8 @@ def _load(
 ) -> tuple[Images, Images]:
     """Load the training and the validation images, and log what was noted about them."""
     reading = Reading(find_white_level([sample.path for part in split for sample in part]), strict=strict)
-    size = config.image_size
     training, *held_out = (
-        load_images(part, size, strict=strict, progress=progress, reading=reading) for part in split if part
+        load_images(part, config.framing, strict=strict, progress=progress, reading=reading) for part in split if part
     )
     validation = held_out[0] if held_out else training.without_images()
     for skipped in (*training.skipped, *validation.skipped):

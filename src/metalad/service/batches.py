@@ -7,7 +7,6 @@ from concurrent.futures import Future
 import numpy as np
 from jaxtyping import UInt8
 
-from metalad.data.images import resize_map
 from metalad.inference.model import ScoringModel
 from metalad.inference.stream import (
     DecodedImage,
@@ -43,12 +42,11 @@ class Scorer:
     def score(self, image: Image, threshold: float | None) -> Result:
         """Return the result for an image; the score is that of `metalad predict`."""
         found = self._batched(image) if self.batches else infer_one(self._predictor, None, lambda: image, self._threads)
-        anomaly_map = resize_map(found.maps[self._scoring], found.decoded.size)
         limit = self._model.threshold_or(threshold)
-        return Result(found.scores[self._scoring], limit, anomaly_map, None, lambda: image)
+        return Result(found.scores[self._scoring], limit, found.own_map(self._scoring), None, lambda: image)
 
     def _batched(self, image: Image) -> InferredImage[None]:
-        decoded = decode(None, lambda: image, self._predictor.size)
+        decoded = decode(None, lambda: image, self._predictor.framing)
         if isinstance(decoded, UnreadableImage):
             raise decoded.error
         answer: Future[InferredImage[None]] = Future()

@@ -70,7 +70,7 @@ def read_exported(path: Path) -> ExportedModel:
             from metalad.inference.openvino_engine import OpenvinoEngine
 
             metadata = openvino_metadata(path)
-            return ExportedModel(OpenvinoEngine(path, metadata.scoring), metadata, path)
+            return ExportedModel(OpenvinoEngine(path, metadata.scoring, metadata.image_scale), metadata, path)
         content = path.read_bytes()
     except OSError as error:
         raise ModelFileError(
@@ -79,4 +79,4 @@ def read_exported(path: Path) -> ExportedModel:
     from metalad.inference.onnx_engine import OnnxEngine
 
     metadata = onnx_metadata(content, path)
-    return ExportedModel(OnnxEngine(content, metadata.scoring, str(path)), metadata, path)
+    return ExportedModel(OnnxEngine(content, metadata.scoring, str(path), metadata.image_scale), metadata, path)

@@ -53,6 +53,11 @@ class ExportedMetadata:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sha256: str = ""
 
+    @property
+    def image_scale(self) -> float:
+        """The setting of that name, see `metalad.data.framing`."""
+        return float(self.header.config.get("image_scale", 0.0))
+
     def to_json(self) -> str:
         """Return the metadata as a JSON object."""
         values = dataclasses.asdict(self) | {"header": self.header.to_dict()}

@@ -29,6 +29,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 
 MISSING: Mapping[str, Mapping[str, Any]] = {"metal_features": {"selection": "k-means", "composition": False}}
 """Settings that older versions did not have, and the value that describes what they did, by method."""
+MISSING_OF_ALL: Mapping[str, Any] = {"image_scale": 0.0}
+"""The same for settings of every method."""
 
 SELF_CALIBRATED = ("metal_features",)
 """Methods of format 4 whose raw map is in units of good images."""
@@ -74,7 +76,7 @@ def migrate_settings(method: str, values: Mapping[str, Value]) -> dict[str, Valu
 
 def complete_settings(method: str, values: Mapping[str, Value]) -> dict[str, Value]:
     """Return settings of any format with those that did not exist when they were written."""
-    return {**MISSING.get(method, {}), **values}
+    return {**MISSING_OF_ALL, **MISSING.get(method, {}), **values}
 
 
 def migrate_tensors(method: str, tensors: Mapping[str, Value]) -> dict[str, Value]:

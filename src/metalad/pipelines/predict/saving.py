@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from metalad.data.images import MAPS, OVERLAYS, read_image, resize_map
+from metalad.data.images import MAPS, OVERLAYS, read_image
 from metalad.data.likeness import SINGLE_COLOR_NOTE, is_single_color
 from metalad.data.reading import Reading
 from metalad.inference.engine import Engine
@@ -62,7 +62,7 @@ class Writer:
         if isinstance(item, UnreadableImage):
             return self._unreadable(item.source, item.error)
         source, score = item.source, item.scores[self.scoring]
-        anomaly_map = resize_map(item.maps[self.scoring], item.decoded.size)
+        anomaly_map = item.own_map(self.scoring)
         relative = in_thresholds(anomaly_map, self.threshold)
         map_file, overlay_file = None, None
         if self.overlays:
