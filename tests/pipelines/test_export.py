@@ -49,7 +49,8 @@ def test_an_onnx_file_predicts_as_the_trained_model_does(model: metalad.Model, o
 
 
 def test_an_openvino_file_predicts_as_the_trained_model_does(model: metalad.Model, tmp_path: Path) -> None:
-    report = metalad.export(model, tmp_path / "model.xml", format="openvino")
+    report = metalad.export(model, tmp_path / "model.xml")
+    assert report.format == "openvino"
     assert report.size == sum((tmp_path / name).stat().st_size for name in ("model.xml", "model.bin"))
     exported = metalad.load(tmp_path / "model.xml")
     image = cookies(9, (60, 80))[8]
@@ -91,8 +92,12 @@ def test_an_existing_file_is_replaced_only_with_overwrite(model: metalad.Model, 
 
 
 def test_impossible_options_are_refused(model: metalad.Model, onnx_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ends with \.xml"):
+    with pytest.raises(ConfigError, match=r"model\.onnx, but files of format openvino end with \.xml; change one"):
         metalad.export(model, tmp_path / "model.onnx", format="openvino")
+    with pytest.raises(ConfigError, match=r"model\.xml, but files of format onnx end with \.onnx"):
+        metalad.export(model, tmp_path / "model.xml", format="onnx")
+    with pytest.raises(ConfigError, match=r"ends with \.onnx, or with \.xml for OpenVINO"):
+        metalad.export(model, tmp_path / "model")
     with pytest.raises(ConfigError, match="calibration-data"):
         metalad.export(model, tmp_path / "model.onnx", precision="int8")
     with pytest.raises(ModelFileError, match="exported model"):

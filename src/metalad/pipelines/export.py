@@ -38,7 +38,7 @@ from metalad.storage.model_file import StoredModel
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
+SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml"}
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2}
 """Largest accepted relative difference of a score. fp32: sums in another order. fp16: each weight is rounded by up to
 0.05 %. int8: 28 layers are rounded by up to 1 %; a verdict changes only where a score is that near to the threshold."""
@@ -93,7 +93,7 @@ def export(
     model: "str | Path | Model",
     out: str | Path,
     *,
-    format: ExportFormat = "onnx",
+    format: ExportFormat | None = None,
     precision: ExportPrecision = "fp32",
     calibration_data: str | Path | None = None,
     data: str | Path | None = None,
@@ -109,7 +109,7 @@ def export(
     Args:
         model: a run folder or a model file; in Python also a model.
         out: the file to write: NAME.onnx, or NAME.xml for OpenVINO, which also gets NAME.bin.
-        format: `onnx` or `openvino`.
+        format: `onnx` or `openvino`; by default the one whose suffix `out` has.
         precision: `fp32`; `fp16`: weights of 16 bits, half the size; `int8`: convolutions in 8 bits.
         calibration_data: good images, such as those of the training; int8 needs them for its ranges.
         data: a category with test images to compare on, as `evaluate` takes it; the report then has the AUROC.
@@ -122,7 +122,9 @@ def export(
         DataError: no images.
         RunError: the scores differ too much, or the file exists or cannot be written.
     """
-    path = _checked(Path(out), format, precision, calibration_data, overwrite)
+    path = Path(out)
+    format = _format_of(path, format)
+    _check(path, format, precision, calibration_data, overwrite)
     stored = stored_model(model, "cpu")
     threshold = stored.threshold()
     with bars(shown=progress), tempfile.TemporaryDirectory() as scratch:
@@ -156,17 +158,25 @@ def export(
     )
 
 
-def _checked(path: Path, format: str, precision: str, calibration_data: str | Path | None, overwrite: bool) -> Path:
-    check_choice("format", format, ExportFormat)
+def _format_of(path: Path, wanted: ExportFormat | None) -> ExportFormat:
+    if wanted is not None:
+        check_choice("format", wanted, ExportFormat)
+        if path.suffix != SUFFIXES[wanted]:
+            raise ConfigError(f"out is {path}, but files of format {wanted} end with {SUFFIXES[wanted]}; change one")
+        return wanted
+    for format, suffix in SUFFIXES.items():
+        if path.suffix == suffix:
+            return format
+    raise ConfigError(f"out is {path}; give a name that ends with .onnx, or with .xml for OpenVINO")
+
+
+def _check(path: Path, format: str, precision: str, calibration_data: str | Path | None, overwrite: bool) -> None:
     check_choice("precision", precision, ExportPrecision)
-    if path.suffix != SUFFIXES[format]:
-        raise ConfigError(f"out is {path}; for the format {format}, give a name that ends with {SUFFIXES[format]}")
     if precision == "int8" and calibration_data is None:
         raise ConfigError("int8 needs good images, such as those of the training; give --calibration-data PATH")
     for each in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
         if each.exists() and not overwrite:
             raise RunError(f"{each} exists; give another name, or --overwrite to replace it")
-    return path
 
 
 def _images(stored: StoredModel, folder: str | Path, limit: int) -> Images:
