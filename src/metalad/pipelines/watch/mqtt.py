@@ -68,7 +68,7 @@ class Publisher(Worker):
     A result is done when the broker has acknowledged it. What is not acknowledged when the process ends is published
     again by the next one, so that a subscriber may get a result twice, with the same `id`.
 
-    is_reported: the user was told of results that are not published.
+    is_reported: an error has stated how many results are not published.
 
     Raises:
         ConfigError: the package paho-mqtt is not installed.
