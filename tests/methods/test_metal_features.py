@@ -1,11 +1,17 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
+from metalad.detectors.density import codebook
 from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
+from metalad.nn import backbone_tiles
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
@@ -160,3 +166,44 @@ def test_the_composition_is_fitted_without_the_images_that_it_scores_out_of_fold
     assert in_sample is not None
     assert (out_of_fold > in_sample).sum() >= 5
     assert in_sample.max() == 0  # the subspace contains the images and their copies
+
+
+def test_scores_and_maps_of_a_large_image_in_tiles_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (200, 328)
+    model, image = fitted(3, image_size=size, context_steps=0), to_batch(cookies(4, size)[3:])
+    with torch.no_grad():
+        whole = model(image)
+        monkeypatch.setattr(backbone_tiles, "WHOLE", 32 * 32)
+        monkeypatch.setattr(backbone_tiles, "TILE", 64)
+        monkeypatch.setattr(backbone_tiles, "MAP_TILE", 8)
+        monkeypatch.setattr(codebook, "POSITIONS_AT_ONCE", 100)
+        tiled = model(image)
+    torch.testing.assert_close(tiled.score, whole.score, rtol=1e-5, atol=0)
+    torch.testing.assert_close(tiled.anomaly_map, whole.anomaly_map, rtol=0, atol=1e-5)
+    assert not torch.equal(tiled.anomaly_map, whole.anomaly_map)  # it was computed in tiles
+
+
+MEASURE_MEMORY = """
+import resource
+import numpy as np
+from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
+from tests.cookies import cookies
+
+def peak(images):
+    config = MetalFeaturesConfig(image_size=(128, 128), smoothing_sigma=2.0, codebook_size=16, copies=0)
+    MetalFeatures(config).fit(images, 0)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+images = cookies(20, (128, 128))
+few = peak(images)
+print(peak(np.concatenate([images ^ number for number in range(40)])) - few)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs between systems")
+def test_fitting_holds_the_features_of_all_images_once() -> None:
+    """Images and residuals, vectors of the composition, and samples of the codebooks take about as much again."""
+    features = 800 * 4 * (16 * 16 * 176 + 4 * 4 * 320)
+    root = Path(__file__).parents[2]
+    output = subprocess.run([sys.executable, "-c", MEASURE_MEMORY], cwd=root, capture_output=True, check=True)
+    assert features < int(output.stdout) < 2.5 * features

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
@@ -33,6 +33,7 @@ from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.networks import Tap, channels_of
+from metalad.nn.parts import empty_like
 from metalad.nn.photometric import PhotometricNormalization
 from metalad.nn.pixels import Pixels, batches, subsampled, subsampled_indices, to_batch
 from metalad.nn.standardization import Standardization
@@ -47,8 +48,7 @@ MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
 MAX_PIXELS = 1024 * 256**2
-"""Pixels of the images whose features are held at once, copies included: 0.7 gigabytes, three times that at the peak.
-"""
+"""Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,10 @@ class Features(NamedTuple):
     fine: Float[Tensor, "batch channels down across"]
     deep: Float[Tensor, "batch deep_channels down_32 across_32"]
 
-    def select(self, index: Tensor) -> "Features":
-        """Return the features of the selected images."""
-        return Features(self.fine[index], self.deep[index])
+    def batches(self, images: Int[Tensor, " images"]) -> Iterator["Features"]:
+        """Yield the features of the images in batches: a copy of all may need more memory than there is."""
+        for index in torch.split(images, BATCH_SIZE):
+            yield Features(self.fine[index], self.deep[index])
 
 
 class Distances(NamedTuple):
@@ -152,17 +153,17 @@ class Densities(nn.Module):
         """The names of the densities of positions in the order of their distances."""
         return ("per_stride", "per_channel", "deep", *(("context",) if self.context_steps else ()), "position")
 
-    def fit(self, features: Features, seed: int) -> None:
-        """Fit all models on good images."""
-        sample, stride_weights = sampled_positions(features.fine, seed), self.stride_weights.flatten()
+    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
+        """Fit all models on the features of the chosen images, which are good."""
+        sample, stride_weights = sampled_positions(features.fine, seed, images), self.stride_weights.flatten()
         self.per_stride.fit(sample * stride_weights, seed)
         self.per_channel.fit(sample, seed)
-        self.deep.fit(sampled_positions(features.deep, seed), seed)
-        self.position.fit(features.fine[:, : self.position_channels])
+        self.deep.fit(sampled_positions(features.deep, seed, images), seed)
+        self.position.fit(features.fine[:, : self.position_channels][images])
         if self.context_steps:
-            self.context = ContextPrediction.fitted(features.fine, stride_weights, self.context_steps, seed)
+            self.context = ContextPrediction.fitted(features.fine[images], stride_weights, self.context_steps, seed)
         if self.composition is not None:
-            self.composition.fit(self._stride_16(features.fine))
+            self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
 
     def forward(self, features: Features) -> Distances:
         """Return the distances of the positions, in the order of `names`, and those of the whole images."""
@@ -230,19 +231,19 @@ class MetalFeatures(FittedDetector):
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
-            maps = [self._maps(batch) for batch in self._with_copies(pixels, np.random.default_rng(seed))]
-            features = self._fit_standardization(maps)
+            features = self._features_of_all(pixels, seed, fits_standardization=True)
             # An image's copies are in the same half: a density must not be fitted on what its scale is fitted on.
-            half = torch.arange(len(features.fine)) % len(pixels) % 2
+            every = torch.arange(len(features.fine))
+            half = every % len(pixels) % 2
             distances = [
-                self._distances_without(features.select(half != side), features.select(half == side), seed)
+                self._distances_without(features, every[half != side], every[half == side], seed)
                 for side in counted((0, 1), "scales", "half")
             ]
             held_out = Distances.concatenate(distances)
             self.log_distance.fit(held_out.positions)
             if self.composition_score is not None and held_out.composition is not None:
                 self.composition_score.fit(held_out.composition, len(pixels))
-            self.densities.fit(features, seed)
+            self.densities.fit(features, every, seed)
             on_position = features.fine[: len(pixels), : self.densities.position_channels]
             weight = variance_explained_by_position(on_position) ** 2
             self.density_weights[self.densities.names.index("position")] = weight
@@ -251,8 +252,8 @@ class MetalFeatures(FittedDetector):
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
         """Return residuals of the training images from densities that were fitted without them."""
         with torch.no_grad():
-            parts = [self.features(batch) for batch in self._with_copies(training, np.random.default_rng(0))]
-        return self._out_of_fold(training, Features(*(torch.cat(kind) for kind in zip(*parts, strict=True))))
+            features = self._features_of_all(training, seed=0)
+        return self._out_of_fold(training, features)
 
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are equal)
         """Return True: the densities, which alone can overfit single images, were fitted without the image."""
@@ -291,9 +292,7 @@ class MetalFeatures(FittedDetector):
             others = torch.from_numpy((offsets + chosen[~left_out]).ravel())
             images = torch.from_numpy(chosen[left_out])  # not their copies
             with torch.no_grad():
-                return self._residuals_from(
-                    self._distances_without(features.select(others), features.select(images), seed=0)
-                )
+                return self._residuals_from(self._distances_without(features, others, images, seed=0))
 
         return self._residuals_by_folds(pixels[chosen], residuals_without)
 
@@ -326,19 +325,40 @@ class MetalFeatures(FittedDetector):
                     following = ahead.submit(batch, *parts[number + 1])
                 yield to_batch(images, self.device)
 
-    def _fit_standardization(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Features:
-        """Fit mean and deviation of each channel, and return these maps standardized."""
-        self.fine_standardization.fit(fine for fine, _ in maps)
-        self.deep_standardization.fit(deep for _, deep in maps)
-        fine, deep = (torch.cat(list(parts)) for parts in zip(*maps, strict=True))
-        return Features(self.fine_standardization(fine), self.deep_standardization(deep))
+    def _features_of_all(self, pixels: np.ndarray, seed: int, *, fits_standardization: bool = False) -> Features:
+        """Return the standardized features of all images and their copies, which are held once.
+
+        fits_standardization: fit mean and deviation of each channel on them first.
+        """
+        maps: Features | None = None
+        parts: list[Features] = []
+        filled = 0
+        for batch in self._with_copies(pixels, np.random.default_rng(seed)):
+            new = self._maps(batch)
+            if maps is None:
+                count = (1 + self.config.copies) * len(pixels)
+                maps = Features(*(empty_like(kind, (count, *kind.shape[1:])) for kind in new))
+            part = Features(*(kind[filled : filled + len(batch)] for kind in maps))
+            for kind, values in zip(part, new, strict=True):
+                kind.copy_(values)
+            parts.append(part)
+            filled += len(batch)
+        assert maps is not None
+        if fits_standardization:
+            self.fine_standardization.fit(part.fine for part in parts)
+            self.deep_standardization.fit(part.deep for part in parts)
+        for part in parts:  # in place
+            part.fine.copy_(self.fine_standardization(part.fine))
+            part.deep.copy_(self.deep_standardization(part.deep))
+        return maps
 
     def _new_densities(self) -> Densities:
         return Densities(self.config, self.widths)
 
-    def _distances_without(self, fitted_on: Features, others: Features, seed: int) -> Distances:
+    def _distances_without(
+        self, features: Features, fitted_on: Int[Tensor, " images"], others: Int[Tensor, " others"], seed: int
+    ) -> Distances:
         """Return the distances of other images by densities that are fitted on the first ones."""
         densities = self._new_densities().to(self.device)
-        densities.fit(fitted_on, seed)
-        index = torch.arange(len(others.fine))
-        return Distances.concatenate([densities(others.select(part)) for part in torch.split(index, BATCH_SIZE)])
+        densities.fit(features, fitted_on, seed)
+        return Distances.concatenate([densities(batch) for batch in features.batches(others)])

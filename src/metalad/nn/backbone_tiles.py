@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from metalad.nn.network import Network, Step, Tap, Window
+from metalad.nn.parts import empty_like
 
 WHOLE = 2**17
 """Pixels of an image that is computed whole. More feature maps do not fit a CPU's cache."""
@@ -142,16 +142,10 @@ def _in_tiles(
             part = compute(maps[..., row.start : row.stop, column.start : column.stop])
             if joined is None:  # the first tile, which is shorter than the whole by multiples of the stride
                 more = (height - row.stop) // stride, (width - column.stop) // stride
-                joined = _empty_like(part, (part.shape[-2] + more[0], part.shape[-1] + more[1]))
+                joined = empty_like(part, (*part.shape[:2], part.shape[-2] + more[0], part.shape[-1] + more[1]))
             joined[..., row.target, column.target] = part[..., row.kept, column.kept]
     assert joined is not None
     return joined
-
-
-def _empty_like(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return an empty tensor for maps of this size, in the same order in memory."""
-    order = torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    return torch.empty((*maps.shape[:2], *size), dtype=maps.dtype, device=maps.device, memory_format=order)
 
 
 def _stride(windows: Sequence[Window]) -> int:

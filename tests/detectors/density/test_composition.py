@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def fitted(maps: Tensor) -> Composition:
     density = Composition(maps.shape[1], (maps.shape[2], maps.shape[3]))
-    density.fit(maps)
+    density.fit(torch.split(maps, 5))
     return density
 
 

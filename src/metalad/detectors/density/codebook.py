@@ -3,12 +3,13 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalad.detectors.density.clustering import k_means
 from metalad.detectors.density.coreset import coreset, random_projection
 from metalad.detectors.density.nearest import nearest
+from metalad.nn.parts import in_parts
 
 ROUNDS = 10
 """Iterations of k-means. Further iterations change the entries of a large codebook only slightly."""
@@ -19,6 +20,8 @@ PROJECTION = 64
 MAX_POINTS = 30_000
 """Maximum number of feature vectors that a codebook is fitted on."""
 
+POSITIONS_AT_ONCE = 16_384
+"""Positions whose nearest entries are held at once: those of 16 images of 256×256."""
 
 Selection = Literal["k-means", "coreset"]
 
@@ -51,16 +54,23 @@ class Codebook(nn.Module):
         """Return the Euclidean distance from the nearest codebook entry at each position."""
         _, channels, down, across = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        # A copy of all entries of a large map would need as much memory as the map.
+        return torch.cat([self._distances(part) for part in in_parts(flat, POSITIONS_AT_ONCE)]).reshape(
+            -1, down, across
+        )
+
+    def _distances(self, points: Float[Tensor, "points channels"]) -> Float[Tensor, " points"]:
         # The distance is computed from differences: expanded squares have no correct digits near 0.
-        distances: Tensor = torch.linalg.vector_norm(flat - self.entries[nearest(flat, self.entries)], dim=1)
-        return distances.reshape(-1, down, across)
+        distances: Tensor = torch.linalg.vector_norm(points - self.entries[nearest(points, self.entries)], dim=1)
+        return distances
 
 
 def sampled_positions(
-    maps: Float[Tensor, "images channels down across"], seed: int
+    maps: Float[Tensor, "images channels down across"], seed: int, chosen: Int[Tensor, " chosen"] | None = None
 ) -> Float[Tensor, "points channels"]:
-    """Return the feature vectors at random positions of all images, at most `MAX_POINTS`."""
+    """Return the feature vectors at random positions of the chosen images, of all by default; at most `MAX_POINTS`."""
     images, _, down, across = maps.shape
-    index = torch.randperm(images * down * across, generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
-    index = index.to(maps.device)
-    return maps.flatten(2)[index.div(down * across, rounding_mode="floor"), :, index % (down * across)]
+    chosen = torch.arange(images) if chosen is None else chosen
+    index = torch.randperm(len(chosen) * down * across, generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
+    image = chosen[index.div(down * across, rounding_mode="floor")].to(maps.device)
+    return maps.flatten(2)[image, :, (index % (down * across)).to(maps.device)]

@@ -5,6 +5,7 @@ features is usual somewhere. A whole feature map of such an image is not a combi
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -59,14 +60,15 @@ class Composition(nn.Module):
         self.register_buffer("mean", None)
         self.register_buffer("directions", None)
 
-    def fit(self, maps: Float[Tensor, "images channels down across"]) -> None:
-        """Fit the mean and the principal components, at most one fewer than images."""
-        vectors = self._vectors(maps).double()
+    def fit(self, batches: Iterable[Float[Tensor, "_ channels down across"]]) -> None:
+        """Fit the mean and the principal components, at most one fewer than images; holds one batch and all cells."""
+        vectors = torch.cat([self._vectors(maps).double() for maps in batches])
+        energy = torch.linalg.vector_norm(vectors).square()
         mean = vectors.mean(0)
-        centered = vectors - mean
+        centered = vectors.sub_(mean)
         # The Gram matrix has one row per image; the covariance matrix would have one row per cell and channel.
-        values, combinations = leading_eigenvectors(centered @ centered.T, min(COMPONENTS, len(maps) - 1))
-        kept = values > MIN_EIGENVALUE * vectors.square().sum()
+        values, combinations = leading_eigenvectors(centered @ centered.T, min(COMPONENTS, len(vectors) - 1))
+        kept = values > MIN_EIGENVALUE * energy
         self.mean = mean.float()
         self.directions = ((combinations[:, kept] / values[kept].sqrt()).T @ centered).float()
 

@@ -38,11 +38,14 @@ class PositionalGaussian(nn.Module):
         images, channels, down, across = maps.shape
         pool = Smoothing(down, across, POOLING_SIGMA).to(maps.device)
         self.mean = pool(maps.mean(0))
-        centered = (maps - self.mean).permute(2, 3, 1, 0).flatten(0, 1)
-        products = torch.bmm(centered, centered.transpose(1, 2)) / images
+        # Written in the order of positions at once: the maps of all images may be most of the memory.
+        centered = maps.new_empty(down, across, channels, images)
+        torch.sub(maps.permute(2, 3, 1, 0), self.mean.permute(1, 2, 0)[..., None], out=centered)
+        products = torch.bmm(centered.flatten(0, 1), centered.flatten(0, 1).transpose(1, 2)).div_(images)
+        del centered
         products = pool(products.permute(1, 2, 0).reshape(channels, channels, down, across)).flatten(2).permute(2, 0, 1)
         mean_product = products.mean(0)
-        moments = (images * products + PRIOR_IMAGES * mean_product) / (images + PRIOR_IMAGES)
+        moments = products.mul_(images).add_(PRIOR_IMAGES * mean_product).div_(images + PRIOR_IMAGES)
         min_variance = RIDGE * mean_product.diagonal().mean() + torch.finfo(torch.float32).tiny
         self.whitening = whitening(moments, min_variance)
 
