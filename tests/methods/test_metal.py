@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metalad.detectors import out_of_fold
 from metalad.detectors.density.appearance import reduced
+from metalad.detectors.density.codebook import Selection
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
 from metalad.methods.metal import Metal, MetalConfig, Token
@@ -334,17 +335,19 @@ def test_empty_tokens_raise() -> None:
         MetalConfig(tokens=())
 
 
-def with_auxiliary_density() -> tuple[Metal, Tensor]:
+def with_auxiliary_density(selection: Selection = "coreset") -> tuple[Metal, Tensor]:
     """A calibrated model with random weights, and its images; the density is fitted on the first two thirds of them."""
-    model, pixels = small(), cookies(12, (32, 48))
+    torch.manual_seed(0)
+    model, pixels = Metal(dataclasses.replace(small().config, selection=selection)), cookies(12, (32, 48))
     model.conclude(pixels[:8], pixels[8:])
     calibrate(model, pixels[:8], pixels[8:])
     return model.eval(), to_batch(pixels)
 
 
-def test_calibrated_map_is_the_mean_normalized_log_distance() -> None:
+@pytest.mark.parametrize("selection", ["coreset", "k-means"])
+def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: Selection) -> None:
     """The NumPy reference uses the three distances, normalized by out-of-fold and held-out images."""
-    model, images = with_auxiliary_density()
+    model, images = with_auxiliary_density(selection)
     pixels = cookies(12, (32, 48))
     good_residuals = Residuals.concatenate((model.out_of_fold_residuals(pixels[:8]), model.residuals_of(pixels[8:])))
 
@@ -365,7 +368,13 @@ def test_calibrated_map_is_the_mean_normalized_log_distance() -> None:
         ordered = np.sort(good[:, ::2, ::2].ravel())
         mean, quantile = ordered.mean(), ordered[math.ceil(0.99 * len(ordered)) - 1]
         normalized.append((log - mean) / (quantile - mean))
-    np.testing.assert_allclose(calibrated, np.logaddexp(0, 4 * np.mean(normalized, 0)) / 4, rtol=1e-3, atol=1e-4)
+    weights = [1.0, 1.0, 1.0]
+    if selection == "coreset":
+        assert good_residuals.distance_weights is not None
+        weights[2] = float(good_residuals.distance_weights[:, 1].mean())
+        assert 0 < weights[2] < 0.9
+    mean_log = np.average(normalized, axis=0, weights=weights)
+    np.testing.assert_allclose(calibrated, np.logaddexp(0, 4 * mean_log) / 4, rtol=1e-3, atol=1e-4)
 
 
 def test_raw_map_is_independent_of_the_auxiliary_density() -> None:

@@ -132,7 +132,8 @@ class Calibration(nn.Module):
         if residuals.distances is not None:
             fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
             # Every second pixel in each direction: neighbors are nearly equal.
-            fitted.log_distance.fit([distance[..., ::2, ::2] for distance in fitted.distances(residuals)])
+            distances = [distance[..., ::2, ::2] for distance in fitted.distances(residuals)]
+            fitted.log_distance.fit(distances, _weights(residuals))
         return fitted
 
     def whiten(self, residuals: Residuals) -> Float[Tensor, "batch channels height width"]:
@@ -195,6 +196,15 @@ def scaled_to(training: Residuals, held_out: Residuals) -> Residuals:
 
 def _reconstruction(residuals: Residuals) -> Tensor:
     return cast(Tensor, residuals.reconstruction)
+
+
+def _weights(residuals: Residuals) -> Float[Tensor, " distances"] | None:
+    """Return the weights of the residual's own distance and of the further ones.
+
+    Out-of-fold, they differ a little between the folds.
+    """
+    weights = residuals.distance_weights
+    return None if weights is None else F.pad(weights.mean(0), (1, 0), value=1.0)
 
 
 def _quantile_bounds(values: Tensor, bins: int) -> Tensor:

@@ -17,12 +17,15 @@ class Residuals(NamedTuple):
     score: the method's own image score, where its paper has one; positive, higher = more anomalous.
     distances: further distances of each pixel, such as those of an auxiliary density model, each on its own scale and
         never negative; the calibrated map joins them with the residual.
+    distance_weights: the weight of each of these in the calibrated map's mean, in which the residual has weight 1;
+        equal for all images of a fitted model. None: all have weight 1.
     """
 
     values: Float[Tensor, "batch channels height width"]
     reconstruction: Float[Tensor, "batch 3 height width"] | None = None
     score: Float[Tensor, " batch"] | None = None
     distances: Float[Tensor, "batch densities height width"] | None = None
+    distance_weights: Float[Tensor, "batch densities"] | None = None
 
     def select(self, index: Tensor) -> "Residuals":
         """Return the residuals of the images selected by an index or a mask."""
@@ -37,7 +40,7 @@ class Residuals(NamedTuple):
             return torch.cat(present) if present else None
 
         values = torch.cat([batch.values.cpu() for batch in batches])
-        names = ("reconstruction", "score", "distances")
+        names = ("reconstruction", "score", "distances", "distance_weights")
         return cls(values, *(concatenated([getattr(batch, name) for batch in batches]) for name in names))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Residuals":
@@ -46,4 +49,5 @@ class Residuals(NamedTuple):
             None if self.reconstruction is None else change(self.reconstruction),
             None if self.score is None else change(self.score),
             None if self.distances is None else change(self.distances),
+            None if self.distance_weights is None else change(self.distance_weights),
         )

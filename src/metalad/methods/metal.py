@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol, Scoring
 from metalad.detectors.density.appearance import AppearanceDensity, reduced
+from metalad.detectors.density.codebook import Selection
 from metalad.detectors.reconstruction import Reconstructor
 from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import Mask, MaskedEncoder, perceptron
@@ -78,6 +79,10 @@ class MetalConfig(DetectorConfig):
     absolute_error: Literal["mean", "sum"] = setting("mean", "absolute error in the loss: mean, or sum as in eq. 2")
     auxiliary_density: Literal["appearance", "none"] = setting(
         "appearance", "density model that the calibrated map combines with the reconstruction error, or none (paper)"
+    )
+    selection: Selection = setting(
+        "coreset",
+        "entries of its codebook: coreset, which keeps rare patches, with a weight chosen from the images; or k-means",
     )
 
     def __post_init__(self) -> None:
@@ -159,7 +164,7 @@ class Metal(Reconstructor):
             }
         )
         self.decoder = perceptron(config.width * len(config.tokens), config.hidden_width, values)
-        self.appearance = AppearanceDensity(config.reduction) if config.auxiliary_density == "appearance" else None
+        self.appearance = self._new_density() if config.auxiliary_density == "appearance" else None
         self.photometric = PhotometricNormalization() if config.photometric else None
         self.register_buffer("mean", torch.zeros(3, *config.residual_size))
         self.register_buffer("scale", torch.ones(3, *config.residual_size))
@@ -206,7 +211,12 @@ class Metal(Reconstructor):
         if self.appearance is None:
             return Residuals(residual, expected)
         pca_residual = self.appearance.components(target_image) - target_image
-        return Residuals(torch.cat([residual, pca_residual], 1), expected, distances=self.appearance(images))
+        return Residuals(
+            torch.cat([residual, pca_residual], 1),
+            expected,
+            distances=self.appearance(images),
+            distance_weights=self.appearance.weights(images.shape[0]),
+        )
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
         """Return the residuals of training images, each by an auxiliary density model fitted without that image."""
@@ -215,7 +225,7 @@ class Metal(Reconstructor):
             return super().out_of_fold_residuals(training)
 
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
-            self.appearance = AppearanceDensity(self.config.reduction).to(self.device)
+            self.appearance = self._new_density().to(self.device)
             self.appearance.fit(training[~left_out], self.device, self.photometric)
             return self.residuals_of(training[left_out])
 
@@ -269,6 +279,9 @@ class Metal(Reconstructor):
             .reshape(target_image.shape)
         )
         return self.mean + self.scale * reconstruction
+
+    def _new_density(self) -> AppearanceDensity:
+        return AppearanceDensity(self.config.reduction, self.config.selection)
 
     def _normalized_deviations(
         self, target_image: Float[Tensor, "batch 3 down across"]

@@ -27,7 +27,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Old and new name of each setting that was renamed, by method."""
 
-MISSING: Mapping[str, Mapping[str, Any]] = {"metal_features": {"selection": "k-means", "composition": False}}
+MISSING: Mapping[str, Mapping[str, Any]] = {
+    "metal": {"selection": "k-means"},
+    "metal_features": {"selection": "k-means", "composition": False},
+}
 """Settings that older versions did not have, and the value that describes what they did, by method."""
 MISSING_OF_ALL: Mapping[str, Any] = {"image_scale": 0.0}
 """The same for settings of every method."""

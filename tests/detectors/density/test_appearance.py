@@ -4,7 +4,7 @@ import torch
 
 from metalad.detectors.density.appearance import (
     CHANNELS,
-    CODEBOOK_SIZE,
+    CODEBOOK_SIZES,
     PATCH,
     PERTURBED_EVERY,
     PROJECTION,
@@ -35,7 +35,7 @@ def test_a_new_model_is_not_fitted(fitted: AppearanceDensity) -> None:
     assert set(unfitted(AppearanceDensity(1))) >= {"position.whitening", "patch.entries", "components.mean"}
     assert unfitted(fitted) == []
     assert fitted.patch.entries.shape == ((8 + 8 // PERTURBED_EVERY) * (SIZE // STRIDE) ** 2, PROJECTION + 2)
-    assert len(fitted.patch.entries) < min(CODEBOOK_SIZE, MAX_POINTS)
+    assert len(fitted.patch.entries) < min(*CODEBOOK_SIZES.values(), MAX_POINTS)
 
 
 def test_all_patches_of_a_training_image_are_codebook_entries(fitted: AppearanceDensity) -> None:
@@ -82,6 +82,62 @@ def test_a_pasted_rectangle_increases_both_distances(fitted: AppearanceDensity) 
     pasted[:, :, 16:40, 20:44] = torch.tensor([0.1, 0.9, 0.3])[:, None, None]
     before, after = (fitted(batch)[:, :, 16:40, 20:44].mean((0, 2, 3)) for batch in (images, pasted))
     assert (after > 1.5 * before).all(), (before, after)
+
+
+def textures(count: int) -> np.ndarray:
+    """Images of independent noise, whose content has nothing to do with position."""
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def test_the_codebook_has_less_weight_the_more_position_explains() -> None:
+    weights = []
+    for images in (good()[:1].repeat(8, 0), good(), textures(8)):
+        appearance = AppearanceDensity(1)
+        appearance.fit(images, CPU)
+        per_image = appearance.weights(3)
+        assert per_image is not None
+        assert torch.equal(per_image, torch.stack([torch.ones(3), appearance.patch_weight.expand(3)], 1))
+        weights.append(float(appearance.patch_weight))
+    assert weights[0] < 1e-3 < weights[1] < weights[2] - 0.1 < 0.9, weights
+
+
+def turned(images: np.ndarray) -> np.ndarray:
+    """Each image and the same turned by 90 degrees, 180 and 270."""
+    return np.concatenate([np.rot90(images, quarters, (1, 2)) for quarters in range(4)])
+
+
+def test_turned_training_images_lower_the_distances_of_turned_images() -> None:
+    """Relative to the distances of upright images, which set the threshold."""
+    new = cookies(12, (SIZE, SIZE))[8:]
+    relative = []
+    for training in (good(), turned(good())):
+        appearance = AppearanceDensity(1)
+        appearance.fit(training, CPU)
+        upright, upside_down = (
+            appearance(to_batch(images)).amax((2, 3)).mean(0) for images in (new, np.rot90(new, 2, (1, 2)).copy())
+        )
+        relative.append(upside_down / upright)
+    assert (relative[1] < relative[0]).all(), relative
+
+
+def test_a_coreset_keeps_the_patches_of_one_unusual_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among 24 images of one kind, one of another kind has entries that are nearer than the averages of k-means."""
+    monkeypatch.setattr("metalad.detectors.density.appearance.CODEBOOK_SIZES", {"coreset": 100, "k-means": 100})
+    usual = good()[:1].repeat(24, 0)
+    unusual = np.ascontiguousarray(usual[:1].transpose(0, 2, 1, 3))
+    distances = {}
+    for selection in ("coreset", "k-means"):
+        appearance = AppearanceDensity(1, selection)
+        appearance.fit(np.concatenate([usual, unusual]), CPU)
+        distances[selection] = appearance(to_batch(unusual))[:, 1].mean() / appearance.scale
+    assert distances["coreset"] < 0.7 * distances["k-means"], distances
+
+
+def test_k_means_has_no_weight_to_store() -> None:
+    appearance = AppearanceDensity(1, "k-means")
+    appearance.fit(good(), CPU)
+    assert appearance.weights(2) is None
+    assert "patch_weight" not in appearance.state_dict()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 21), (50, 34)])

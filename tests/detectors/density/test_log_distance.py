@@ -35,3 +35,14 @@ def test_the_result_is_the_weighted_mean() -> None:
     first, second = (log_distance(distances, torch.eye(2)[index]) for index in range(2))
     torch.testing.assert_close(log_distance(distances), (first + second) / 2)
     torch.testing.assert_close(log_distance(distances, torch.tensor([3.0, 1.0])), (3 * first + second) / 4)
+
+
+def test_weights_that_are_fitted_equal_weights_of_the_mean() -> None:
+    distances = [(0.1 * noise(10, 20, 20)).exp(), noise(10, 20, 20, seed=1).exp()]
+    plain, weighted = NormalizedLogDistance(2), NormalizedLogDistance(2)
+    plain.fit(distances)
+    weighted.fit(distances, torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(weighted(distances), plain(distances, torch.tensor([3.0, 1.0])))
+    weighted.fit(distances, torch.tensor([3.0, 0.0]))
+    first = plain(distances, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(weighted(distances), first, atol=0.01, rtol=0.01)

@@ -4,13 +4,15 @@ A reconstruction method can reconstruct a large anomaly from its own surrounding
 the image content itself:
 
 - a positional Gaussian of edges and colors, for objects with a fixed pose;
-- a codebook of image patches with their coordinates, so that patches at nearby positions have a smaller distance;
+- a codebook of image patches with their coordinates, so that patches at nearby positions have a smaller distance. The
+  less position explains the edges of good images, the greater is its weight;
 - principal components of the whole image, which give an expected image.
 
 All are fitted on good images in seconds.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -19,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
-from metalad.detectors.density.codebook import Codebook, sampled_positions
-from metalad.detectors.density.gaussian import PositionalGaussian
+from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
+from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.pca import PrincipalComponents
 from metalad.nn.photometric import LUMINANCE
 from metalad.nn.pixels import Pixels, batches, subsampled
@@ -37,7 +39,9 @@ PATCH = 9
 PROJECTION = 96
 """Channels after a random projection of the 243 values of a patch, which approximately preserves distances
 (Johnson & Lindenstrauss 1984)."""
-CODEBOOK_SIZE = 1024
+CODEBOOK_SIZES: Mapping[Selection, int] = {"coreset": 5000, "k-means": 1024}
+WEIGHT_POWER = 4
+"""The weight of the codebook is 1 minus this power of the fraction of variance that position explains."""
 MAX_IMAGES = 512
 """Maximum number of images for fitting: the features of all of them and of the perturbed copies are in memory."""
 PERTURBED_EVERY = 2
@@ -53,24 +57,31 @@ class AppearanceDensity(nn.Module):
     position: positional Gaussian of edges and colors. patch: codebook of the patches of the reduced image, with their
         coordinates. scale: square root of the sum of the variances of the patch channels; a distance of half the image
         side counts as much as this patch distance. components: of images reduced by the factor `reduction`.
+    selection: of the codebook's entries. A coreset keeps rare patches, such as those of an object in a rare
+        orientation, and the codebook has a weight of its own. `k-means` has fewer entries and the weight 1.
+    patch_weight: weight of the codebook if `selection` is coreset; the positional Gaussian has weight 1.
     """
 
     yuv: Tensor
     projection: Tensor
     scale: Tensor
+    patch_weight: Tensor
 
-    def __init__(self, reduction: int) -> None:
+    def __init__(self, reduction: int, selection: Selection = "coreset") -> None:
         super().__init__()
+        self.selection = selection
         self.reduction = reduction
         self.standardization, self.position, self.patch = (
             Standardization(CHANNELS),
             PositionalGaussian(),
-            Codebook(CODEBOOK_SIZE),
+            Codebook(CODEBOOK_SIZES[selection], selection),
         )
         self.components = PrincipalComponents()
         projection = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
         self.register_buffer("projection", projection / math.sqrt(PROJECTION))
         self.register_buffer("scale", torch.zeros(()))
+        if selection == "coreset":
+            self.register_buffer("patch_weight", None)
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
     def fit(self, pixels: Pixels, device: torch.device, photometric: nn.Module | None = None) -> None:
@@ -86,7 +97,10 @@ class AppearanceDensity(nn.Module):
             images = images if photometric is None else [photometric(batch) for batch in images]
             edges = torch.cat([self.edges(batch) for batch in images])
             self.standardization.fit([edges])
-            self.position.fit(self.standardization(edges))
+            edges = self.standardization(edges)
+            self.position.fit(edges)
+            if self.selection == "coreset":
+                self.patch_weight = 1 - variance_explained_by_position(edges[: len(pixels)]) ** WEIGHT_POWER
             patches = torch.cat([self.patches(batch) for batch in images])
             self.scale.copy_(patches.var((0, 2, 3)).sum().sqrt())
             self.patch.fit(sampled_positions(self._with_coordinates(patches), seed=0), seed=0)
@@ -103,6 +117,12 @@ class AppearanceDensity(nn.Module):
             self.patch(self._with_coordinates(self.patches(images))),
         )
         return F.interpolate(torch.stack(distances, 1), size, mode="bilinear")
+
+    def weights(self, count: int) -> Float[Tensor, "count 2"] | None:
+        """Return the weights of the two distances for a number of images, the same for each; None: all 1."""
+        if self.selection != "coreset":
+            return None
+        return torch.stack([torch.ones_like(self.patch_weight), self.patch_weight]).expand(count, -1)
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
         """Return edge strengths by direction at two scales, and the mean color, averaged around each position."""

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+MIN_WEIGHT = 1e-3
+"""Smallest weight of a distance, relative to that of the others, that `fit` takes: the scale is divided by it."""
+
 TAIL = 0.99
 """The quantile of the distances on good images that is mapped to 1."""
 
@@ -34,14 +37,23 @@ class NormalizedLogDistance(nn.Module):
         self.register_buffer("mean", torch.zeros(distances))
         self.register_buffer("scale", torch.ones(distances))
 
-    def fit(self, distances: Sequence[Float[Tensor, "*shape"]]) -> None:
-        """Fit mean and scale on distances of good images on which the densities were not fitted."""
+    def fit(
+        self, distances: Sequence[Float[Tensor, "*shape"]], weights: Float[Tensor, " distances"] | None = None
+    ) -> None:
+        """Fit mean and scale on distances of good images on which the densities were not fitted.
+
+        weights: of the distances in the mean. The scales are divided by them, relative to their mean, so that the plain
+        mean of the results is the weighted mean of the normalized log-distances. Equal by default.
+        """
         for index, values in enumerate(distances):
             logs = _log(values).flatten()
             self.mean[index] = logs.mean()
             # Taken from the sorted values, because torch.quantile does not accept more than 2**24 values.
             quantile = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
             self.scale[index] = (quantile - logs.mean()).clamp_min(1e-3)
+        if weights is not None:
+            weights = weights.clamp_min(MIN_WEIGHT)
+            self.scale *= weights.mean() / weights
 
     def normalized(self, distances: Sequence[Float[Tensor, "*shape"]]) -> list[Float[Tensor, "*shape"]]:
         """Return the normalized log-distance of each distance; negative where it is below average."""
