@@ -1,12 +1,11 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalad.data.framing import Framing
-from metalad.data.resolution import DEFECT_PIXELS, MAX_AREAS, ChosenSize, choose_size, spread
+from metalad.data.resolution import DEFECT_PIXELS, MAX_AREAS, ChosenSize, choose_size
 from metalad.runtime.errors import ConfigError
 
 sides = st.integers(min_value=16, max_value=6000)
@@ -61,10 +60,10 @@ def test_median_shape_decides_and_different_shapes_are_reported() -> None:
 
 def test_one_scale_for_all_shapes_has_at_most_the_area_of_the_resolution() -> None:
     shapes = [(300, 900), (900, 300), (600, 600)]
-    small, large = (choose_size(shapes, 256, 32, name).one_scale for name in ("fast", "fine"))
-    for name, framing in (("fast", small), ("fine", large)):
+    small, large = choose_size(shapes, 256, 32, "fast").one_scale, choose_size(shapes, 256, 32, "fine").one_scale
+    for area, framing in ((MAX_AREAS["fast"], small), (MAX_AREAS["fine"], large)):
         height, width = framing.size
-        assert (height - 32) * (width - 32) <= MAX_AREAS[name] * 256**2
+        assert (height - 32) * (width - 32) <= area * 256**2
         rows, columns = framing.inside((600, 600))
         assert rows.stop - rows.start == columns.stop - columns.start == round(600 * framing.scale)
     assert small.scale < large.scale
@@ -99,11 +98,3 @@ def test_impossible_smallest_defect_is_refused(value: float) -> None:
 def test_unknown_resolution_is_refused() -> None:
     with pytest.raises(ConfigError, match="fine"):
         choose_size.__wrapped__([(64, 64)], 256, 32, "finest")  # type: ignore[attr-defined]
-
-
-def test_headers_are_spread_evenly() -> None:
-    assert spread(3) == [0, 1, 2]
-    many = spread(10_000)
-    assert len(many) == 512
-    assert (many[0], many[-1]) == (0, 9999)
-    assert np.ptp(np.diff(many)) <= 1

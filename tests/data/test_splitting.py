@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalad.data import Sample, split_validation
-from metalad.data.splitting import choose
+from metalad.data.splitting import choose, subsampled_indices
 from metalad.runtime.errors import DataError, ImageError
 from tests.data.folders import put_samples
 
@@ -67,3 +68,11 @@ def test_unreadable_files_do_not_prevent_a_split(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("metalad.data.content.content_hash", fail)
     train, validation = split_validation(samples, 0.3, 0)
     assert len(train) + len(validation) == 6
+
+
+def test_subsampled_indices_are_all_or_evenly_spaced_from_the_first_to_the_last() -> None:
+    assert subsampled_indices(3, 512).tolist() == [0, 1, 2]
+    many = subsampled_indices(10_000, 512)
+    assert len(many) == 512
+    assert (many[0], many[-1]) == (0, 9999)
+    assert np.ptp(np.diff(many)) <= 1

@@ -119,8 +119,3 @@ def _one_scale(shapes: Float[np.ndarray, "images 2"], scale: float, multiple: in
     height, width = np.quantile(shapes, 0.95, axis=0)
     scale = min(scale, math.sqrt(area / (height * width)))
     return Framing(_rounded((scale * height, scale * width), multiple), scale)
-
-
-def spread(count: int) -> list[int]:
-    """Return the indices of at most `MAX_HEADERS` of `count` images, spread evenly."""
-    return sorted({int(index) for index in np.linspace(0, count - 1, min(count, MAX_HEADERS)).round()})

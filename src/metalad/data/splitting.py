@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from metalad.data.content import content_keys
 from metalad.data.listing import in_order
 from metalad.data.sample import Sample
@@ -81,3 +84,10 @@ def choose(keys: Sequence[str], count: int, seed: int) -> frozenset[int]:
 def _random_order_key(index: int, seed: int) -> bytes:
     # A hash instead of a random generator gives the same split with all versions of Python and NumPy.
     return hashlib.sha256(f"{seed} {index}".encode()).digest()
+
+
+def subsampled_indices(count: int, limit: int) -> Int[np.ndarray, " _limit"]:
+    """Return the indices of at most `limit` of `count` samples, evenly spaced over all."""
+    if count <= limit:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(int)

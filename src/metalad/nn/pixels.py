@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from metalad.data.splitting import subsampled_indices as subsampled_indices
 
 Pixels = UInt8[np.ndarray, "_images height width 3"]
 
@@ -25,13 +27,6 @@ def subsampled(pixels: Pixels, limit: int) -> Pixels:
     if len(pixels) <= limit:
         return pixels
     return np.take(pixels, subsampled_indices(len(pixels), limit), axis=0)
-
-
-def subsampled_indices(count: int, limit: int) -> Int[np.ndarray, " _limit"]:
-    """Return the indices of the images that `subsampled` selects from `count` images."""
-    if count <= limit:
-        return np.arange(count)
-    return np.linspace(0, count - 1, limit).round().astype(int)
 
 
 def batches(pixels: Pixels, device: torch.device, size: int = 16, limit: int = 512) -> Iterator[Tensor]:

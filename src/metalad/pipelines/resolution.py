@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metalad.data.images import image_size
-from metalad.data.resolution import ChosenSize, choose_size, spread
+from metalad.data.resolution import MAX_HEADERS, ChosenSize, choose_size
 from metalad.data.sample import Sample
+from metalad.data.splitting import subsampled_indices
 from metalad.detectors.base import DetectorConfig
 from metalad.methods import method_named
 from metalad.runtime.choices import Protocol, Resolution
@@ -51,6 +52,17 @@ def is_automatic(
     return possible
 
 
+def without_automatic_size(texts: Iterable[str]) -> list[str]:
+    """Return the settings, each NAME=VALUE, without `image_size=auto`, which is not a value that a config can have."""
+    return [text for text in texts if text != f"image_size={AUTO}"]
+
+
+def is_automatic_for(method: str | DetectorConfig, texts: Iterable[str], protocol: Protocol) -> bool:
+    """Return `is_automatic` for settings that are texts; `image_size=auto` is ignored where it has no effect."""
+    settings = dict(text.split("=", 1) for text in without_automatic_size(texts))
+    return is_automatic(method, settings, protocol, None, None)
+
+
 def multiple_of(kind: type[DetectorConfig]) -> int | None:
     """Return the pixels of which a method's image size is a multiple; None if it cannot be chosen automatically."""
     (field,) = (field for field in dataclasses.fields(kind) if field.name == "image_size")
@@ -62,7 +74,7 @@ def sizes_of(samples: Iterable[Sample]) -> list[tuple[int, int]]:
     """Return height and width of a few hundred readable images, from their headers."""
     samples = tuple(samples)
     sizes = []
-    for index in spread(len(samples)):
+    for index in subsampled_indices(len(samples), MAX_HEADERS):
         try:
             sizes.append(image_size(samples[index].path))
         except ImageError:

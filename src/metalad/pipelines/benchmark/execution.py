@@ -19,7 +19,7 @@ from metalad.pipelines.benchmark.job import Failure, Job
 from metalad.pipelines.benchmark.machine import PACKAGES, machine, peak_memory, reset_peak_memory
 from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.pipelines.evaluate import evaluate
-from metalad.pipelines.resolution import resized, sizes_of
+from metalad.pipelines.resolution import is_automatic_for, resized, sizes_of, without_automatic_size
 from metalad.pipelines.train import train
 from metalad.results.report import Report
 from metalad.runtime.errors import MetaladError
@@ -70,10 +70,9 @@ def _config(job: Job) -> DetectorConfig:
     kind = method_named(job.cell.configuration.method).load_config()
     if job.config is not None:
         return from_json(kind, job.config)
-    texts = [text for text in job.cell.configuration.settings if text != "image_size=auto"]
-    config = from_texts(kind, texts)
-    is_given = any(text.startswith("image_size=") for text in texts)
-    if is_given or job.data is None or job.cell.protocol != "default":
+    method, texts = job.cell.configuration.method, job.cell.configuration.settings
+    config = from_texts(kind, without_automatic_size(texts))
+    if job.data is None or not is_automatic_for(method, texts, job.cell.protocol):
         return config
     return resized(config, sizes_of(read_category(Path(job.data), seed=job.cell.seed).train))[0]
 

@@ -86,12 +86,12 @@ def plan_benchmark(
         raise ConfigError(f"seeds is {seeds}; it must be at least 1")
     if protocol not in ("default", "paper"):
         raise ConfigError(f"protocol is {protocol!r}; it must be default or paper")
-    configurations = _configurations(methods, settings)
+    configurations = _configurations(methods, settings, protocol)
     folders = named_categories(data)
     configs = {
         Cell(configuration, category, seed, protocol): config
         for category, folder in folders.items()
-        for configuration, config in _sized(configurations, folder, protocol).items()
+        for configuration, config in _sized(configurations, folder).items()
         for seed in range(seeds)
     }
     cells = tuple(configs)
@@ -99,25 +99,23 @@ def plan_benchmark(
 
 
 def _configurations(
-    wanted: "Sequence[str | DetectorConfig]", settings: Sequence[str]
+    wanted: "Sequence[str | DetectorConfig]", settings: Sequence[str], protocol: Protocol
 ) -> "dict[Configuration, tuple[DetectorConfig, bool]]":
     """Return a configuration per method, its config, and whether the image size is chosen from the images."""
     if not wanted:
         raise ConfigError("no method is given; `metalad methods` lists them")
-    settings_ = [text for text in settings if text != "image_size=auto"]
-    found = [_method_and_config(each, settings_) for each in wanted]
-    is_fixed = [not isinstance(each, str) for each in wanted]
-    if any(text.startswith("image_size=") for text in settings_):
-        is_fixed = [True] * len(wanted)
+    from metalad.pipelines.resolution import is_automatic_for, without_automatic_size  # imports torch
+
+    found = [_method_and_config(each, without_automatic_size(settings)) for each in wanted]
     names = [method.name for method, _ in found]
     unused = [text for text in settings if not any(_has_setting(name, text) for name in wanted)]
     if unused:
         raise ConfigError(f"none of the methods {', '.join(names)} has the setting {unused[0]!r}")
     configurations = {}
-    for (method, config), fixed in zip(found, is_fixed, strict=True):
+    for each, (method, config) in zip(wanted, found, strict=True):
         texts = _changed_settings(config)
         label = " ".join([method.name, *texts]) if names.count(method.name) > 1 else method.name
-        configurations[Configuration(label, method.name, texts)] = config, not fixed
+        configurations[Configuration(label, method.name, texts)] = config, is_automatic_for(each, settings, protocol)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if len(configurations) < len(found):
         raise ConfigError(f"the method {twice[0]} is given twice with the same settings; give each method once")
@@ -125,12 +123,13 @@ def _configurations(
 
 
 def _sized(
-    configurations: "Mapping[Configuration, tuple[DetectorConfig, bool]]", folder: Path, protocol: Protocol
+    configurations: "Mapping[Configuration, tuple[DetectorConfig, bool]]", folder: Path
 ) -> dict[Configuration, Mapping[str, Any]]:
     """Return the settings for one category as JSON values."""
     from metalad.pipelines.resolution import resized, sizes_of  # imports torch
 
-    sizes = sizes_of(read_category(folder).train) if protocol == "default" else []
+    is_needed = any(automatic for _, automatic in configurations.values())
+    sizes = sizes_of(read_category(folder).train) if is_needed else []
     return {
         configuration: json.loads(json.dumps(dataclasses.asdict(resized(config, sizes if automatic else [])[0])))
         for configuration, (config, automatic) in configurations.items()
