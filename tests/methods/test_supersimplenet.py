@@ -1,9 +1,14 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from metalad.data.defects import read_defects
+from metalad.data.framing import Framing
+from metalad.data.images import write_image
 from metalad.methods.supersimplenet import (
     Heads,
     Labelled,
@@ -14,7 +19,7 @@ from metalad.methods.supersimplenet import (
     with_synthetic_anomalies,
 )
 from metalad.nn.pixels import to_batch
-from metalad.runtime.errors import ConfigError
+from metalad.runtime.errors import ConfigError, DataError
 from metalad.training.loop import Descent
 from tests.cookies import cookies
 
@@ -31,8 +36,7 @@ def small(**changes: object) -> SuperSimpleNet:
 
 
 def good(count: int = 64, side: int = 16) -> Labelled:
-    features = torch.randn(count, 5, side, side)
-    return Labelled(features, torch.zeros(count, side, side, dtype=torch.bool), torch.zeros(count, dtype=torch.bool))
+    return Labelled.good(torch.randn(count, 5, side, side))
 
 
 def test_published_heads_have_the_sizes_of_the_paper() -> None:
@@ -103,11 +107,11 @@ def test_a_higher_perlin_threshold_gives_smaller_regions() -> None:
 def test_real_anomalies_stay_unchanged_and_keep_their_labels() -> None:
     """An image-level label without a mask stays anomalous, too."""
     torch.manual_seed(0)
-    features, masks, labels = good()
+    features, masks, labels, located = good()
     masks[:, :8] = True
     labels[:] = True
     masks[5] = False
-    after = with_synthetic_anomalies(Labelled(features, masks, labels), 1.0, 0.0)
+    after = with_synthetic_anomalies(Labelled(features, masks, labels, located), 1.0, 0.0)
     both = torch.cat([features, features])
     real = torch.cat([masks, masks])
     assert after.labels.all()
@@ -132,16 +136,18 @@ def test_loss_has_the_terms_of_the_paper() -> None:
     anomalous = [max(0.0, 0.5 - logit) for logit in maps[masks].tolist()]
     expected = sum(normal) / len(normal) + sum(anomalous) / len(anomalous)
     expected += focal(maps, masks) + focal(scores, labels)
-    assert float(anomaly_loss(maps, scores, masks, labels)) == pytest.approx(expected, rel=1e-5)
+    every = Labelled(torch.zeros(3, 1, 4, 5), masks, labels, torch.ones(3, dtype=torch.bool))
+    assert float(anomaly_loss(maps, scores, every)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("anomalous", [False, True])
 def test_loss_of_one_class_is_finite_and_falls_to_0(anomalous: bool) -> None:
     masks = torch.full((2, 4, 4), anomalous)
     labels = masks.flatten(1).any(1)
+    labelled = Labelled(torch.zeros(2, 1, 4, 4), masks, labels, torch.ones(2, dtype=torch.bool))
     sign = 1.0 if anomalous else -1.0
     losses = [
-        float(anomaly_loss(sign * size * torch.ones(2, 4, 4), sign * size * torch.ones(2), masks, labels))
+        float(anomaly_loss(sign * size * torch.ones(2, 4, 4), sign * size * torch.ones(2), labelled))
         for size in (-100.0, 0.0, 0.5, 100.0)
     ]
     assert losses == sorted(losses, reverse=True)
@@ -167,19 +173,84 @@ def test_the_image_loss_trains_the_segmentation_head_only_if_supervised(supervis
     assert all((gradient is not None) == supervised for gradient in gradients)
 
 
-def test_supervised_loss_uses_masks_and_image_labels() -> None:
-    """Without noise and without Perlin regions, the loss is that of the real masks, downsampled to the features."""
-    model = small(perlin_threshold=0.999)
-    images = to_batch(cookies(2, SIZE))
-    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+def test_masks_of_defects_are_downsampled_and_those_without_a_position_only_have_a_label() -> None:
+    masks = torch.zeros(4, 64, 80, dtype=torch.bool)
     masks[0, 16:40, 24:56] = True
-    with torch.no_grad():
-        maps, scores = model._logits(images)
-        on_grid = torch.zeros(2, 8, 10, dtype=torch.bool)
-        on_grid[0, 2:5, 3:7] = True
-        for labels in (None, torch.tensor([True, True])):
-            expected = anomaly_loss(maps, scores, on_grid, torch.tensor([True, labels is not None]))
-            assert float(model.supervised_loss(images, masks, labels)) == pytest.approx(float(expected), rel=1e-4)
+    masks[1, 3, 3] = True  # smaller than a position
+    masks[3, 16:40, 24:56] = True
+    labelled = Labelled.defective(torch.zeros(4, 5, 8, 10), masks, torch.tensor([True, True, False, False]))
+    on_grid = torch.zeros(8, 10, dtype=torch.bool)
+    on_grid[2:5, 3:7] = True
+    assert torch.equal(labelled.masks[0], on_grid)
+    assert labelled.labels.all()
+    assert labelled.located.tolist() == [True, False, False, False]
+
+
+def test_an_image_whose_mask_is_not_known_trains_the_image_score_alone() -> None:
+    torch.manual_seed(0)
+    maps, scores = torch.randn(2, 4, 5, requires_grad=True), torch.randn(2, requires_grad=True)
+    masks, labels = torch.zeros(2, 4, 5, dtype=torch.bool), torch.tensor([False, True])
+    loss = anomaly_loss(maps, scores, Labelled(torch.zeros(2, 1, 4, 5), masks, labels, torch.tensor([True, False])))
+    of_maps, of_scores = torch.autograd.grad(loss, (maps, scores))
+    assert (of_maps[0] != 0).any()
+    assert (of_maps[1] == 0).all()
+    assert (of_scores != 0).all()
+
+
+@pytest.fixture
+def defects(tmp_path: Path) -> Path:
+    """A category with two defective images: a white square with a mask, and one without."""
+    for index, image in enumerate(cookies(2, SIZE)):
+        image[16:40, 24:56] = 255
+        write_image(tmp_path / "test" / "square" / f"{index}.png", image)
+    mask = np.zeros(SIZE, np.uint8)
+    mask[16:40, 24:56] = 255
+    write_image(tmp_path / "ground_truth" / "square" / "0_mask.png", mask)
+    return tmp_path
+
+
+def test_a_category_gives_its_defects_and_another_folder_all_of_its_images(defects: Path) -> None:
+    read = read_defects(defects, Framing(SIZE))
+    assert read.located.tolist() == [True, False]
+    assert read.masks[0].sum() == 24 * 32
+    assert not read.masks[1].any()
+    plain = read_defects(defects / "test" / "square", Framing(SIZE))
+    assert np.array_equal(plain.pixels, read.pixels)
+    assert not plain.located.any()
+    assert plain.hashes == read.hashes
+
+
+def test_a_folder_without_defects_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "good" / "0.png", cookies(1, SIZE)[0])
+    with pytest.raises(DataError, match="no images of defects in"):
+        read_defects(tmp_path, Framing(SIZE))
+    with pytest.raises(DataError):
+        read_defects(tmp_path / "absent", Framing(SIZE))
+
+
+def test_training_with_labelled_defects_recognizes_them(defects: Path) -> None:
+    """The same steps with and without: only with them is the square, which resembles no noise, scored higher."""
+    gains = []
+    for folder in (None, str(defects)):
+        model = small(defects=folder)
+        descent = Descent(model, model.plan("default")[0], seed=0, precision="fp32", folder=None)
+        for _ in range(20):
+            descent.step(cookies(4, SIZE), 1e-3)
+        model.eval()
+        square = cookies(3, SIZE)[2:].copy()
+        square[:, 16:40, 24:56] = 255
+        with torch.no_grad():
+            maps, scores = model._logits(to_batch(np.concatenate([cookies(3, SIZE)[2:], square])))
+        gains.append(float(scores[1] - scores[0]))
+        if folder:
+            assert float(maps[1, 2:5, 3:7].mean()) > float(maps[0].max())
+    assert gains[1] > max(gains[0], 0)
+
+
+def test_defects_that_were_learnt_are_named_when_they_are_evaluated(defects: Path) -> None:
+    model = small(defects=str(defects))
+    assert len(model.further_hashes) == 2
+    assert small().further_hashes == ()
 
 
 def test_raw_map_is_the_logit_above_the_lowest_and_the_score_keeps_its_order() -> None:

@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
-from metalad.data.images import resize_image, resize_map
+from metalad.data.images import resize_image, resize_map, resize_mask
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Framing:
         resized = resize_image(image, _size_of(inside))
         margins = [(part.start, side - part.stop) for part, side in zip(inside, self.size, strict=True)]
         return np.pad(resized, (*margins, (0, 0)), mode="symmetric")
+
+    def place_mask(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "new_height new_width"]:
+        """Return the mask of an image at the model's size; what continues the image is not anomalous."""
+        inside = self.inside((mask.shape[0], mask.shape[1]))
+        placed = np.zeros(self.size, dtype=bool)
+        placed[inside] = resize_mask(mask, _size_of(inside))
+        return placed
 
     def cut(
         self, anomaly_map: Float32[np.ndarray, "height width"], own: tuple[int, int]

@@ -138,6 +138,11 @@ class Detector(nn.Module, ABC):
         return cls.min_images + 1
 
     @property
+    def further_hashes(self) -> tuple[str, ...]:
+        """Hashes (see `metalad.data.likeness.pixel_hash`) of learnt images other than the training images."""
+        return ()
+
+    @property
     def device(self) -> torch.device:
         """The device of the detector's tensors."""
         return self.smoothing.rows.device

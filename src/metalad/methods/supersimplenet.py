@@ -2,12 +2,15 @@
 
 Features of a frozen backbone are mapped by a linear adaptor. Gaussian noise is added to them within random regions
 (thresholded Perlin noise). A segmentation head is trained to find the regions, and a classification head to decide
-whether an image has any. The first gives the anomaly map, the second the image score.
+whether an image has any. The first gives the anomaly map, the second the image score. Labelled defects, if there are
+some, are learnt, too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,13 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from metalad.data.defects import LabelledDefects, read_defects
 from metalad.detectors.base import DetectorConfig, GradientDetector, Protocol
 from metalad.detectors.distillation import CachedFeatures, PartLearner, fit_standardization
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import Tap, channels_of
 from metalad.nn.perlin import random_perlin_noise
-from metalad.nn.pixels import Pixels, batches
+from metalad.nn.pixels import Pixels, batches, to_batch
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError
 from metalad.runtime.settings import auto_size, setting
@@ -56,6 +60,10 @@ class SuperSimpleNetConfig(DetectorConfig):
     noise: float = setting(0.3, "standard deviation of the noise that makes synthetic anomalies; paper: 0.015")
     perlin_threshold: float = setting(0.2, "Perlin noise above this is a synthetic anomaly; paper: 0.2 (MVTec), 0.6")
     segmentation_width: int = setting(128, "hidden channels of the segmentation head; paper: 1024")
+    defects: str | None = setting(
+        None,
+        "labelled defects to learn from, too: a folder of images, or a category with test images; none: without",
+    )
     classification_width: int = setting(16, "channels of the classification head's convolution; paper: 128")
 
     def __post_init__(self) -> None:
@@ -72,12 +80,39 @@ class SuperSimpleNetConfig(DetectorConfig):
 class Labelled(NamedTuple):
     """Features, and what is anomalous in them.
 
-    features: adapted features. masks: anomalous positions. labels: anomalous images; also those without a mask.
+    features: adapted features. masks: anomalous positions. labels: anomalous images. located: images whose masks are
+    known; of another image only the label is.
     """
 
     features: Float[Tensor, "batch channels down across"]
     masks: Bool[Tensor, "batch down across"]
     labels: Bool[Tensor, " batch"]
+    located: Bool[Tensor, " batch"]
+
+    @classmethod
+    def good(cls, features: Float[Tensor, "batch channels down across"]) -> "Labelled":
+        """Return the features of good images."""
+        count, _, down, across = features.shape
+        none = features.new_zeros(count, dtype=torch.bool)
+        return cls(features, features.new_zeros(count, down, across, dtype=torch.bool), none, ~none)
+
+    @classmethod
+    def defective(
+        cls,
+        features: Float[Tensor, "batch channels down across"],
+        masks: Bool[Tensor, "batch height width"],
+        located: Bool[Tensor, " batch"],
+    ) -> "Labelled":
+        """Return the features of defective images; `masks` are of their pixels.
+
+        A defect that is smaller than a position has a label, but no position.
+        """
+        small = F.interpolate(masks[:, None].float(), features.shape[-2:], mode="bilinear")[:, 0] >= 0.5
+        return cls(features, small, torch.ones_like(located), located & small.flatten(1).any(1))
+
+    def joined(self, other: "Labelled") -> "Labelled":
+        """Return the images of both."""
+        return Labelled(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
 
 class Heads(nn.Module):
@@ -116,6 +151,8 @@ class Heads(nn.Module):
 class SuperSimpleNet(GradientDetector):
     """SuperSimpleNet: a frozen backbone, the adaptor of its features, and the two heads.
 
+    With `defects`, each step takes half as many labelled defects as good images, drawn at random.
+
     lowest: the lowest logit of a position on held-out good images; the map counts from there.
     """
 
@@ -147,9 +184,24 @@ class SuperSimpleNet(GradientDetector):
         return (published(learning_rate=1e-3, batch_size=16, steps=400),)
 
     def learner(self, stage: str) -> Learner:
-        """Return adaptor and heads; the backbone's features of a training image are computed once."""
+        """Return adaptor and heads; the backbone's features of a training image are computed once.
+
+        Raises:
+            DataError: the labelled defects cannot be used. ImageError: one of them cannot be read.
+        """
         del stage
         return _AdaptorAndHeads(self.adaptor, self.heads, partial(self._loss, CachedFeatures(self.backbone)))
+
+    @cached_property
+    def labelled_defects(self) -> LabelledDefects | None:
+        """The labelled defects, read when they are first needed; None without the setting `defects`."""
+        folder = self.config.defects
+        return None if folder is None else read_defects(Path(folder), self.config.framing)
+
+    @property
+    def further_hashes(self) -> tuple[str, ...]:
+        """Of the labelled defects."""
+        return () if self.labelled_defects is None else self.labelled_defects.hashes
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Load the backbone, and fit the standardization of its features on the training images."""
@@ -162,27 +214,6 @@ class SuperSimpleNet(GradientDetector):
     def loss(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Return the loss of good images and their synthetic anomalies."""
         return self._loss(self.backbone, images)
-
-    def supervised_loss(
-        self,
-        images: Float[Tensor, "batch 3 height width"],
-        masks: Bool[Tensor, "batch height width"],
-        labels: Bool[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Return the loss of good and anomalous images, with synthetic anomalies outside of the real ones.
-
-        No training uses it yet: the training data of a run are good images only.
-
-        masks: anomalous pixels. labels: anomalous images; None: those with an anomalous pixel.
-        """
-        features = self._adapted(self.backbone(images))
-        small = F.interpolate(masks[:, None].float(), features.shape[-2:], mode="bilinear")[:, 0] >= 0.5
-        labels = masks.flatten(1).any(1) if labels is None else labels
-        labelled = with_synthetic_anomalies(
-            Labelled(features, small, labels), self.config.noise, self.config.perlin_threshold
-        )
-        maps, scores = self.heads(labelled.features, supervised=True)
-        return anomaly_loss(maps, scores, labelled.masks, labelled.labels)
 
     def conclude(self, training: Pixels, held_out: Pixels) -> None:
         """Compute the lowest logit on held-out good images."""
@@ -215,18 +246,24 @@ class SuperSimpleNet(GradientDetector):
         return adapted
 
     def _loss(self, backbone: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> Tensor:
+        labelled = self._labelled(backbone, images)
+        anomalous = with_synthetic_anomalies(labelled, self.config.noise, self.config.perlin_threshold)
+        maps, scores = self.heads(anomalous.features, supervised=self.config.defects is not None)
+        return anomaly_loss(maps, scores, anomalous)
+
+    def _labelled(self, backbone: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> Labelled:
+        """Return the features of good images and of some labelled defects."""
+        defects = self.labelled_defects
         with torch.no_grad():
             maps = backbone(images)
-        features = self._adapted(maps)
-        count, _, down, across = features.shape
-        good = Labelled(
-            features,
-            features.new_zeros(count, down, across, dtype=torch.bool),
-            features.new_zeros(count, dtype=torch.bool),
-        )
-        anomalous = with_synthetic_anomalies(good, self.config.noise, self.config.perlin_threshold)
-        maps, scores = self.heads(anomalous.features)
-        return anomaly_loss(maps, scores, anomalous.masks, anomalous.labels)
+        if defects is None:
+            return Labelled.good(self._adapted(maps))
+        chosen = torch.randint(len(defects), (math.ceil(len(images) / 2),)).numpy()
+        with torch.no_grad():
+            of_defects = backbone(to_batch(defects.pixels[chosen], images.device))
+        good = Labelled.good(self._adapted(maps))
+        masks, located = (torch.from_numpy(each[chosen]).to(images.device) for each in (defects.masks, defects.located))
+        return good.joined(Labelled.defective(self._adapted(of_defects), masks, located))
 
 
 class _AdaptorAndHeads(PartLearner):
@@ -246,28 +283,26 @@ def with_synthetic_anomalies(good: Labelled, deviation: float, perlin_threshold:
 
     Noise is added where Perlin noise is above the threshold, in half of the copies. Real anomalies stay unchanged.
     """
-    features, masks, labels = (torch.cat([part, part]) for part in good)
+    features, masks, labels, located = good.joined(good)
     noise = random_perlin_noise(len(features), (features.shape[2], features.shape[3])).to(features.device)
     selected = (torch.rand(len(features), 1, 1) >= WITHOUT_ANOMALY).to(features.device)
     regions = (noise > perlin_threshold) & selected & ~masks
     perturbed = features + regions[:, None] * deviation * torch.randn_like(features)
-    return Labelled(perturbed, masks | regions, labels | regions.flatten(1).any(1))
+    return Labelled(perturbed, masks | regions, labels | regions.flatten(1).any(1), located)
 
 
 def anomaly_loss(
-    maps: Float[Tensor, "batch down across"],
-    scores: Float[Tensor, " batch"],
-    masks: Bool[Tensor, "batch down across"],
-    labels: Bool[Tensor, " batch"],
+    maps: Float[Tensor, "batch down across"], scores: Float[Tensor, " batch"], labelled: Labelled
 ) -> Float[Tensor, ""]:
     """Return truncated L1 plus focal loss of the positions, plus focal loss of the images (paper, 3.4).
 
-    maps, scores: logits. masks, labels: what is anomalous, real or synthetic.
+    Positions of an image whose mask is not known have no part in it. maps, scores: logits.
     """
+    maps, masks = maps[labelled.located], labelled.masks[labelled.located]
     # Each class is averaged by itself, so that few anomalous positions count as much as all others.
     parts = [(maps[~masks] + MARGIN).clamp_min(0), (MARGIN - maps[masks]).clamp_min(0)]
     truncated = torch.stack([part.sum() / max(1, part.numel()) for part in parts]).sum()
-    return truncated + focal_loss(maps, masks) + focal_loss(scores, labels)
+    return truncated + focal_loss(maps, masks) + focal_loss(scores, labelled.labels)
 
 
 def focal_loss(logits: Float[Tensor, "*shape"], anomalous: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:

@@ -111,7 +111,8 @@ def fit(
     names = [loaded.names[index] for index in order]
     for line in screening_lines(screen(model, training, validation, names), names, None):
         logger.warning("%s", line)
-    return Model(with_image_facts(model, loaded.white_level, [loaded.hashes[index] for index in order]))
+    hashes = [*(loaded.hashes[index] for index in order), *detector.further_hashes]
+    return Model(with_image_facts(model, loaded.white_level, hashes))
 
 
 class _Loaded(NamedTuple):
