@@ -57,6 +57,7 @@ def main() -> None:
     each = commands.add_parser("methods")
     each.add_argument("work", type=Path)
     each.add_argument("--data", type=Path, nargs="+", required=True)
+    each.add_argument("--every", type=int, default=1, help="compare on every k-th test image, for slow methods")
     each.add_argument("--only", nargs="+", default=[method.name for method in OWN])
     trained = commands.add_parser("runs")
     trained.add_argument("run", type=Path)
@@ -65,7 +66,7 @@ def main() -> None:
     if arguments.command == "methods":
         torch.set_num_threads(1)
         for name in arguments.only:
-            append(row_of(name, arguments.work, arguments.data))
+            append(row_of(name, arguments.work, arguments.data, arguments.every))
     elif arguments.command == "runs":
         for row in rows_of(arguments.run, arguments.data):
             append(row)
@@ -81,7 +82,7 @@ def append(row: dict[str, Any]) -> None:
 # All methods
 
 
-def row_of(name: str, work: Path, categories: list[Path]) -> dict[str, Any]:
+def row_of(name: str, work: Path, categories: list[Path], every: int) -> dict[str, Any]:
     """Train a method briefly unless that was done before, export it in both formats, and return what became of it."""
     (method,) = metalad.list_methods(name)
     row: dict[str, Any] = {"kind": "method", "method": name, "reason": method.not_exportable}
@@ -98,9 +99,9 @@ def row_of(name: str, work: Path, categories: list[Path]) -> dict[str, Any]:
                 engines = fp32_engines(stored, Path(scratch))
             except MetaladError as error:
                 return row | {"reason": str(error)}
-            for compared_row in compared(stored, run, engines, category):
+            for compared_row in compared(stored, run, engines, category, every):
                 if compared_row["format"] != "torch":
-                    fields = ("category", "images", "difference", "map_difference", "changed")
+                    fields = ("category", "images", "every", "difference", "map_difference", "changed")
                     row[compared_row["format"]].append({field: compared_row[field] for field in fields})
     return row
 
@@ -175,9 +176,11 @@ def exported(stored: StoredModel, category: Path, scratch: Path) -> Iterator[Mea
         yield Measured(("openvino", precision), OpenvinoEngine(file, scoring), size)
 
 
-def compared(stored: StoredModel, run: Path, engines: list[Measured], category: Path) -> Iterator[dict[str, Any]]:
+def compared(
+    stored: StoredModel, run: Path, engines: list[Measured], category: Path, every: int = 1
+) -> Iterator[dict[str, Any]]:
     scoring, threshold = stored.scoring(None), stored.threshold()
-    images = load_images(read_category(category).test, stored.detector.config.image_size)
+    images = load_images(read_category(category).test[::every], stored.detector.config.image_size)
     labels = np.array([sample.abnormal for sample in images.samples])
     reference = Measured(("torch", "fp32"), DetectorEngine(stored.detector), 0)
     fresh = [reference, *(Measured(each.label, each.engine, each.size) for each in engines)]
@@ -202,6 +205,7 @@ def compared(stored: StoredModel, run: Path, engines: list[Measured], category: 
             "trained_on": stored.header.category,
             "category": category.name,
             "images": len(scores),
+            "every": every,
             "format": each.label[0],
             "precision": each.label[1],
             "megabytes": round(each.size / 1e6, 1),
@@ -265,7 +269,8 @@ def runs_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def cell(result: dict[str, Any]) -> str:
     changed = f"; {result['changed']} verdicts change" if result["changed"] else ""
-    return f"{result['difference']:.0e}{changed}"
+    some = f" ({result['images']} images)" if result.get("every", 1) > 1 else ""
+    return f"{result['difference']:.0e}{changed}{some}"
 
 
 if __name__ == "__main__":
