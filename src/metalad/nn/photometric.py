@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalad.nn.means import plane_mean
+
 MAX_GAIN = 2.0
 """Maximum factor by which brightness and contrast are increased or decreased."""
 CONTRAST_OF_CONTENT = 0.15
@@ -65,7 +67,8 @@ class PhotometricNormalization(nn.Module):
 
     def _brightness_and_contrast(self, images: Tensor) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Return brightness and contrast of each image."""
-        values = luminance(images).flatten(1)
-        brightness = values.mean(1).clamp_min(MIN_LUMINANCE)
-        deviation = (values - values.mean(1, keepdim=True)).square().mean(1).clamp_min(MIN_LUMINANCE**2).sqrt()
+        values = luminance(images)[:, 0]
+        mean = plane_mean(values)
+        brightness = mean.clamp_min(MIN_LUMINANCE)
+        deviation = plane_mean((values - mean[:, None, None]).square()).clamp_min(MIN_LUMINANCE**2).sqrt()
         return brightness, deviation / brightness

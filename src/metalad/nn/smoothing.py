@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalad.nn.means import plane_mean
+
 EDGE_CONTRAST = 0.06
 """Regularization of the guided filter: brightness differences well above it, relative to the image's mean brightness,
 are preserved as edges."""
@@ -66,7 +68,7 @@ class GuidedSmoothing(nn.Module):
     ) -> Float[Tensor, "batch height width"]:
         """Return the filtered maps; their values can slightly exceed the range of the input."""
         guide = images.mean(1)
-        guide = guide / guide.mean((1, 2), keepdim=True).clamp_min(torch.finfo(guide.dtype).tiny)
+        guide = guide / plane_mean(guide)[:, None, None].clamp_min(torch.finfo(guide.dtype).tiny)
         planes = F.avg_pool2d(torch.stack([guide, maps], 1), SUBSAMPLING, ceil_mode=True)
         brightness, level = planes.unbind(1)
         mean_brightness, mean = self.window(planes).unbind(1)
