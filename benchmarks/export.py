@@ -58,6 +58,7 @@ def main() -> None:
     each.add_argument("work", type=Path)
     each.add_argument("--data", type=Path, nargs="+", required=True)
     each.add_argument("--every", type=int, default=1, help="compare on every k-th test image, for slow methods")
+    each.add_argument("--epochs", type=int, default=EPOCHS)
     each.add_argument("--only", nargs="+", default=[method.name for method in OWN])
     trained = commands.add_parser("runs")
     trained.add_argument("run", type=Path)
@@ -66,7 +67,7 @@ def main() -> None:
     if arguments.command == "methods":
         torch.set_num_threads(1)
         for name in arguments.only:
-            append(row_of(name, arguments.work, arguments.data, arguments.every))
+            append(row_of(name, arguments))
     elif arguments.command == "runs":
         for row in rows_of(arguments.run, arguments.data):
             append(row)
@@ -82,17 +83,18 @@ def append(row: dict[str, Any]) -> None:
 # All methods
 
 
-def row_of(name: str, work: Path, categories: list[Path], every: int) -> dict[str, Any]:
+def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train a method briefly unless that was done before, export it in both formats, and return what became of it."""
     (method,) = metalad.list_methods(name)
     row: dict[str, Any] = {"kind": "method", "method": name, "reason": method.not_exportable}
     if method.not_exportable:
         return row
-    row |= {"onnx": [], "openvino": []}
-    for category in categories:
+    work, every = arguments.work, arguments.every
+    row |= {"epochs": arguments.epochs, "onnx": [], "openvino": []}
+    for category in arguments.data:
         run = work / category.name / name
         if not (run / "model.safetensors").exists():
-            metalad.train(few_good_images(category, work), run, method=name, epochs=EPOCHS, device="cpu")
+            metalad.train(few_good_images(category, work), run, method=name, epochs=arguments.epochs, device="cpu")
         stored = read_model(run)
         with tempfile.TemporaryDirectory() as scratch:
             try:
