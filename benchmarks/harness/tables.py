@@ -343,7 +343,8 @@ LEGENDS: Mapping[str, str] = {
     "*found* and *false alarms*: fractions of the defective and of the good test images above the threshold that was "
     "set for 1 % false alarms. s: seconds of training and evaluation. Means are those of the categories that have the "
     "metric. Rows: ",
-    SUMMARY_LEGEND: "Trained on good images only, with defaults; mean ± standard deviation over three seeds. Rows: ",
+    SUMMARY_LEGEND: "Trained on good images only, with defaults; mean ± standard deviation where several seeds were "
+    "run. Rows: ",
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and the full pixel "
     "AUROC, at the model's resolution; the paper's number may be either, so it is compared with both. Image-level "
     "methods have no pixel metrics. *image*: image AUROC. " + _COMMON,
