@@ -156,7 +156,7 @@ def rows_of(run: Path, categories: list[Path]) -> Iterator[dict[str, Any]]:
 def exported(stored: StoredModel, category: Path, scratch: Path) -> Iterator[Measured]:
     scoring = stored.scoring(None)
     graph = onnx_graph(stored.detector, stored.threshold())
-    good = load_images(read_category(category).train, stored.detector.config.image_size).pixels
+    good = load_images(read_category(category).train, stored.detector.config.framing).pixels
     half = half_weights(graph)
     graphs = {name: {"fp32": graph, "fp16": half} for name in ("onnx", "openvino")}
     weights = {f"detector.{name}" for name, _ in stored.detector.named_parameters()}
@@ -182,7 +182,7 @@ def compared(
     stored: StoredModel, run: Path, engines: list[Measured], category: Path, every: int = 1
 ) -> Iterator[dict[str, Any]]:
     scoring, threshold = stored.scoring(None), stored.threshold()
-    images = load_images(read_category(category).test[::every], stored.detector.config.image_size)
+    images = load_images(read_category(category).test[::every], stored.detector.config.framing)
     labels = np.array([sample.abnormal for sample in images.samples])
     reference = Measured(("torch", "fp32"), DetectorEngine(stored.detector), 0)
     fresh = [reference, *(Measured(each.label, each.engine, each.size) for each in engines)]

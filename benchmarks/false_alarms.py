@@ -69,7 +69,7 @@ def counted(good: Sequence[Sample], method: str, folds: int, seed: int) -> np.nd
 
 
 def score(model: StoredModel, samples: Sequence[Sample]) -> np.ndarray:
-    images = load_images(samples, model.detector.config.image_size, strict=True)
+    images = load_images(samples, model.detector.config.framing, strict=True)
     with torch.no_grad():
         residuals = model.detector.residuals_of(images.pixels)
         return model.detector.image_scores(residuals, model.scoring(None)).numpy()

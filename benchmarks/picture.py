@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     model = read_model(arguments.run)
-    images = load_images(read_category(arguments.data).test, model.detector.config.image_size, strict=True)
+    images = load_images(read_category(arguments.data).test, model.detector.config.framing, strict=True)
     columns: list[list[SheetCell]] = [[heading(text) for text in HEADINGS]]
     for index in select_images(score(model, images.pixels), images.samples):
         columns.append(column(model, images.samples[index]))

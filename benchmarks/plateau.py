@@ -112,14 +112,14 @@ def measure_mean_image(folder: Path, seed: int) -> Finding:
 def read(folder: Path, config: MetalConfig, seed: int) -> tuple[Category, Images, Images]:
     category = read_category(folder, seed=seed)
     training, validation = (
-        load_images(samples, config.image_size, strict=True)
+        load_images(samples, config.framing, strict=True)
         for samples in split_validation(category.train, VALIDATION_FRACTION, seed)
     )
     return category, training, validation
 
 
 def measure(detector: Metal, category: Category) -> dict[str, Value]:
-    images = load_images(category.test, detector.config.image_size, strict=True)
+    images = load_images(category.test, detector.config.framing, strict=True)
     found = measured(unsmoothed(detector, images, "raw"), images, detector.config.smoothing_sigma)
     return {"to 0.3": found["to 0.3"], "full": found["full"], "image": found["image, max"]}
 

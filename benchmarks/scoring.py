@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = read_model(arguments.run)
     category = read_category(arguments.data, seed=model.header.seed)
-    images = load_images(category.test, model.detector.config.image_size, strict=True)
+    images = load_images(category.test, model.detector.config.framing, strict=True)
     findings = []
     for scoring in arguments.scoring:
         rough = unsmoothed(model.detector, images, scoring)

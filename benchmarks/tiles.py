@@ -9,7 +9,6 @@ process minus what it has before the picture.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import metalad
 from metalad.data.images import find_images, read_image, resize_image
 from metalad.detectors.inference import DetectorEngine
 from metalad.nn import backbone_tiles
+from metalad.pipelines.benchmark.machine import peak_memory
 from metalad.pipelines.demo import DATA
 from metalad.storage.model_file import read_model
 
@@ -65,7 +65,7 @@ def measured(run: Path, threads: int, repeats: int, *, whole: bool) -> tuple[flo
     detector = read_model(run).detector
     engine = DetectorEngine(detector)
     pixels = np.stack(pictures(1, engine.image_size))
-    before = peak()
+    before = peak_memory() or 0
     in_backbone, starts = [], []
     backbone = detector.get_submodule("backbone")
     backbone.register_forward_pre_hook(lambda *_: starts.append(time.process_time()))
@@ -76,18 +76,12 @@ def measured(run: Path, threads: int, repeats: int, *, whole: bool) -> tuple[flo
         engine.infer(pixels, ("calibrated",))
         seconds.append(time.perf_counter() - start)
         processor.append(time.process_time() - used)
-    return min(seconds), min(processor), min(in_backbone), (peak() - before) / 1e6
+    return min(seconds), min(processor), min(in_backbone), ((peak_memory() or 0) - before) / 1e6
 
 
 def pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
     """Return photographs of the demo at this size."""
     return [resize_image(read_image(path), size) for path in find_images(DATA / "train")[:count]]
-
-
-def peak() -> int:
-    """Return the peak memory of this process in bytes; the system reports KiB on Linux, bytes on macOS."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
 
 
 if __name__ == "__main__":

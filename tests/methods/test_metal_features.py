@@ -188,17 +188,15 @@ def test_scores_and_maps_of_a_large_image_in_tiles_are_those_of_the_whole(monkey
 
 
 MEASURE_MEMORY = """
-import re
-from pathlib import Path
 import numpy as np
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
+from metalad.pipelines.benchmark.machine import peak_memory
 from tests.cookies import cookies
 
 def peak(images):
     config = MetalFeaturesConfig(image_size=(128, 128), smoothing_sigma=2.0, codebook_size=16, copies=0)
     MetalFeatures(config).fit(images, 0)
-    # Not ru_maxrss: a new process inherits that of the process that started it.
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    return peak_memory()
 
 images = cookies(20, (128, 128))
 few = peak(images)

@@ -184,17 +184,18 @@ class SuperSimpleNet(GradientDetector):
         return (published(learning_rate=1e-3, batch_size=16, steps=400),)
 
     def learner(self, stage: str) -> Learner:
-        """Return adaptor and heads; the backbone's features of a training image are computed once.
-
-        Raises:
-            DataError: the labelled defects cannot be used. ImageError: one of them cannot be read.
-        """
+        """Return adaptor and heads; the backbone's features of a training image are computed once."""
         del stage
         return _AdaptorAndHeads(self.adaptor, self.heads, partial(self._loss, CachedFeatures(self.backbone)))
 
     @cached_property
     def labelled_defects(self) -> LabelledDefects | None:
-        """The labelled defects, read when they are first needed; None without the setting `defects`."""
+        """The labelled defects, read when they are first needed; None without the setting `defects`.
+
+        Raises:
+            DataError: they cannot be used.
+            ImageError: one of them cannot be read.
+        """
         folder = self.config.defects
         return None if folder is None else read_defects(Path(folder), self.config.framing)
 

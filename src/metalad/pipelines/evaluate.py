@@ -154,11 +154,12 @@ class _Worker:
         number, sample = item.source
         truth = inspect_truth(sample, item.decoded.size)
         mask = None if truth is None else truth.pixels
+        maps = item.own_maps
         measured = MeasuredImage(
             defect=sample.defect,
             label=sample.abnormal,
             scores=item.scores,
-            pixels=measure_pixels(item.own_maps, mask, anomalous=sample.abnormal),
+            pixels=measure_pixels(maps, mask, anomalous=sample.abnormal),
             size=size_index(mask),
             corrupted=self._corrupted(item.decoded.pixels, number) if self.corruptions and not sample.abnormal else {},
         )
@@ -167,8 +168,7 @@ class _Worker:
         except ImageError as error:  # a large image could be read once, but not again
             return error
         anomaly_map = item.own_map(self.scoring) if self.maps else None
-        size = item.own_maps[self.scoring].shape
-        facts = mask_facts(truth, size) if truth is not None and sample.abnormal else None
+        facts = mask_facts(truth, maps[self.scoring].shape) if truth is not None and sample.abnormal else None
         return _EvaluatedSample(sample, measured, pictures, facts, anomaly_map)
 
     def _corrupted(
