@@ -22,7 +22,7 @@ def test_bf16_is_used_above_the_minimum_speedup(
     monkeypatch: pytest.MonkeyPatch, speedup: float, expected: Precision
 ) -> None:
     rates = {torch.float32: 1e11, torch.bfloat16: speedup * 1e11}
-    monkeypatch.setattr(precision, "product_rate", lambda dtype, device: rates[dtype])  # noqa: ARG005
+    monkeypatch.setattr(precision, "product_rate", lambda dtype, device, size: rates[dtype])  # noqa: ARG005
     assert fastest_precision("cpu") == expected
 
 
@@ -34,9 +34,9 @@ def test_rate_is_work_divided_by_shortest_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_measurement_does_not_change_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "SIZE", 8)
+    monkeypatch.setattr(precision, "MIN_SMALL_SPEEDUP", 0.0)  # both sizes are measured on any machine
     rate = product_rate
-    monkeypatch.setattr(precision, "product_rate", lambda dtype, device: rate(dtype, device, size=8, repeats=1))
+    monkeypatch.setattr(precision, "product_rate", lambda dtype, device, _: rate(dtype, device, size=8, repeats=1))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -44,14 +44,30 @@ def test_measurement_does_not_change_the_random_state(monkeypatch: pytest.Monkey
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_measurement_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[torch.dtype] = []
+def _recorded_rates(monkeypatch: pytest.MonkeyPatch, small_speedup: float) -> list[int | None]:
+    """Let bf16 be twice as fast as fp32, but for small products; return the list that measured sizes are added to."""
+    sizes: list[int | None] = []
 
-    def rate(dtype: torch.dtype, device: str) -> float:
+    def rate(dtype: torch.dtype, device: str, size: int | None) -> float:
         del device
-        calls.append(dtype)
-        return 1.0
+        sizes.append(size)
+        return 1.0 if dtype == torch.float32 else small_speedup if size else 2.0
 
     monkeypatch.setattr(precision, "product_rate", rate)
-    assert fastest_precision("cpu") == fastest_precision("cpu") == "fp32"
-    assert len(calls) == 2
+    return sizes
+
+
+def test_measurement_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = _recorded_rates(monkeypatch, 1.0)
+    assert fastest_precision("cpu") == fastest_precision("cpu") == "bf16"
+    assert sizes == [precision.SMALL_SIZE] * 2 + [None] * 2
+
+
+def test_large_products_are_not_measured_where_small_ones_in_bf16_are_much_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = _recorded_rates(monkeypatch, 0.4)
+    assert fastest_precision("cpu") == "fp32"
+    assert sizes == [precision.SMALL_SIZE] * 2
+    assert fastest_precision("cuda") == "bf16"  # a GPU takes no second for any product
+    assert sizes[2:] == [None] * 2
