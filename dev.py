@@ -2,6 +2,7 @@
 """Commands for developers. They need Python 3.11 or newer and nothing else.
 
 python3 dev.py setup          create .venv with the locked packages and metalad, installed from this folder
+python3 dev.py setup --tests  the same with the packages that tests need
 python3 dev.py demo           setup, then `metalad demo`; further arguments are passed to it, such as --minutes 1
 python3 dev.py test           setup with test packages, then ruff, mypy, lint-imports and pytest; further arguments
                               are passed to pytest
@@ -64,11 +65,14 @@ def main() -> None:
     parser.add_argument("what", choices=("setup", "demo", "test", "package", "docs"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to `metalad demo`, pytest or mkdocs")
     options = parser.parse_args()
+    if options.what == "setup" and options.arguments not in ([], ["--tests"]):
+        parser.error(f"setup has no such arguments: {shlex.join(options.arguments)}; there is --tests")
     venv = options.venv.absolute()
     if options.what == "docs":
         docs(venv.with_name(f"{venv.name}-docs"), options.arguments)
         return
-    prepare(venv, with_tests=options.what in ("test", "package"), index=options.index)
+    with_tests = options.what in ("test", "package") or (options.what == "setup" and bool(options.arguments))
+    prepare(venv, with_tests=with_tests, index=options.index)
     if options.what == "demo":
         run(program(venv, "metalad"), "demo", *options.arguments)
     if options.what == "test":
@@ -182,7 +186,7 @@ def docs(venv: Path, mkdocs_arguments: list[str]) -> None:
     wanted = hashlib.sha256(DOCS_LOCK.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         run(sys.executable, "-m", "venv", "--clear", venv)
-        pip(program(venv, "python"), "--requirement", DOCS_LOCK)
+        pip(program(venv, "python"), "--no-compile", "--requirement", DOCS_LOCK)
         stamp.write_text(wanted, encoding="utf-8")
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     run(program(venv, "python"), "-m", "mkdocs", "build", *mkdocs_arguments)

@@ -75,6 +75,16 @@ def test_all_packages_come_from_the_default_index(call: Callable[..., None], com
     assert package == ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
 
 
+def test_setup_installs_the_packages_of_tests_on_demand(
+    call: Callable[..., None], commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("setup", "--tests")
+    assert pip_installs(commands)[0] == ["--no-compile", "--requirement", str(ROOT / "requirements-test.lock")]
+    with pytest.raises(SystemExit, match="2"):
+        call("setup", "--test")
+    assert "setup has no such arguments: --test; there is --tests" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("by_option", [True, False])
 def test_only_torch_comes_from_another_index(
     call: Callable[..., None], commands: Commands, monkeypatch: pytest.MonkeyPatch, by_option: bool
