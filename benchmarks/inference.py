@@ -8,8 +8,6 @@ Run the second with two counts, in two processes: memory must not grow with the 
 
 import argparse
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from metalad.detectors.out_of_fold import calibrate
 from metalad.inference.stream import MAX_WORKERS, infer_stream
 from metalad.methods import method_named
 from metalad.nn.pixels import to_batch
+from metalad.pipelines.benchmark.machine import peak_memory
 from metalad.pipelines.demo import DATA
 from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import find_sources
@@ -48,7 +47,7 @@ def main() -> None:
         folder = copies(arguments.image, arguments.count, Path(scratch) / "images")
         end_to_end = time_predict(detector, folder, Path(scratch) / "out", arguments.batch_size)
         if arguments.memory:
-            print(f"{arguments.count} images: peak memory {peak_megabytes():.0f} MB")
+            print(f"{arguments.count} images: peak memory {(peak_memory() or 0) / 1e6:.0f} MB")
             return
         print(f"{arguments.count} copies of {arguments.image.name}, {read_image(arguments.image).shape[:2]} pixels")
         print(f"predict, files written: {arguments.count / end_to_end:.1f} images/s")
@@ -120,12 +119,6 @@ def seconds(function: Callable[[], None]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def peak_megabytes() -> float:
-    """Return the peak memory of this process; the system reports KiB on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ generating them is not timed. `--data` uses the masks of a category's test image
 
 import argparse
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +18,7 @@ from jaxtyping import Bool, Float32
 
 from metalad.data import read_category
 from metalad.data.images import read_mask, resize_map, resize_mask
+from metalad.pipelines.benchmark.machine import peak_memory
 from metalad.results.metrics import PixelMetrics
 
 Image = tuple[Float32[np.ndarray, "side side"], Bool[np.ndarray, "side side"]]
@@ -60,7 +59,7 @@ def measure_streaming(masks: partial[Iterator[np.ndarray]]) -> PixelMetrics:
     finishing = time.perf_counter() - start
     print(
         f"{count} maps, {total / 1e6:.1f} M pixels on {len(os.sched_getaffinity(0))} cores: "
-        f"adding {adding:.2f} s, every metric {finishing:.2f} s, peak memory {peak_mib():.0f} MiB"
+        f"adding {adding:.2f} s, every metric {finishing:.2f} s, peak memory {(peak_memory() or 0) / 2**20:.0f} MiB"
     )
     return pixels
 
@@ -77,7 +76,7 @@ def compare(masks: partial[Iterator[np.ndarray]], pixels: PixelMetrics) -> None:
     exact = float(roc_auc_score(labels, scores))
     seconds = time.perf_counter() - start
     print(
-        f"scikit-learn AUROC   {exact:.6f} in {seconds:.2f} s, peak memory {peak_mib():.0f} MiB; "
+        f"scikit-learn AUROC   {exact:.6f} in {seconds:.2f} s, peak memory {(peak_memory() or 0) / 2**20:.0f} MiB; "
         f"the streaming AUROC differs by {abs(pixels.auroc() - exact):.1e}"
     )
 
@@ -111,12 +110,6 @@ def real_masks(category: Path, side: int) -> Iterator[np.ndarray]:
             yield resize_mask(read_mask(sample.mask), (side, side))
         elif not sample.abnormal:
             yield np.zeros((side, side), dtype=bool)
-
-
-def peak_mib() -> float:
-    """Return the peak memory of this process in MiB; the system reports KiB on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ SECURITY = {
 
 def page_routes() -> list[Route]:
     """Return a route for each file of the page: `index.html` at `/`, the others at `/page/NAME`."""
-    found = _contents(files("metalad.service") / "page", "page")
+    found = dict(_contents(files("metalad.service") / "page", "page"))
+    # The pages of results contain the same function as plain script; here it is a module.
+    shared = files("metalad.results.pages") / "templates" / "csv.js"
+    found["page/csv.js"] = shared.read_bytes() + b"\nexport { saveCsv };\n"
     return [_route("/" if path == f"page/{INDEX}" else f"/{path}", content) for path, content in found.items()]
 
 

@@ -1,7 +1,7 @@
 // Save rows of values as a CSV file. A text that a spreadsheet would take for a formula gets an apostrophe.
 function saveCsv(name, rows) {
   const cell = (value) => {
-    const text = typeof value === "string" && /^[=+@\t\r]/.test(value) ? `'${value}` : String(value ?? "");
+    const text = typeof value === "string" && /^[=+@\t\r-]/.test(value) ? `'${value}` : String(value ?? "");
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const content = rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
