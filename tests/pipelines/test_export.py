@@ -1,5 +1,6 @@
 """Exported files: the same results as the trained model, and nothing is written where they would differ."""
 
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_an_existing_file_is_replaced_only_with_overwrite(model: metalad.Model, 
     with pytest.raises(RunError, match="--overwrite"):
         metalad.export(model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+def test_a_missing_openvino_is_reported_before_the_graph_is_made(
+    model: metalad.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(export_module, "onnx_graph", lambda *_: pytest.fail("the graph was made before the check"))
+    with pytest.raises(ConfigError, match=r"needs openvino, which is not installed; install metalad\[openvino\]"):
+        metalad.export(model, tmp_path / "model.xml")
 
 
 def test_impossible_options_are_refused(model: metalad.Model, onnx_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
+def require_writer(suffix: str) -> None:
+    """Check that files with this suffix can be written.
+
+    Raises:
+        ConfigError: the suffix is .xml, and openvino is not installed.
+    """
+    if suffix == ".xml":
+        require_packages("`metalad export`", {"openvino": "openvino"}, "install metalad[openvino]")
+
+
 def write_graph(graph: "ModelProto", path: Path) -> None:
     """Write a graph without metadata: as ONNX, or, if the path ends with .xml, as OpenVINO's .xml and .bin.
 
@@ -21,7 +31,7 @@ def write_graph(graph: "ModelProto", path: Path) -> None:
     if path.suffix == ".onnx":
         path.write_bytes(graph.SerializeToString())
         return
-    require_packages("`metalad export`", {"openvino": "openvino"}, "install metalad[openvino]")
+    require_writer(path.suffix)
     import openvino
 
     # Not `openvino.convert_model`, which reports its use over the network.

@@ -17,7 +17,7 @@ from metalad.data.reading import Reading
 from metalad.data.sample import Sample
 from metalad.detectors.inference import DetectorEngine
 from metalad.exporting.comparison import Agreement, compare_engines
-from metalad.exporting.files import add_metadata, write_graph
+from metalad.exporting.files import add_metadata, require_writer, write_graph
 from metalad.exporting.graph import OPSET, onnx_graph
 from metalad.exporting.precision import SKIPPED, half_weights, quantized
 from metalad.inference.engine import Engine
@@ -177,6 +177,7 @@ def _check(path: Path, format: str, precision: str, calibration_data: str | Path
     for each in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
         if each.exists() and not overwrite:
             raise RunError(f"{each} exists; give another name, or --overwrite to replace it")
+    require_writer(path.suffix)  # here, because the graph that needs it is ready only after a minute
 
 
 def _images(stored: StoredModel, folder: str | Path, limit: int) -> Images:
