@@ -6,8 +6,9 @@ The source is parsed, not imported, so that `--help` does not import torch.
 import ast
 import re
 from argparse import ArgumentParser
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,11 +37,17 @@ class Parameter:
     description: str
 
 
-def parameters(file: str, function: str) -> Iterator[Parameter]:
-    """Yield the parameters of a function in a source file of the package, such as `pipelines/train.py`."""
-    source = (Path(metalad.__file__).parent / file).read_text(encoding="utf-8")
+def parameters(file: str, function: str) -> tuple[Parameter, ...]:
+    """Return the parameters of a function in a source file of the package, such as `pipelines/train.py`."""
+    return _parameters(Path(metalad.__file__).parent / file, function)
+
+
+@cache  # a process that runs many command lines reads each source once
+def _parameters(path: Path, function: str) -> tuple[Parameter, ...]:
     definition = next(
-        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == function
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == function
     )
     described = _descriptions(ast.get_docstring(definition) or "")
     arguments = definition.args
@@ -49,10 +56,12 @@ def parameters(file: str, function: str) -> Iterator[Parameter]:
         *zip(arguments.args, [*without_default, *arguments.defaults], strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
+    found: list[Parameter] = []
     for argument, default in pairs:
         annotation = "" if argument.annotation is None else ast.unparse(argument.annotation).strip("'\"")
         value = None if default is None else _value(default)
-        yield Parameter(argument.arg, annotation, value, default is None, described.get(argument.arg, ""))
+        found.append(Parameter(argument.arg, annotation, value, default is None, described.get(argument.arg, "")))
+    return tuple(found)
 
 
 def add_parameters(
