@@ -95,9 +95,11 @@ def test_the_list_shows_keys_names_and_numbers(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed by a signal")
-def test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tiny_category(tmp_path / "cookie", train=6, good=2, defective=2)
-    line = [sys.executable, "-m", "metalad", "benchmark", "--methods", "variation_model", "--data", str(data)]
+    line = ["benchmark", "--methods", "variation_model", "--data", str(data)]
     line += ["--seeds", "3", "--device", "cpu", "--threads", "1", "--set", "image_size=32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -108,7 +110,8 @@ def test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one(tmp
         return values
 
     killed, calm = tmp_path / "killed", tmp_path / "uninterrupted"
-    with subprocess.Popen([*line, "--out", str(killed)], env=environment, stdout=-3, stderr=-3) as process:
+    command = [sys.executable, "-m", "metalad", *line, "--out", str(killed)]
+    with subprocess.Popen(command, env=environment, stdout=-3, stderr=-3) as process:
         deadline = time.monotonic() + 120
         while not read_rows(killed / "rows.jsonl"):
             assert time.monotonic() < deadline, "no rows"
@@ -118,9 +121,9 @@ def test_a_killed_benchmark_resumes_and_has_the_rows_of_an_uninterrupted_one(tmp
             process.send_signal(signal.SIGKILL)
     with (killed / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"format": 1, "sui')  # an interrupted write
-    resumed = subprocess.run([*line, "--out", str(killed)], env=environment, capture_output=True, text=True, check=True)
-    assert "finished" in resumed.stderr
-    subprocess.run([*line, "--out", str(calm)], env=environment, capture_output=True, check=True)
+    assert main([*line, "--out", str(killed)]) == 0
+    assert "finished" in capsys.readouterr().err
+    assert main([*line, "--out", str(calm)]) == 0
     assert rows(killed) == rows(calm)
     assert len(rows(calm)) == 3
     assert (killed / "table.md").exists()

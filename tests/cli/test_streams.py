@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from metalad.cli.main import main
 from metalad.cli.terminal import PIPE_CLOSED
 from tests.tiny import tiny_category
 
@@ -32,11 +33,15 @@ def test_a_closed_stream_does_not_change_the_exit_code(redirection: str, tmp_pat
 def test_all_streams_closed_gives_the_results_of_open_ones(tmp_path: Path) -> None:
     data = tiny_category(tmp_path / "data", good=2)
     train = ("train", data, "--method", "variation_model", "--set", "image_size=32", "--set", "smoothing_sigma=1")
-    for name, redirection in (("open", ""), ("closed", "<&- >&- 2>&-")):
-        run, out = tmp_path / name, tmp_path / name / "results"
-        assert _shell(redirection, *train, "--out", run).returncode == 0
-        processes = ("--workers", "1")  # child processes inherit the streams
-        assert _shell(redirection, "predict", run, data / "test/good", "--out", out, *processes).returncode == 0
+    processes = ("--workers", "1")  # child processes inherit the streams
+
+    def predict(run: Path) -> tuple[object, ...]:
+        return "predict", run, data / "test/good", "--out", run / "results", *processes
+
+    for line in ((*train, "--out", tmp_path / "open"), predict(tmp_path / "open")):
+        assert main([str(argument) for argument in line]) == 0
+    for line in ((*train, "--out", tmp_path / "closed"), predict(tmp_path / "closed")):
+        assert _shell("<&- >&- 2>&-", *line).returncode == 0
     lines = [(tmp_path / name / "results/predictions.jsonl").read_text().splitlines() for name in ("open", "closed")]
     scores = [[json.loads(line)["score"] for line in found] for found in lines]
     assert len(scores[0]) == 2
