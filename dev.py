@@ -136,7 +136,8 @@ def test(venv: Path, arguments: list[str]) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # One thread per process: on few cores, the thread pools of several processes mostly wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", *selection)
+    # tests/conftest.py puts groups with slow tests first; pytest-xdist would start those with the most tests first.
+    run(python, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", "--no-loadscope-reorder", *selection)
 
 
 def package(venv: Path, index: str | None) -> None:
