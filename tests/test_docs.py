@@ -181,7 +181,7 @@ def test_python_runs(page: Path, working_folder: Path, finished_run: Path, capsy
     if "train(" not in code:
         shutil.copytree(finished_run, working_folder / "runs" / "bottle")
     # Only what determines the training time is changed.
-    code = re.sub(r"minutes=\d+", "epochs=1, image_size=64", code)
+    code = re.sub(r"minutes=\d+", "epochs=1, image_size=64, width=16, hidden_width=32", code)
     code = code.replace('demo("demo-run")', 'demo("demo-run", method="variation_model")')
     exec(compile(code, name_of(page), "exec"), {"__name__": "example"})
     assert capsys.readouterr().out

@@ -55,18 +55,18 @@ from tests.tiny import TINY
 
 SMALL: dict[str, DetectorConfig] = {
     "metal": TINY,
-    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, codebook_size=64, context_steps=50),
+    "metal_features": MetalFeaturesConfig(image_size=(48, 64), smoothing_sigma=2.0, codebook_size=64, context_steps=5),
     "patchcore": PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, bank_fraction=0.5),
     "padim": PadimConfig(image_size=(48, 64), smoothing_sigma=2.0, channels=16, grid="s8"),
     "subspace_ad": SubspaceADConfig(image_size=(48, 64), smoothing_sigma=2.0, variance=0.9),
     "variation_model": VariationModelConfig(image_size=(48, 64)),
-    "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=300),
+    "feature_dictionary": FeatureDictionaryConfig(image_size=(48, 64), samples=200),
     "texture_inspection": TextureInspectionConfig(
         # With Weber normalization, the inside of a patch of one color does not differ from any other flat region.
         image_size=(48, 64),
-        levels=4,
+        levels=2,
         components=3,
-        samples=1000,
+        samples=500,
         normalization="none",
     ),
     "gt": GeometricTransformationsConfig(image_size=(16, 16), widening=1, shift=4, transforms="unshifted"),
