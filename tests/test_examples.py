@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import metalad
+from metalad.data.images import find_images, read_image, resize_image, write_image
 from tests.tiny import tiny_category
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -59,7 +60,12 @@ def test_the_method_is_not_listed_without_its_package() -> None:
 
 @pytest.fixture(scope="module")
 def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_category(tmp_path_factory.mktemp("category") / "cookie", train=6)
+    """Small images: the examples train a large network at a size that follows from the images."""
+    data = tiny_category(tmp_path_factory.mktemp("category") / "cookie", train=6, good=0, defective=0)
+    for path in find_images(data):
+        write_image(path.with_suffix(".png"), resize_image(read_image(path), (48, 48)))
+        path.unlink()
+    return data
 
 
 def run_example(script: str, *arguments: Path) -> None:
