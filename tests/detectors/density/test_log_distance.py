@@ -6,13 +6,21 @@ from tests.detectors.density.random_maps import noise
 
 
 def test_the_mean_is_0_and_1_percent_of_good_positions_exceed_1() -> None:
-    distances = [noise(20, 30, 30).exp(), 5 * noise(20, 30, 30, seed=1).abs()]
+    distances = [noise(20, 30, 30).exp(), 5 * noise(20, 30, 30, seed=1).abs() + 0.1]
     for values in distances:
         log_distance = NormalizedLogDistance(1)
         log_distance.fit([values])
         normalized = log_distance([values])
         assert normalized.mean().abs() < 1e-4
         assert float((normalized > 1).float().mean()) == pytest.approx(0.01, abs=2e-4)
+
+
+def test_distances_of_rounding_errors_are_equal() -> None:
+    distances = noise(10, 20, 20).exp()
+    log_distance = NormalizedLogDistance(1)
+    log_distance.fit([distances])
+    zero, error, small, larger = (log_distance([torch.full((1, 1, 1), value)]) for value in (0.0, 1e-5, 1e-3, 0.03))
+    assert zero == error == small < larger < log_distance([torch.full((1, 1, 1), 0.05)])
 
 
 def test_the_scale_of_a_distance_has_no_effect_and_a_large_variation_reduces_its_influence() -> None:

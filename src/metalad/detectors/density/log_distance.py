@@ -14,6 +14,9 @@ MIN_WEIGHT = 1e-3
 TAIL = 0.99
 """The quantile of the distances on good images that is mapped to 1."""
 
+FLOOR = 4.0
+"""Logarithms more than this below the mean on good images count as that. An image that a density was fitted on can have
+distances of 0, whose logarithm is that of rounding errors, and those differ between runtimes."""
 SHARPNESS = 4.0
 """`beta` of the softplus function that makes a map of normalized log-distances positive."""
 
@@ -24,7 +27,7 @@ class NormalizedLogDistance(nn.Module):
     From the logarithm of each distance its mean on good images is subtracted. The difference is divided by that of the
     99 % quantile on good images: 0 is the mean, and 1 % of the positions of good images exceed 1. The result is the
     (weighted) mean over the distances. A distance with a large variation on good images has a large scale and therefore
-    a small influence.
+    a small influence. Distances below exp(-`FLOOR`) times the geometric mean count as equal.
 
     mean, scale: [distances].
     """
@@ -57,7 +60,10 @@ class NormalizedLogDistance(nn.Module):
 
     def normalized(self, distances: Sequence[Float[Tensor, "*shape"]]) -> list[Float[Tensor, "*shape"]]:
         """Return the normalized log-distance of each distance; negative where it is below average."""
-        return [(_log(values) - self.mean[index]) / self.scale[index] for index, values in enumerate(distances)]
+        return [
+            (_log(values) - self.mean[index]).clamp_min(-FLOOR) / self.scale[index]
+            for index, values in enumerate(distances)
+        ]
 
     def forward(
         self,
