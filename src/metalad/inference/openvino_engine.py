@@ -25,7 +25,7 @@ class OpenvinoEngine(ExportedEngine):
         Raises:
             ConfigError: OpenVINO is not installed, or broken. ModelFileError: it cannot run the model.
         """
-        require_packages(str(xml), {"openvino": "openvino"}, "install metalad[openvino]")
+        require_packages(str(xml), {"openvino": "openvino"}, "install metalad-runtime[openvino] or metalad[openvino]")
         import openvino
 
         super().__init__(scoring, image_scale)

@@ -65,6 +65,10 @@ class Lsa(Reconstructor):
 
     name = "lsa"
     has_own_score = True
+    not_exportable = (
+        "the score has steps, one at each edge of a bin of a code element; an element that other runtimes round "
+        "across an edge changes it by percents"
+    )
     config: LsaConfig
     lowest: Tensor
     ranges: Tensor

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -62,6 +63,26 @@ def watching(
 
 
 # What is scored, and how often
+
+
+def test_with_once_an_unreadable_folder_is_an_error_after_all_other_images(
+    model: metalad.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, closed = tmp_path / "in", tmp_path / "in" / "closed"
+    put(inbox / "a.png")
+    put(closed / "b.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    watched = metalad.watch(model, inbox, tmp_path / "out", once=True, settle=0.0)
+    assert names([next(watched)]) == ["a.png"]
+    with pytest.raises(DataError, match=rf"cannot read {re.escape(str(closed))}; images there are not scored"):
+        next(watched)
 
 
 def test_each_image_is_scored_once_and_results_equal_those_of_predict(

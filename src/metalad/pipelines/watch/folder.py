@@ -33,6 +33,11 @@ class WatchedFolder:
         self._unreadable: set[str] = set()
         self._reported: set[str] = set()
 
+    @property
+    def unreadable(self) -> list[str]:
+        """The folders that could not be read by the last scan."""
+        return sorted(self._unreadable)
+
     def path(self, relative: str) -> Path:
         """Return the path of a file, as the user wrote the folder."""
         return self.folder / relative

@@ -26,7 +26,7 @@ from metalad.pipelines.watch.scoring import Scorer
 from metalad.pipelines.watch.sources import SCAN_SECONDS, FolderSource, Outcome, Source, StreamSource, VideoSource
 from metalad.results.logged import LoggedPrediction
 from metalad.runtime.choices import Scoring
-from metalad.runtime.errors import ConfigError
+from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.files import delete_temporaries
 from metalad.runtime.lock import exclusive_lock
 from metalad.runtime.progress import logger
@@ -104,7 +104,8 @@ def watch(
         ModelFileError: no usable model. DataError: no such folder or camera. ConfigError: an impossible setting, or a
             package that is not installed. ImageError: not a video. RunError: `out` cannot be written or is in
             use, or the broker did not take the results that are left when `once` or `limit` is reached.
-            The first three are raised by the call, the others while results are taken.
+            The first three are raised by the call, the others while results are taken; so is a DataError for folders
+            that cannot be read, with `once` after all other images.
     """
     _check(settle=settle, patience=patience, command_timeout=command_timeout)
     _check_source(source, new_only=new_only, once=once, poll=poll, every=every, limit=limit)
@@ -240,6 +241,8 @@ class _Watcher:
             log.end()
             raise
         log.end()
+        if self._once and folder.unreadable:  # otherwise, the folder may come back
+            raise DataError(f"cannot read {', '.join(folder.unreadable)}; images there are not scored")
 
     def _all(
         self, source: Source, log: Log, mover: Mover | None, workers: Sequence[Worker], stop: threading.Event
