@@ -82,7 +82,7 @@ def test_one_image_or_equal_images_have_no_components_and_finite_distances(image
 
 
 def test_the_contribution_is_the_root_of_the_sum_of_squares() -> None:
-    score, distances = CompositionScore(), random(40, 2).exp()
+    score, distances = CompositionScore(), (0.5 * random(40, 2)).exp()
     score.fit(distances, HALF_WEIGHT_IMAGES)
     logs = distances.double().log().numpy()
     mean, quantile = logs.mean(0), np.sort(logs, axis=0)[39]  # the 99 % quantile of 40 values
