@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalad.detectors import out_of_fold
 from metalad.detectors.density.appearance import reduced
 from metalad.detectors.density.codebook import Selection
+from metalad.detectors.density.log_distance import FLOOR
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
 from metalad.methods.metal import Metal, MetalConfig, Token
@@ -367,7 +368,7 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
     for log, good in zip(logs(residuals), logs(good_residuals), strict=True):
         ordered = np.sort(good[:, ::2, ::2].ravel())
         mean, quantile = ordered.mean(), ordered[math.ceil(0.99 * len(ordered)) - 1]
-        normalized.append((log - mean) / (quantile - mean))
+        normalized.append(np.maximum(log - mean, -FLOOR) / (quantile - mean))
     weights = [1.0, 1.0, 1.0]
     if selection == "coreset":
         assert good_residuals.distance_weights is not None
