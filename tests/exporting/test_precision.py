@@ -1,6 +1,7 @@
 """Graphs with weights of 16 bits and convolutions in 8 bits, on a graph of one convolution and one matrix product."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,8 +9,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from metalad.exporting.files import write_graph
 from metalad.exporting.graph import INPUT
 from metalad.exporting.precision import half_weights, quantized
+from metalad.inference.onnx_engine import OnnxEngine
+from metalad.inference.openvino_engine import OpenvinoEngine
 from metalad.runtime.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -75,3 +79,46 @@ def test_a_graph_without_a_convolution_to_quantize_is_refused(groups: int) -> No
     weights = {"weight"} if groups > 1 else {"another"}
     with pytest.raises(ConfigError, match="no convolution"):
         quantized(graph(groups=groups), weights, PIXELS)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_openvino_has_the_scores_of_onnxruntime_in_int8(tmp_path: Path, signed: bool) -> None:
+    """OpenVINO's own convolutions in integers are wrong on some processors."""
+    model = quantized(network(), {"first", "second", "third"}, PIXELS, 0.0, signed=signed)
+    write_graph(model, tmp_path / "model.xml")
+    expected = OnnxEngine(model.SerializeToString(), "raw", "model").infer(PIXELS, ("raw",))
+    found = OpenvinoEngine(tmp_path / "model.xml", "raw").infer(PIXELS, ("raw",))
+    np.testing.assert_allclose(found.scores["raw"], expected.scores["raw"], rtol=0.01)
+    np.testing.assert_allclose(found.maps["raw"], expected.maps["raw"], atol=0.02 * float(expected.maps["raw"].max()))
+
+
+def network() -> onnx.ModelProto:
+    """Return pixels → three convolutions with ReLU → map and its mean, as exported methods have them."""
+    shapes = {"first": (32, 3, 3, 3), "second": (32, 32, 1, 1), "third": (1, 32, 3, 3)}
+    nodes = [
+        helper.make_node("Transpose", [INPUT], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["maps0"], to=TensorProto.FLOAT),
+    ]
+    for index, (name, shape) in enumerate(shapes.items()):
+        pads = [shape[-1] // 2] * 4
+        nodes.append(helper.make_node("Conv", [f"maps{index}", name], [f"sum{index}"], name=f"conv_{name}", pads=pads))
+        nodes.append(helper.make_node("Relu", [f"sum{index}"], [f"maps{index + 1}"]))
+    nodes.append(helper.make_node("Squeeze", ["maps3", "axis"], ["anomaly_map"]))
+    nodes.append(helper.make_node("ReduceMean", ["anomaly_map", "sides"], ["score"], keepdims=0))
+    initializers = [
+        numpy_helper.from_array(RNG.normal(0.02, 0.1, shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
+    initializers += [
+        numpy_helper.from_array(np.array(value), name) for name, value in (("axis", [1]), ("sides", [1, 2]))
+    ]
+    made = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", 16, 16, 3])],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 16, 16]),
+        ],
+        initializers,
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
