@@ -240,13 +240,14 @@ def _figure_9() -> Suite:
 
 
 def _literal() -> Suite:
-    """Squares and rows on bottle share their cells with `table-3`, the default settings share those of `default`."""
+    """Squares and rows on bottle and pill share their cells with `table-3`, the default settings with `default`."""
     papers = (c for c in _patches(1) if c.label in ("squares+rows", "squares+rows, zero-logit"))
     configurations = (*papers, Configuration("metal", "metal"))
+    others = tuple(category for category in SIZES if category not in KINDS)
     return Suite(
         "literal",
-        "MeTAL with the mask as printed, with the blind mask, and with default settings, on four categories",
-        (Grid(configurations, KINDS, seeds=SEEDS),),
+        "MeTAL with the mask as printed, with the blind mask, and with default settings, on nine categories",
+        (Grid(configurations, KINDS, seeds=SEEDS), Grid(configurations, others)),
         scorings=("raw", "calibrated"),
         paper_table="Table 3",
         whole=True,
