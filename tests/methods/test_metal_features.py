@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook
+from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn import backbone_tiles
@@ -63,15 +65,28 @@ def test_photometric_normalization_removes_a_change_of_brightness() -> None:
     torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-3)
 
 
-def test_the_positional_gaussian_is_weighted_by_the_variance_that_position_explains() -> None:
+def test_the_densities_are_weighted_by_the_variance_that_position_explains() -> None:
     model = fitted(copies=2)
     with torch.no_grad():
         fine, _ = model.features(to_batch(cookies(8, SIZE)))
     values = fine[:, :24].numpy().astype(np.float64)
     explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
-    assert model.density_weights.tolist() == pytest.approx([0.5, 1, 1, 0.5, explained**2], rel=1e-4)
-    assert fitted(context_steps=0).density_weights[:3].tolist() == [1, 1, 1]
+    weight = explained**2
+    assert model.density_weights.tolist() == pytest.approx([weight, 1 - weight, 0.5, 0.25, weight], rel=1e-4)
+    assert len(fitted(context_steps=0).density_weights) == 4
     assert 0 < explained < 1
+
+
+def test_where_good_images_have_large_distances_a_part_is_subtracted() -> None:
+    model, images = fitted(), to_batch(cookies(10, SIZE)[8:])
+    assert model.positional_mean is not None
+    assert float(model.positional_mean.excess.max()) > 0
+    with torch.no_grad():
+        distances = model.densities(model.features(images))
+        log_distance = model.log_distance(distances.positions, model.density_weights)
+        expected = as_map(F.interpolate((log_distance - model.positional_mean.excess)[:, None], SIZE, mode="bilinear"))
+        assert torch.equal(model.residuals(images).values, expected)
+    assert fitted(positional_mean=False).positional_mean is None
 
 
 def test_without_copies_and_context_only_the_codebooks_are_random() -> None:

@@ -88,7 +88,8 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     assert (old["format"], header.method, header.seed) == (4, name, old["seed"])
     assert header.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
     assert header.config.get("selection") == {"metal": "k-means", "metal_features": "k-means"}.get(name)
-    assert header.config.get("composition") is {"metal_features": False}.get(name)
+    for added in ("composition", "positional_mean"):
+        assert header.config.get(added) is {"metal_features": False}.get(name)
     assert header.thresholds == old["thresholds"]
 
 

@@ -5,8 +5,9 @@ A frozen network trained on ImageNet gives a feature vector at each position of 
 those of fine features are coresets, which keep rare features. A Gaussian at each position measures the distance from
 what is usual there; optionally a blind transformer predicts a position's features from those around it. Distances of
 held-out good images normalize each density (see `NormalizedLogDistance`), and their weighted mean is the map. The
-positional Gaussian is weighted by the squared fraction of variance that position explains: little on objects that turn.
-The image score is the map's maximum, to which the composition of the whole image contributes (see `Composition`).
+weights depend on how much of the features' variance position explains: little on textures and objects that turn. Where
+good images have a large map value on average, a part of that is subtracted (see `PositionalMean`). The image score is
+the map's maximum, to which the composition of the whole image contributes (see `Composition`).
 """
 
 import itertools
@@ -29,6 +30,7 @@ from metalad.detectors.density.composition import Composition, CompositionScore
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
+from metalad.detectors.density.positional_mean import PositionalMean
 from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
@@ -68,6 +70,9 @@ class MetalFeaturesConfig(DetectorConfig):
     )
     copies: int = setting(1, "copies of each good image with small random changes of light, position and focus")
     photometric_normalization: bool = setting(True, "scale every image to the mean brightness of the good images")
+    positional_mean: bool = setting(
+        True, "subtract a part of the mean distance of good images at each position, where it is above average"
+    )
     composition: bool = setting(True, "count in the image score, too, how unusual the image is as a whole")
     context_steps: int = setting(0, "training steps of a blind transformer that predicts features; 0: without it")
 
@@ -182,9 +187,9 @@ class Densities(nn.Module):
 class MetalFeatures(FittedDetector):
     """A frozen backbone, densities of its features, and the mean of their normalized log-distances.
 
-    density_weights: the weight of each density. That of the positional Gaussian is the fraction of the features'
-        variance that position explains, squared: small where that is less than half. The others have weight 1; but the
-        per-stride codebook and the context prediction, which depend on the same fine features, have one half each.
+    density_weights: the weight of each density. w is the fraction of the features' variance that position explains,
+        squared: small where that is less than half. The positional Gaussian and the per-stride codebook have the weight
+        w, the per-channel codebook 1 - w, the deep codebook 1/2, context prediction 1/4.
     """
 
     name = "metal_features"
@@ -203,10 +208,10 @@ class MetalFeatures(FittedDetector):
         self.densities = self._new_densities()
         names = self.densities.names
         self.log_distance = NormalizedLogDistance(len(names))
+        self.positional_mean = PositionalMean() if config.positional_mean else None
         self.composition_score = CompositionScore() if config.composition else None
         self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
-        halved = ("per_stride", "context") if config.context_steps else ()
-        self.register_buffer("density_weights", torch.tensor([0.5 if name in halved else 1.0 for name in names]))
+        self.register_buffer("density_weights", torch.ones(len(names)))
 
     @classmethod
     def required_images(cls) -> int:
@@ -240,13 +245,14 @@ class MetalFeatures(FittedDetector):
                 for side in counted((0, 1), "scales", "half")
             ]
             held_out = Distances.concatenate(distances)
+            on_position = features.fine[: len(pixels), : self.densities.position_channels]
+            self.density_weights = self._weights(variance_explained_by_position(on_position))
             self.log_distance.fit(held_out.positions)
+            if self.positional_mean is not None:
+                self.positional_mean.fit(self.log_distance(held_out.positions, self.density_weights), len(pixels))
             if self.composition_score is not None and held_out.composition is not None:
                 self.composition_score.fit(held_out.composition, len(pixels))
             self.densities.fit(features, every, seed)
-            on_position = features.fine[: len(pixels), : self.densities.position_channels]
-            weight = variance_explained_by_position(on_position) ** 2
-            self.density_weights[self.densities.names.index("position")] = weight
         return self._out_of_fold(pixels, features)
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -265,8 +271,9 @@ class MetalFeatures(FittedDetector):
         return Features(self.fine_standardization(fine), self.deep_standardization(deep))
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
-        """Return the mean normalized log-distance of each pixel: 1 is the 99 % quantile of good positions.
+        """Return the mean normalized log-distance of each pixel: 1 is about the 99 % quantile of good positions.
 
+        The excess of good images at the position is subtracted (see `PositionalMean`).
         `Residuals.score` is the contribution of the composition to the image score; None without it.
         """
         return self._residuals_from(self.densities(self.features(images)))
@@ -298,6 +305,8 @@ class MetalFeatures(FittedDetector):
 
     def _residuals_from(self, distances: Distances) -> Residuals:
         mean = self.log_distance(distances.positions, self.density_weights)
+        if self.positional_mean is not None:
+            mean = self.positional_mean(mean)
         values = as_map(F.interpolate(mean[:, None], self.config.image_size, mode="bilinear"))
         if self.composition_score is None or distances.composition is None:
             return Residuals(values)
@@ -351,6 +360,19 @@ class MetalFeatures(FittedDetector):
             part.fine.copy_(self.fine_standardization(part.fine))
             part.deep.copy_(self.deep_standardization(part.deep))
         return maps
+
+    def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
+        """Return the weights of the densities, given the fraction of the variance that position explains."""
+        aligned = explained.square()
+        constant = aligned.new_tensor
+        weights = {
+            "per_stride": aligned,
+            "per_channel": 1 - aligned,
+            "deep": constant(0.5),
+            "context": constant(0.25),
+            "position": aligned,
+        }
+        return torch.stack([weights[name] for name in self.densities.names])
 
     def _new_densities(self) -> Densities:
         return Densities(self.config, self.widths)

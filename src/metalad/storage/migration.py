@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 
 MISSING: Mapping[str, Mapping[str, Any]] = {
     "metal": {"selection": "k-means"},
-    "metal_features": {"selection": "k-means", "composition": False},
+    "metal_features": {"selection": "k-means", "composition": False, "positional_mean": False},
 }
 """Settings that older versions did not have, and the value that describes what they did, by method."""
 MISSING_OF_ALL: Mapping[str, Any] = {"image_scale": 0.0}
