@@ -71,18 +71,18 @@ def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
 
 
 def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
-    """Change lighting and position slightly and randomly, in half of the cases also noise and focus; then compress.
+    """Change lighting and position slightly and randomly, in half of the cases also focus; compress; then add noise.
 
     Compression is always applied: deep features are most sensitive to it, and the original image is the case without.
+    Noise is added to half of the images, after compression, which would remove it: many cameras do not compress.
     """
     image = contrast(brightness(image, rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15))
     image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(rng.integers(4))), 1))
     image = rotation(shift(image, int(rng.integers(4))), rng.uniform(-3.0, 3.0))
     if rng.random() < 0.5:
         image = gaussian_blur(image, rng.uniform(0.0, 0.8))
-    if rng.random() < 0.5:
-        image = gaussian_noise(image, rng.uniform(0.0, 4.0), rng)
-    return jpeg(image, int(rng.integers(60, 96)))
+    image = jpeg(image, int(rng.integers(60, 96)))
+    return gaussian_noise(image, rng.uniform(0.0, 4.0), rng) if rng.random() < 0.5 else image
 
 
 def _bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
