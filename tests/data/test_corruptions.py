@@ -140,6 +140,20 @@ def test_a_blurred_point_is_a_gaussian_in_its_own_channel() -> None:
     assert np.abs(blurred[..., 1] - expected).max() <= 0.5 + 1e-6
 
 
+def test_half_of_the_perturbed_images_have_noise_that_compression_did_not_remove() -> None:
+    """On an image of one color all deviations are noise; that of neighboring pixels is independent, as in a camera."""
+    plain = np.full((64, 64, 3), 128, dtype=np.uint8)
+    results = [perturbed(plain, np.random.default_rng(seed)).astype(np.float64) for seed in range(60)]
+    noisy = [result for result in results if result.std() > 0]
+    assert 20 <= len(noisy) <= 40
+    assert max(result.std() for result in noisy) < 4.2
+    for result in noisy:
+        if result.std() > 1:
+            deviations = result[..., 0] - result[..., 0].mean()
+            correlation = (deviations[:, 1:] * deviations[:, :-1]).mean() / deviations.var()
+            assert abs(correlation) < 0.1
+
+
 def test_a_perturbed_photograph_is_similar_to_the_original_and_depends_on_the_seed() -> None:
     photograph = cookies(1, (96, 128))[0]
     first, same, different = (perturbed(photograph, np.random.default_rng(seed)) for seed in (0, 0, 1))
