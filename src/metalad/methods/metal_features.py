@@ -247,11 +247,7 @@ class MetalFeatures(FittedDetector):
             held_out = Distances.concatenate(distances)
             on_position = features.fine[: len(pixels), : self.densities.position_channels]
             self.density_weights = self._weights(variance_explained_by_position(on_position))
-            self.log_distance.fit(held_out.positions)
-            if self.positional_mean is not None:
-                self.positional_mean.fit(self.log_distance(held_out.positions, self.density_weights), len(pixels))
-            if self.composition_score is not None and held_out.composition is not None:
-                self.composition_score.fit(held_out.composition, len(pixels))
+            self._fit_scales(held_out, len(pixels))
             self.densities.fit(features, every, seed)
         return self._out_of_fold(pixels, features)
 
@@ -360,6 +356,14 @@ class MetalFeatures(FittedDetector):
             part.fine.copy_(self.fine_standardization(part.fine))
             part.deep.copy_(self.deep_standardization(part.deep))
         return maps
+
+    def _fit_scales(self, held_out: Distances, images: int) -> None:
+        """Fit what puts the distances on one scale. images: number of good images, without copies."""
+        self.log_distance.fit(held_out.positions)
+        if self.positional_mean is not None:
+            self.positional_mean.fit(self.log_distance(held_out.positions, self.density_weights), images)
+        if self.composition_score is not None and held_out.composition is not None:
+            self.composition_score.fit(held_out.composition, images)
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
         """Return the weights of the densities, given the fraction of the variance that position explains."""
