@@ -367,16 +367,9 @@ class MetalFeatures(FittedDetector):
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
         """Return the weights of the densities, given the fraction of the variance that position explains."""
-        aligned = explained.square()
-        constant = aligned.new_tensor
-        weights = {
-            "per_stride": aligned,
-            "per_channel": 1 - aligned,
-            "deep": constant(0.5),
-            "context": constant(0.25),
-            "position": aligned,
-        }
-        return torch.stack([weights[name] for name in self.densities.names])
+        aligned = float(explained.square())
+        weights = {"per_stride": aligned, "per_channel": 1 - aligned, "deep": 0.5, "context": 0.25, "position": aligned}
+        return torch.tensor([weights[name] for name in self.densities.names], device=explained.device)
 
     def _new_densities(self) -> Densities:
         return Densities(self.config, self.widths)
