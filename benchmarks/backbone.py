@@ -1,4 +1,4 @@
-"""Time a backbone on a CPU that processes a batch a few images at a time, and the nearest-center search of k-means.
+"""Time a backbone on a CPU: a few images at a time, norms as layers of their own; and the search for nearest centers.
 
 python -m benchmarks.backbone [--backbone lite0] [--threads N]
 
@@ -9,13 +9,15 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalad.detectors.density.nearest import nearest
 from metalad.nn import backbones
 from metalad.nn.backbones import Backbone
+from metalad.nn.networks import Convolution
 
 BATCHES = ((32, 128), (16, 256), (8, 512))
 PIXELS = tuple(2**power for power in range(15, 20))
@@ -36,9 +38,19 @@ def main() -> None:
         whole = best_at_once(backbone, images, count * side**2)
         parts = [best_at_once(backbone, images, pixels) for pixels in PIXELS]
         print(f"{count}x{side}²", *(f"{part / whole:7.2f}" for part in parts), f"{whole:12.2f}", sep="  ")
+    images = torch.rand(2, 3, 256, 256)
+    scaled = best(partial(backbone, images))
+    with mock.patch.object(Convolution, "forward", norm_as_a_layer):
+        print(f"norms in the convolutions, to norms as layers: {scaled / best(partial(backbone, images)):.2f}")
     points, centers = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centers).argmin(1))
     print(f"nearest of 1,024 centers, to cdist: {best(lambda: nearest(points, centers)) / whole:.2f}")
+
+
+def norm_as_a_layer(conv: Convolution, maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """Convolve, then normalize."""
+    normalized: Tensor = norm(conv._conv_forward(maps, conv.weight, None))
+    return normalized
 
 
 def best_at_once(backbone: Backbone, images: Tensor, pixels: int) -> float:
