@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
-from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
+from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
 from metalad.detectors.density.composition import Composition, CompositionScore
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
@@ -49,6 +49,8 @@ MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
 DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
+MAX_CORESET_POINTS = 120_000
+"""Fine feature vectors that coresets are selected from at most: rare ones must be among them to become entries."""
 MAX_PIXELS = 1024 * 256**2
 """Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
 
@@ -160,7 +162,8 @@ class Densities(nn.Module):
 
     def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
         """Fit all models on the features of the chosen images, which are good."""
-        sample, stride_weights = sampled_positions(features.fine, seed, images), self.stride_weights.flatten()
+        most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
+        sample, stride_weights = sampled_positions(features.fine, seed, images, most), self.stride_weights.flatten()
         self.per_stride.fit(sample * stride_weights, seed)
         self.per_channel.fit(sample, seed)
         self.deep.fit(sampled_positions(features.deep, seed, images), seed)

@@ -1,6 +1,6 @@
 import torch
 
-from metalad.detectors.density.codebook import Codebook
+from metalad.detectors.density.codebook import Codebook, sampled_positions
 from tests.detectors.density.random_maps import noise
 
 
@@ -60,3 +60,11 @@ def test_a_coreset_consists_of_the_points_and_covers_them_within_twice_the_optim
         return distances.amin(1).max()
 
     assert radius(book.entries) <= 2 * radius(centers)
+
+
+def test_sampled_positions_are_distinct_feature_vectors_of_the_chosen_images() -> None:
+    maps = torch.arange(4 * 3 * 5.0).reshape(4, 1, 3, 5)  # each position has a value of its own
+    sample = sampled_positions(maps, 0, torch.tensor([1, 3]), most=20).flatten()
+    assert len(sample) == len(sample.unique()) == 20
+    assert set(sample.tolist()) <= set(maps[[1, 3]].flatten().tolist())
+    assert sampled_positions(maps, 0, most=100).shape == (60, 1)

@@ -18,7 +18,7 @@ PROJECTION = 64
 """Dimensions of the random projection in which a coreset is selected."""
 
 MAX_POINTS = 30_000
-"""Maximum number of feature vectors that a codebook is fitted on."""
+"""Maximum number of feature vectors that a codebook is fitted on, unless more are given."""
 
 POSITIONS_AT_ONCE = 16_384
 """Positions whose nearest entries are held at once: those of 16 images of 256×256."""
@@ -66,11 +66,14 @@ class Codebook(nn.Module):
 
 
 def sampled_positions(
-    maps: Float[Tensor, "images channels down across"], seed: int, chosen: Int[Tensor, " chosen"] | None = None
+    maps: Float[Tensor, "images channels down across"],
+    seed: int,
+    chosen: Int[Tensor, " chosen"] | None = None,
+    most: int = MAX_POINTS,
 ) -> Float[Tensor, "points channels"]:
-    """Return the feature vectors at random positions of the chosen images, of all by default; at most `MAX_POINTS`."""
+    """Return the feature vectors at random positions of the chosen images, of all images by default; at most `most`."""
     images, _, down, across = maps.shape
     chosen = torch.arange(images) if chosen is None else chosen
-    index = torch.randperm(len(chosen) * down * across, generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
+    index = torch.randperm(len(chosen) * down * across, generator=torch.Generator().manual_seed(seed))[:most]
     image = chosen[index.div(down * across, rounding_mode="floor")].to(maps.device)
     return maps.flatten(2)[image, :, (index % (down * across)).to(maps.device)]
