@@ -164,7 +164,7 @@ class Densities(nn.Module):
         """Fit all models on the features of the chosen images, which are good."""
         most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
         sample, stride_weights = sampled_positions(features.fine, seed, images, most), self.stride_weights.flatten()
-        self.per_stride.fit(sample * stride_weights, seed)
+        self.per_stride.fit(sample, seed, stride_weights)
         self.per_channel.fit(sample, seed)
         self.deep.fit(sampled_positions(features.deep, seed, images), seed)
         self.position.fit(features.fine[:, : self.position_channels][images])

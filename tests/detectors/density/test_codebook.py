@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from metalad.detectors.density.codebook import Codebook, sampled_positions
+from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
 from tests.detectors.density.random_maps import noise
 
 
@@ -65,6 +66,16 @@ def test_a_coreset_consists_of_the_points_and_covers_them_within_twice_the_optim
 def test_sampled_positions_are_distinct_feature_vectors_of_the_chosen_images() -> None:
     maps = torch.arange(4 * 3 * 5.0).reshape(4, 1, 3, 5)  # each position has a value of its own
     sample = sampled_positions(maps, 0, torch.tensor([1, 3]), most=20).flatten()
-    assert len(sample) == len(sample.unique()) == 20
+    assert len(sample) == len(set(sample.tolist())) == 20
     assert set(sample.tolist()) <= set(maps[[1, 3]].flatten().tolist())
     assert sampled_positions(maps, 0, most=100).shape == (60, 1)
+
+
+@pytest.mark.parametrize("selection", ["coreset", "k-means"])
+@pytest.mark.parametrize("entries", [10, 300])
+def test_fitting_with_weights_is_fitting_to_weighted_points(selection: Selection, entries: int) -> None:
+    points, weights = noise(200, 80), torch.linspace(0.1, 2, 80)
+    one, other = Codebook(entries, selection), Codebook(entries, selection)
+    one.fit(points, 0, weights)
+    other.fit(points * weights, 0)
+    torch.testing.assert_close(one.entries, other.entries)

@@ -41,14 +41,22 @@ class Codebook(nn.Module):
         self.count, self.selection = entries, selection
         self.register_buffer("entries", None)
 
-    def fit(self, points: Float[Tensor, "points channels"], seed: int) -> None:
-        """Fit the entries. If there are not more points than entries, the points are the entries."""
+    def fit(
+        self, points: Float[Tensor, "points channels"], seed: int, weights: Float[Tensor, " channels"] | None = None
+    ) -> None:
+        """Fit the entries to weighted points. If there are not more points than entries, the points are the entries.
+
+        weights: factor of each channel, 1 by default.
+        """
+        factors = 1 if weights is None else weights
         if len(points) <= self.count:
-            self.entries = points
+            self.entries = points * factors
         elif self.selection == "coreset":
-            self.entries = points[coreset(random_projection(points, PROJECTION, seed), self.count, seed)]
+            self.entries = (
+                points[coreset(random_projection(points, PROJECTION, seed, weights), self.count, seed)] * factors
+            )
         else:
-            self.entries = k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
+            self.entries = k_means(points * factors, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance from the nearest codebook entry at each position."""

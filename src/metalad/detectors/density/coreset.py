@@ -90,14 +90,18 @@ def _update(distance: Tensor, points: Tensor, squares: Tensor, centers: Tensor) 
 
 
 def random_projection(
-    points: Float[Tensor, "points channels"], dimensions: int, seed: int
+    points: Float[Tensor, "points channels"],
+    dimensions: int,
+    seed: int,
+    weights: Float[Tensor, " channels"] | None = None,
 ) -> Float[Tensor, "points dimensions"]:
-    """Project at random, which nearly keeps distances (Johnson & Lindenstrauss 1984).
+    """Project weighted points at random, which nearly keeps distances (Johnson & Lindenstrauss 1984).
 
-    Points with fewer channels are returned as they are.
+    Points with fewer channels are only weighted. weights: factor of each channel, 1 by default.
     """
     if points.shape[1] <= dimensions:
-        return points
+        return points if weights is None else points * weights
     generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(points.shape[1], dimensions, generator=generator) / math.sqrt(dimensions)
-    return points @ matrix.to(points.device)
+    matrix = (torch.randn(points.shape[1], dimensions, generator=generator) / math.sqrt(dimensions)).to(points.device)
+    # The matrix is weighted, not the points, which are many.
+    return points @ (matrix if weights is None else weights[:, None] * matrix)
