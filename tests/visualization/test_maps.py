@@ -5,7 +5,7 @@ from hypothesis.extra import numpy as npst
 from matplotlib import colormaps
 from scipy import ndimage
 
-from metalad.visualization.maps import OUTLINE_COLOUR, contour, heat_map, overlay
+from metalad.visualization.maps import OUTLINE_COLOUR, OVERLAY_STRENGTH, contour, heat_map, overlay
 
 MAPS = npst.arrays(np.float32, (5, 7), elements=st.floats(-4, 4, width=32))
 MASKS = npst.arrays(np.bool_, npst.array_shapes(min_dims=2, max_dims=2, max_side=9))
@@ -41,6 +41,18 @@ def test_the_overlay_does_not_change_the_image_where_the_map_is_low(anomaly_map:
     blended = overlay(image, anomaly_map, 0.0, 2.0)
     np.testing.assert_array_equal(blended[anomaly_map <= 0], image[anomaly_map <= 0])
     assert not np.shares_memory(blended, image)
+
+
+@given(npst.arrays(np.uint8, (5, 7, 3)), MAPS)
+def test_the_overlay_is_the_weighted_mean_of_heat_map_and_image(image: np.ndarray, anomaly_map: np.ndarray) -> None:
+    strength = np.clip(anomaly_map, 0, 1)[..., np.newaxis]
+    opacity = OVERLAY_STRENGTH * strength**2 * (3 - 2 * strength)
+    exact = (1 - opacity) * image + opacity * heat_map(anomaly_map, 0.0, 1.0)
+    # An error of 1/510 in the strength changes the opacity by up to 1.5 * OVERLAY_STRENGTH / 510, and is rounded twice.
+    assert (
+        np.abs(overlay(image, anomaly_map, 0.0, 1.0) - exact).max()
+        <= 0.5 + 255 * (1.5 * OVERLAY_STRENGTH + 1) / 510 + 1e-3
+    )
 
 
 def test_the_overlay_colors_the_image_where_the_map_is_high() -> None:

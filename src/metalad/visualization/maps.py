@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
 
 Number = int | float | np.floating[Any]  # the limits of a range: Python numbers or NumPy quantiles
 
@@ -26,6 +27,16 @@ def _color_table() -> UInt8[np.ndarray, "256 3"]:
     return table
 
 
+@functools.cache
+def _opacity_table() -> UInt8[np.ndarray, " 256"]:
+    strength = np.arange(256) / 255
+    table: UInt8[np.ndarray, " 256"] = np.rint(255 * OVERLAY_STRENGTH * strength**2 * (3 - 2 * strength)).astype(
+        np.uint8
+    )
+    table.flags.writeable = False
+    return table
+
+
 def _strength(
     anomaly_map: Float32[np.ndarray, "height width"], low: Number, high: Number
 ) -> Float32[np.ndarray, "height width"]:
@@ -34,6 +45,18 @@ def _strength(
     else:
         strength = np.clip((anomaly_map - np.float32(low)) / np.float32(high - low), 0, 1)
     return np.asarray(strength, dtype=np.float32)
+
+
+def _color_index(
+    anomaly_map: Float32[np.ndarray, "height width"], low: Number, high: Number
+) -> UInt8[np.ndarray, "height width"]:
+    index: UInt8[np.ndarray, "height width"] = np.rint(255 * _strength(anomaly_map, low, high)).astype(np.uint8)
+    return index
+
+
+def _looked_up(table: UInt8[np.ndarray, "256 ..."], index: UInt8[np.ndarray, "height width"]) -> np.ndarray:
+    # No index is out of range; without its check, `take` needs a third of the time.
+    return np.take(table, index, axis=0, mode="clip")
 
 
 def heat_map(
@@ -45,8 +68,7 @@ def heat_map(
     map is therefore also readable in grayscale and with color vision deficiency. If `high` is not above `low`, values
     above `low` get the last color and all others the first.
     """
-    index = np.rint(255 * _strength(anomaly_map, low, high)).astype(np.uint8)
-    return np.asarray(_color_table()[index])
+    return _looked_up(_color_table(), _color_index(anomaly_map, low, high))
 
 
 def overlay(
@@ -63,10 +85,11 @@ def overlay(
 
     `mask_outline` is a region (the ground truth, or where the map exceeds a threshold). Its inner edge is drawn.
     """
-    strength = _strength(anomaly_map, low, high)
-    alpha = (OVERLAY_STRENGTH * strength**2 * (3 - 2 * strength))[..., np.newaxis]
-    exact = image * (1 - alpha) + heat_map(anomaly_map, low, high) * alpha
-    blended: UInt8[np.ndarray, "height width 3"] = np.rint(exact).astype(np.uint8)
+    index = _color_index(anomaly_map, low, high)
+    # Pillow blends in integers, in a fifth of the time of NumPy's floating-point arithmetic.
+    colors, opacity = _looked_up(_color_table(), index), _looked_up(_opacity_table(), index)
+    layers = [Image.fromarray(each) for each in (colors, image, opacity)]
+    blended: UInt8[np.ndarray, "height width 3"] = np.array(Image.composite(*layers))
     if mask_outline is not None:
         blended[contour(mask_outline, width=outline_width(image.shape[0], image.shape[1]))] = OUTLINE_COLOUR
     return blended
