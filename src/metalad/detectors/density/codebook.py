@@ -48,15 +48,12 @@ class Codebook(nn.Module):
 
         weights: factor of each channel, 1 by default.
         """
-        factors = 1 if weights is None else weights
-        if len(points) <= self.count:
-            self.entries = points * factors
-        elif self.selection == "coreset":
-            self.entries = (
-                points[coreset(random_projection(points, PROJECTION, seed, weights), self.count, seed)] * factors
-            )
-        else:
-            self.entries = k_means(points * factors, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
+        if self.selection == "coreset" and len(points) > self.count:
+            points = points[coreset(random_projection(points, PROJECTION, seed, weights), self.count, seed)]
+        points = points if weights is None else points * weights
+        if len(points) > self.count:
+            points = k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
+        self.entries = points
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance from the nearest codebook entry at each position."""
