@@ -45,6 +45,13 @@ def test_the_highest_score_is_the_limit_if_twice_the_rate_is_kept(count: int, is
     assert (threshold(scores, 0.01) <= scores.max()) == is_limited
 
 
+@pytest.mark.parametrize(("count", "above"), [(199, 1), (299, 2), (400, 3)])
+def test_a_wide_deviation_does_not_raise_it_above_the_order_statistic(count: int, above: int) -> None:
+    """A further image is among the k highest of n + 1 with a probability of k / (n + 1): at most 1 %."""
+    scores = np.exp(np.random.default_rng(0).uniform(-1, 1, count))  # the Gaussian rule gives more than the highest
+    assert threshold(scores, 0.01) == np.sort(scores)[-1 - above]
+
+
 @pytest.mark.parametrize("distribution", [stats.uniform, stats.pareto(1.2), stats.expon])
 def test_many_images_give_the_wanted_rate_for_any_distribution(distribution: stats.rv_continuous) -> None:
     rng = np.random.default_rng(0)
