@@ -12,7 +12,7 @@ from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
-from metalad.methods.metal_features import MAX_CORESET_POINTS, MetalFeatures, MetalFeaturesConfig
+from metalad.methods.metal_features import MAX_CORESET_POINTS, Densities, MetalFeatures, MetalFeaturesConfig
 from metalad.nn import backbone_tiles
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
@@ -77,6 +77,22 @@ def test_the_densities_are_weighted_by_the_variance_that_position_explains() -> 
     assert 0 < explained < 1
 
 
+def test_codebooks_of_fine_features_divide_their_entries_by_weight() -> None:
+    model = fitted(codebook_size=100, copies=0, context_steps=0)
+    weight = float(model.density_weights[0])
+    assert 0.1 < weight < 0.9
+    codebooks = model.densities.per_stride, model.densities.per_channel
+    assert [len(codebook.entries) for codebook in codebooks] == [round(100 * weight), 100 - round(100 * weight)]
+
+
+@pytest.mark.parametrize(("share", "entries"), [(0.0, [10, 90]), (0.3, [30, 70]), (1.0, [90, 10])])
+def test_each_codebook_of_fine_features_gets_at_least_a_tenth_of_the_entries(share: float, entries: list[int]) -> None:
+    densities = Densities(
+        MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=100), (4, 4, 4), share
+    )
+    assert [densities.per_stride.count, densities.per_channel.count] == entries
+
+
 def test_where_good_images_have_large_distances_a_part_is_subtracted() -> None:
     model, images = fitted(), to_batch(cookies(10, SIZE)[8:])
     assert model.positional_mean is not None
@@ -91,7 +107,7 @@ def test_where_good_images_have_large_distances_a_part_is_subtracted() -> None:
 
 def test_without_copies_and_context_only_the_codebooks_are_random() -> None:
     """With fewer positions than codebook entries nothing is random."""
-    one, other = (fitted(2, seed=seed, codebook_size=1024, copies=0, context_steps=0) for seed in (0, 1))
+    one, other = (fitted(2, seed=seed, codebook_size=4096, copies=0, context_steps=0) for seed in (0, 1))
     images = to_batch(cookies(4, SIZE))
     with torch.no_grad():
         torch.testing.assert_close(one(images).anomaly_map, other(images).anomaly_map, rtol=1e-5, atol=1e-5)

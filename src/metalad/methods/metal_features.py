@@ -5,9 +5,10 @@ A frozen network trained on ImageNet gives a feature vector at each position of 
 those of fine features are coresets, which keep rare features. A Gaussian at each position measures the distance from
 what is usual there; optionally a blind transformer predicts a position's features from those around it. Distances of
 held-out good images normalize each density (see `NormalizedLogDistance`), and their weighted mean is the map. The
-weights depend on how much of the features' variance position explains: little on textures and objects that turn. Where
-good images have a large map value on average, a part of that is subtracted (see `PositionalMean`). The image score is
-the map's maximum, to which the composition of the whole image contributes (see `Composition`).
+weights depend on how much of the features' variance position explains: little on textures and objects that turn. The
+two codebooks of fine features divide their entries by weight. Where good images have a large map value on average, a
+part of that is subtracted (see `PositionalMean`). The image score is the map's maximum, to which the composition of the
+whole image contributes (see `Composition`).
 """
 
 import itertools
@@ -47,6 +48,8 @@ TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 BATCH_SIZE = 16
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
+MIN_SHARE = 0.1
+"""Smallest share of the entries of both codebooks of fine features that one of them gets."""
 DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
 MAX_CORESET_POINTS = 120_000
@@ -66,7 +69,7 @@ class MetalFeaturesConfig(DetectorConfig):
     )
     backbone: str = setting("lite0", "network that gives the features; all but lite0, lite1, lite2 need weights")
     weights: str | None = setting(None, "weights file of the backbone; none: those that are installed")
-    codebook_size: int = setting(5000, "entries of each codebook of fine features")
+    codebook_size: int = setting(5000, "entries of both codebooks of fine features together")
     selection: Selection = setting(
         "coreset", "entries of these codebooks: coreset, which keeps rare features, or k-means"
     )
@@ -134,22 +137,28 @@ class Densities(nn.Module):
     """The density models, each with a distance of its own.
 
     per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
-    weight. deep: codebook of stride 32. position: a Gaussian of stride 4 at each position. context: prediction of the
-    fine features, strides with equal weight, from those around them; only with `context_steps`. composition: a
-    subspace of whole maps of stride 16, which gives two distances of an image; only with `composition`.
+    weight. Each gets a share of `codebook_size` entries. deep: codebook of stride 32. position: a Gaussian of stride 4
+    at each position. context: prediction of the fine features, strides with equal weight, from those around them; only
+    with `context_steps`. composition: a subspace of whole maps of stride 16, which gives two distances of an image;
+    only with `composition`.
     """
 
     stride_weights: Tensor
 
-    def __init__(self, config: MetalFeaturesConfig, widths: Sequence[int]) -> None:
-        """Construct the models, unfitted. widths: channels of strides 4, 8 and 16."""
+    def __init__(self, config: MetalFeaturesConfig, widths: Sequence[int], share: float = 0.5) -> None:
+        """Construct the models, unfitted.
+
+        widths: channels of strides 4, 8 and 16. share: of the entries that the codebook `per_stride` gets, at least
+            `MIN_SHARE` and at most 1 - `MIN_SHARE`; `per_channel` gets the others.
+        """
         super().__init__()
         self.context_steps = config.context_steps
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
         self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
         self.position_channels, self.stride_16_channels = widths[0], widths[2]
         size, selection = config.codebook_size, config.selection
-        self.per_stride, self.per_channel = Codebook(size, selection), Codebook(size, selection)
+        first = round(size * min(max(share, MIN_SHARE), 1 - MIN_SHARE))
+        self.per_stride, self.per_channel = (Codebook(max(1, part), selection) for part in (first, size - first))
         self.deep = Codebook(min(size, DEEP_CODEBOOK_SIZE))
         self.position = PositionalGaussian()
         self.context = ContextPrediction(sum(widths), config.grid) if self.context_steps else None
@@ -208,7 +217,7 @@ class MetalFeatures(FittedDetector):
         self.widths = [channels[tap] for tap in TAPS[:3]]
         self.fine_standardization = Standardization(sum(self.widths))
         self.deep_standardization = Standardization(channels["s32"])
-        self.densities = self._new_densities()
+        self.densities = Densities(config, self.widths)
         names = self.densities.names
         self.log_distance = NormalizedLogDistance(len(names))
         self.positional_mean = PositionalMean() if config.positional_mean else None
@@ -243,15 +252,14 @@ class MetalFeatures(FittedDetector):
             # An image's copies are in the same half: a density must not be fitted on what its scale is fitted on.
             every = torch.arange(len(features.fine))
             half = every % len(pixels) % 2
+            on_position = features.fine[: len(pixels), : self.densities.position_channels]
+            self.density_weights = self._weights(variance_explained_by_position(on_position))
             distances = [
                 self._distances_without(features, every[half != side], every[half == side], seed)
                 for side in counted((0, 1), "scales", "half")
             ]
-            held_out = Distances.concatenate(distances)
-            on_position = features.fine[: len(pixels), : self.densities.position_channels]
-            self.density_weights = self._weights(variance_explained_by_position(on_position))
-            self._fit_scales(held_out, len(pixels))
-            self.densities.fit(features, every, seed)
+            self._fit_scales(Distances.concatenate(distances), len(pixels))
+            self.densities = self._fitted_densities(features, every, seed)
         return self._out_of_fold(pixels, features)
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -374,13 +382,16 @@ class MetalFeatures(FittedDetector):
         weights = {"per_stride": aligned, "per_channel": 1 - aligned, "deep": 0.5, "context": 0.25, "position": aligned}
         return torch.tensor([weights[name] for name in self.densities.names], device=explained.device)
 
-    def _new_densities(self) -> Densities:
-        return Densities(self.config, self.widths)
+    def _fitted_densities(self, features: Features, images: Int[Tensor, " images"], seed: int) -> Densities:
+        """Return densities of the chosen images; a codebook's share of the entries is its weight."""
+        share = float(self.density_weights[self.densities.names.index("per_stride")])
+        densities = Densities(self.config, self.widths, share).to(self.device)
+        densities.fit(features, images, seed)
+        return densities
 
     def _distances_without(
         self, features: Features, fitted_on: Int[Tensor, " images"], others: Int[Tensor, " others"], seed: int
     ) -> Distances:
         """Return the distances of other images by densities that are fitted on the first ones."""
-        densities = self._new_densities().to(self.device)
-        densities.fit(features, fitted_on, seed)
+        densities = self._fitted_densities(features, fitted_on, seed)
         return Distances.concatenate([densities(batch) for batch in features.batches(others)])
