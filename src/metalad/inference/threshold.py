@@ -13,8 +13,8 @@ MOST_ABOVE = 1.5
 """Lower bound: the order statistic that leaves this many times the wanted number of images above, `SOME_ALARMS` or
 more; a single one varies too much."""
 MOST_ALARMS = 2
-"""Upper bound: the order statistic for the wanted rate, or the highest score if that gives at most about this many times
-the wanted false alarms."""
+"""Upper bound: the order statistic for the wanted rate, or the highest score if that gives at most about this many
+times the wanted false alarms."""
 DEGREES_OF_FREEDOM = 0.6
 """Of the deviation, for each image but one; less than 1 because the lower half of the scores can only lower it."""
 MEDIAN_VARIANCE = math.pi / 2
@@ -37,10 +37,10 @@ def threshold(normal_scores: Float[np.ndarray, " images"], false_alarms: float) 
 
     Order statistics limit it, whatever the distribution. It is never so low that more than 1.5 times the wanted number
     of the images (and more than 2) lie above, which scores with a heavy tail would otherwise cause. It is never above
-    the k-th highest score, k = ⌊`false_alarms` (n + 1)⌋, which a further image exceeds with a probability of k / (n + 1):
-    a few unusual good images widen the deviation, but do not make the threshold useless. If k = 0, it is never above
-    the highest score if there are 1 / (2 · `false_alarms`) images or more. False alarms are therefore expected at no
-    more than about twice the wanted rate.
+    the k-th highest score, k = ⌊`false_alarms` (n + 1)⌋, which a further image exceeds with a probability of
+    k / (n + 1): a few unusual good images widen the deviation, but do not make the threshold useless. If k = 0, it is
+    never above the highest score if there are 1 / (2 · `false_alarms`) images or more. False alarms are therefore
+    expected at no more than about twice the wanted rate.
 
     Raises:
         ValueError: fewer than two scores, or `false_alarms` outside (0, 1).
