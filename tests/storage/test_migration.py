@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -25,7 +26,13 @@ from metalad.nn.fitted import unfitted
 from metalad.runtime.errors import ModelFileError, RunError
 from metalad.runtime.settings import from_json
 from metalad.storage import migration
-from metalad.storage.migration import complete_settings, migrate_header, migrate_settings, migrate_tensors
+from metalad.storage.migration import (
+    complete_settings,
+    complete_tensors,
+    migrate_header,
+    migrate_settings,
+    migrate_tensors,
+)
 from metalad.storage.model_file import FILE_NAME, read_model
 from metalad.storage.run_folder import RunFolder
 from tests.tiny import COOKIES
@@ -226,3 +233,14 @@ def test_the_unused_calibration_of_a_self_calibrated_method_is_dropped(name: str
     header = migrate_header({"method": name, "config": {}, "calibration": {"kind": kind_of(name)}})
     assert (kind_of(name), header["calibration"]["kind"]) == ("position", "own")
     assert method_named(name).load().self_calibrated
+
+
+def test_nothing_is_subtracted_from_the_composition_by_models_that_had_no_slopes() -> None:
+    weight = {"composition_score.weight": torch.tensor(0.5)}
+    completed = complete_tensors("metal_features", weight)
+    assert completed["composition_score.weight"] == 0.5
+    assert completed["composition_score.slopes"].tolist() == [0, 0]
+    fitted = completed | {"composition_score.slopes": torch.ones(2)}
+    assert complete_tensors("metal_features", fitted)["composition_score.slopes"].tolist() == [1, 1]
+    for method, tensors in (("metal", weight), ("metal_features", {})):  # the second without composition
+        assert complete_tensors(method, tensors) == tensors

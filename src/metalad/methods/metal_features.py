@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import Composition, CompositionScore
+from metalad.detectors.density.composition import Composition, CompositionScore, level
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
@@ -131,6 +131,11 @@ class Distances(NamedTuple):
         positions = [torch.cat(kind) for kind in zip(*(batch.positions for batch in batches), strict=True)]
         compositions = [batch.composition for batch in batches if batch.composition is not None]
         return cls(positions, torch.cat(compositions) if compositions else None)
+
+    def select(self, images: Int[Tensor, " images"]) -> "Distances":
+        """Return those of the chosen images."""
+        composition = None if self.composition is None else self.composition[images]
+        return Distances([kind[images] for kind in self.positions], composition)
 
 
 class Densities(nn.Module):
@@ -258,7 +263,8 @@ class MetalFeatures(FittedDetector):
                 self._distances_without(features, every[half != side], every[half == side], seed)
                 for side in counted((0, 1), "scales", "half")
             ]
-            self._fit_scales(Distances.concatenate(distances), len(pixels))
+            order = torch.cat([every[half == side] for side in (0, 1)])
+            self._fit_scales(Distances.concatenate(distances).select(order.argsort()), len(pixels))
             self.densities = self._fitted_densities(features, every, seed)
         return self._out_of_fold(pixels, features)
 
@@ -312,12 +318,11 @@ class MetalFeatures(FittedDetector):
 
     def _residuals_from(self, distances: Distances) -> Residuals:
         mean = self.log_distance(distances.positions, self.density_weights)
-        if self.positional_mean is not None:
-            mean = self.positional_mean(mean)
-        values = as_map(F.interpolate(mean[:, None], self.config.image_size, mode="bilinear"))
+        above = mean if self.positional_mean is None else self.positional_mean(mean)
+        values = as_map(F.interpolate(above[:, None], self.config.image_size, mode="bilinear"))
         if self.composition_score is None or distances.composition is None:
             return Residuals(values)
-        return Residuals(values, score=self.composition_score(distances.composition))
+        return Residuals(values, score=self.composition_score(distances.composition, level(mean)))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.backbone(self.photometric(images))
@@ -369,12 +374,16 @@ class MetalFeatures(FittedDetector):
         return maps
 
     def _fit_scales(self, held_out: Distances, images: int) -> None:
-        """Fit what puts the distances on one scale. images: number of good images, without copies."""
+        """Fit what puts the distances on one scale.
+
+        held_out: of all images, then of their copies. images: number of good images, without copies.
+        """
         self.log_distance.fit(held_out.positions)
+        mean = self.log_distance(held_out.positions, self.density_weights)
         if self.positional_mean is not None:
-            self.positional_mean.fit(self.log_distance(held_out.positions, self.density_weights), images)
+            self.positional_mean.fit(mean, images)
         if self.composition_score is not None and held_out.composition is not None:
-            self.composition_score.fit(held_out.composition, images)
+            self.composition_score.fit(held_out.composition, level(mean), images)
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
         """Return the weights of the densities, given the fraction of the variance that position explains."""

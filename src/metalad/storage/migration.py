@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 OLDEST_FORMAT = 4
 """The oldest format that can be read."""
 
@@ -87,6 +90,13 @@ def migrate_tensors(method: str, tensors: Mapping[str, Value]) -> dict[str, Valu
     patterns = (*TENSORS.get(method, ()), *SHARED_TENSORS)
     unused = "calibration." if method in SELF_CALIBRATED else "\0"
     return {_renamed(name, patterns): tensor for name, tensor in tensors.items() if not name.startswith(unused)}
+
+
+def complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of any format with those that did not exist when they were written."""
+    if method != "metal_features" or "composition_score.weight" not in tensors:
+        return dict(tensors)
+    return {"composition_score.mean_level": torch.zeros(()), "composition_score.slopes": torch.zeros(2), **tensors}
 
 
 def migrate_header(values: Mapping[str, Any]) -> dict[str, Any]:

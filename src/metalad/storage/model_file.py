@@ -28,7 +28,13 @@ from metalad.nn.fitted import load_fitted
 from metalad.runtime.errors import ModelFileError
 from metalad.runtime.files import write_bytes
 from metalad.runtime.settings import from_json
-from metalad.storage.migration import OLDEST_FORMAT, complete_settings, migrate_header, migrate_tensors
+from metalad.storage.migration import (
+    OLDEST_FORMAT,
+    complete_settings,
+    complete_tensors,
+    migrate_header,
+    migrate_tensors,
+)
 
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -139,7 +145,7 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
     if number <= OLDEST_FORMAT:
         values, tensors = migrate_header(values), migrate_tensors(values["method"], tensors)
     config = complete_settings(values["method"], values["config"])
-    return Header(**{**values, "config": config}), tensors
+    return Header(**{**values, "config": config}), complete_tensors(values["method"], tensors)
 
 
 def _format_of(file: Path, text: str) -> int:

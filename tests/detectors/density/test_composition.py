@@ -13,6 +13,7 @@ from metalad.detectors.density.composition import (
     Composition,
     CompositionScore,
     averaging_matrix,
+    level,
 )
 
 
@@ -81,19 +82,57 @@ def test_one_image_or_equal_images_have_no_components_and_finite_distances(image
     torch.testing.assert_close(density(new)[:, 0], (new - good[:1]).square().mean((1, 2, 3)).sqrt())
 
 
-def test_the_contribution_is_the_root_of_the_sum_of_squares() -> None:
-    score, distances = CompositionScore(), (0.5 * random(40, 2)).exp()
-    score.fit(distances, HALF_WEIGHT_IMAGES)
+def normalized_by_numpy(distances: Tensor) -> np.ndarray:
+    """Return the normalized log-distances of at most 100 images that they are fitted on."""
     logs = distances.double().log().numpy()
-    mean, quantile = logs.mean(0), np.sort(logs, axis=0)[39]  # the 99 % quantile of 40 values
-    terms = np.maximum((logs - mean) / (quantile - mean) + OFFSET, 0) * WEIGHTS
-    np.testing.assert_allclose(score(distances).numpy(), 0.5 * np.sqrt((terms**2).sum(1)), rtol=1e-5)
-    assert float(score(torch.full((1, 2), 1e-6))) == 0
+    mean, quantile = logs.mean(0), logs.max(0)  # the 99 % quantile of at most 100 values
+    normalized: np.ndarray = (logs - mean) / (quantile - mean)
+    return normalized
+
+
+def test_the_contribution_is_the_root_of_the_sum_of_squares() -> None:
+    score, distances, levels = CompositionScore(), (0.5 * random(40, 2)).exp(), random(40)
+    score.fit(distances, levels, 40)
+    expected = np.sqrt((np.maximum((normalized_by_numpy(distances) + OFFSET) * WEIGHTS, 0) ** 2).sum(1))
+    np.testing.assert_allclose(score(distances, levels).numpy(), 40 / 140 * expected, rtol=1e-5)
+    assert float(score(torch.full((1, 2), 1e-6), torch.zeros(1))) == 0
 
 
 def test_the_contribution_grows_with_the_number_of_good_images() -> None:
-    few, many, distances = CompositionScore(), CompositionScore(), random(20, 2).exp()
-    few.fit(distances, 10)
-    many.fit(distances, 10_000)
-    high = torch.full((1, 2), 50.0)
-    assert float(few(high)) < 0.2 * float(many(high))
+    few, many = CompositionScore(), CompositionScore()
+    few.fit(random(10, 2).exp(), torch.zeros(10), 10)
+    many.fit(random(1000, 2).exp(), torch.zeros(1000), 1000)
+    assert float(many.weight) > 5 * float(few.weight)
+    assert float(few.weight) == pytest.approx(10 / (10 + HALF_WEIGHT_IMAGES))
+
+
+def test_what_the_level_explains_is_subtracted() -> None:
+    """Two copies of each of 20 images: the slope is that of a regression of differences from the image, by NumPy."""
+    own, rise = 0.3 * random(20), random(2, 20, seed=1).abs()
+    levels = torch.cat([own, (own + rise).flatten()])
+    distances = (0.2 * random(60, 2, seed=2) + torch.tensor([1.0, 0.5]) * levels[:, None]).exp()
+    score = CompositionScore()
+    score.fit(distances, levels, 20)
+    normalized = normalized_by_numpy(distances).reshape(3, 20, 2)
+    x, y = rise.double().numpy(), normalized[1:] - normalized[0]
+    slopes = (x[..., None] * y).sum((0, 1)) / (x**2).sum()
+    fraction = (x**2).mean() / ((x**2).mean() + own.double().numpy().var())
+    np.testing.assert_allclose(score.slopes.numpy(), slopes * fraction, rtol=1e-4)
+    above = np.maximum(levels.double().numpy() - own.double().numpy().mean(), 0)
+    rest = normalized.reshape(60, 2) - slopes * fraction * above[:, None]
+    expected = 20 / 120 * np.sqrt((np.maximum((rest + OFFSET) * WEIGHTS, 0) ** 2).sum(1))
+    np.testing.assert_allclose(score(distances, levels).numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_copies_or_where_they_have_lower_distances_nothing_is_subtracted() -> None:
+    score, levels = CompositionScore(), torch.arange(40.0)
+    score.fit(random(40, 2).exp(), levels, 40)
+    assert score.slopes.tolist() == [0, 0]
+    score.fit((-levels[:, None].expand(-1, 2) / 40).exp(), levels, 20)
+    assert score.slopes.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (4, 6)])
+def test_the_level_is_the_median_of_a_map(size: tuple[int, int]) -> None:
+    maps = random(5, *size)
+    assert torch.equal(level(maps), maps.flatten(1).median(1).values)

@@ -84,6 +84,13 @@ class Composition(nn.Module):
         return (self.rows @ maps[:, :: self.step] @ self.columns.T).flatten(1)
 
 
+def level(maps: Float[Tensor, "batch down across"]) -> Float[Tensor, " batch"]:
+    """Return the median of each map: compression and noise raise the whole map, most defects a part of it."""
+    positions = maps.flatten(1)
+    # Not torch.median, which the exported formats lack.
+    return positions.topk(positions.shape[1] // 2 + 1, 1).values[:, -1]
+
+
 class CompositionScore(nn.Module):
     """The contribution of a `Composition` to the image score, from its normalized log-distances.
 
@@ -91,26 +98,53 @@ class CompositionScore(nn.Module):
     squares of those that are positive. With n good images, all are multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the
     subspace of few images is uncertain.
 
-    weight: n / (n + HALF_WEIGHT_IMAGES).
+    Compression, noise and contrast raise the residual of the whole map, and the median of the map of all densities,
+    too. What they explain is subtracted: perturbed copies of good images give the slope of each normalized log-distance
+    against that level. It is multiplied by the variance of the level between an image and its copies, relative to the
+    sum of that and the variance between images: where good images differ in level by themselves, a high level is no
+    sign of a perturbation. Only a level above the mean of good images counts.
+
+    weight: n / (n + HALF_WEIGHT_IMAGES). mean_level: of good images. slopes: of the two distances.
     """
 
     weight: Tensor
     weights: Tensor
+    mean_level: Tensor
+    slopes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.log_distance = NormalizedLogDistance(len(WEIGHTS))
         self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
         self.register_buffer("weight", torch.tensor(0.0))
+        self.register_buffer("mean_level", torch.tensor(0.0))
+        self.register_buffer("slopes", torch.zeros(len(WEIGHTS)))
 
-    def fit(self, distances: Float[Tensor, "images 2"], images: int) -> None:
-        """Fit the scales on distances of held-out good images. images: how many the density is fitted on in the end."""
+    def fit(self, distances: Float[Tensor, "held_out 2"], levels: Float[Tensor, " held_out"], images: int) -> None:
+        """Fit scales and slopes on held-out good images.
+
+        distances, levels: of the images, then of a copy of each, as often as there are copies. images: their number
+            without copies.
+        """
         self.log_distance.fit(distances.unbind(1))
         self.weight.fill_(images / (images + HALF_WEIGHT_IMAGES))
+        own = levels[:images]
+        self.mean_level = own.mean()
+        normalized = self._normalized(distances).reshape(-1, images, len(WEIGHTS))
+        rise = levels.reshape(-1, images)[1:] - own
+        if not rise.any():  # no copies
+            self.slopes.zero_()
+            return
+        slopes = (rise[..., None] * (normalized[1:] - normalized[0])).sum((0, 1)) / rise.square().sum()
+        between_copies, between_images = rise.square().mean(), own.var(correction=0)
+        self.slopes = slopes.clamp_min(0) * between_copies / (between_copies + between_images)
 
-    def forward(self, distances: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
-        """Return the contribution of each image, which is never negative."""
-        normalized = torch.stack(self.log_distance.normalized(distances.unbind(1)), 1)
-        squares = (self.weights * (normalized + OFFSET).clamp_min(0)).square()
+    def forward(self, distances: Float[Tensor, "batch 2"], levels: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the contribution of each image, which is never negative. levels: see `level`."""
+        explained = self.slopes * (levels - self.mean_level).clamp_min(0)[:, None]
+        squares = (self.weights * (self._normalized(distances) - explained + OFFSET).clamp_min(0)).square()
         contribution: Tensor = self.weight * squares.sum(1).sqrt()
         return contribution
+
+    def _normalized(self, distances: Tensor) -> Float[Tensor, "batch 2"]:
+        return torch.stack(self.log_distance.normalized(distances.unbind(1)), 1)
