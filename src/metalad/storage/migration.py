@@ -96,7 +96,8 @@ def complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Return tensors of any format with those that did not exist when they were written."""
     if method != "metal_features" or "composition_score.weight" not in tensors:
         return dict(tensors)
-    return {"composition_score.mean_level": torch.zeros(()), "composition_score.slopes": torch.zeros(2), **tensors}
+    numbers = {f"composition_score.{name}": torch.zeros(()) for name in ("mean_level", "max_rise")}
+    return {**numbers, "composition_score.slopes": torch.zeros(2), **tensors}
 
 
 def migrate_header(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_what_the_level_explains_is_subtracted() -> None:
     slopes = (x[..., None] * y).sum((0, 1)) / (x**2).sum()
     fraction = (x**2).mean() / ((x**2).mean() + own.double().numpy().var())
     np.testing.assert_allclose(score.slopes.numpy(), slopes * fraction, rtol=1e-4)
-    above = np.maximum(levels.double().numpy() - own.double().numpy().mean(), 0)
+    above = (levels.double().numpy() - own.double().numpy().mean()).clip(0, np.sqrt((x**2).mean()))
     rest = normalized.reshape(60, 2) - slopes * fraction * above[:, None]
     expected = 20 / 120 * np.sqrt((np.maximum((rest + OFFSET) * WEIGHTS, 0) ** 2).sum(1))
     np.testing.assert_allclose(score(distances, levels).numpy(), expected, rtol=1e-4, atol=1e-6)

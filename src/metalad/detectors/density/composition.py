@@ -102,14 +102,16 @@ class CompositionScore(nn.Module):
     too. What they explain is subtracted: perturbed copies of good images give the slope of each normalized log-distance
     against that level. It is multiplied by the variance of the level between an image and its copies, relative to the
     sum of that and the variance between images: where good images differ in level by themselves, a high level is no
-    sign of a perturbation. Only a level above the mean of good images counts.
+    sign of a perturbation. A level above the mean of good images counts, up to the root mean square of what copies add.
 
-    weight: n / (n + HALF_WEIGHT_IMAGES). mean_level: of good images. slopes: of the two distances.
+    weight: n / (n + HALF_WEIGHT_IMAGES). mean_level: of good images. max_rise: the level above it that counts at most.
+    slopes: of the two distances.
     """
 
     weight: Tensor
     weights: Tensor
     mean_level: Tensor
+    max_rise: Tensor
     slopes: Tensor
 
     def __init__(self) -> None:
@@ -118,6 +120,7 @@ class CompositionScore(nn.Module):
         self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
         self.register_buffer("weight", torch.tensor(0.0))
         self.register_buffer("mean_level", torch.tensor(0.0))
+        self.register_buffer("max_rise", torch.tensor(0.0))
         self.register_buffer("slopes", torch.zeros(len(WEIGHTS)))
 
     def fit(self, distances: Float[Tensor, "held_out 2"], levels: Float[Tensor, " held_out"], images: int) -> None:
@@ -133,15 +136,18 @@ class CompositionScore(nn.Module):
         normalized = self._normalized(distances).reshape(-1, images, len(WEIGHTS))
         rise = levels.reshape(-1, images)[1:] - own
         if not rise.any():  # no copies
+            self.max_rise.zero_()
             self.slopes.zero_()
             return
         slopes = (rise[..., None] * (normalized[1:] - normalized[0])).sum((0, 1)) / rise.square().sum()
         between_copies, between_images = rise.square().mean(), own.var(correction=0)
+        self.max_rise = between_copies.sqrt()
         self.slopes = slopes.clamp_min(0) * between_copies / (between_copies + between_images)
 
     def forward(self, distances: Float[Tensor, "batch 2"], levels: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the contribution of each image, which is never negative. levels: see `level`."""
-        explained = self.slopes * (levels - self.mean_level).clamp_min(0)[:, None]
+        rise = torch.minimum((levels - self.mean_level).clamp_min(0), self.max_rise)
+        explained = self.slopes * rise[:, None]
         squares = (self.weights * (self._normalized(distances) - explained + OFFSET).clamp_min(0)).square()
         contribution: Tensor = self.weight * squares.sum(1).sqrt()
         return contribution
