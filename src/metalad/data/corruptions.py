@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy import ndimage
 
 Rgb = UInt8[np.ndarray, "height width 3"]
 
@@ -67,6 +66,9 @@ def gaussian_noise(image: Rgb, sigma: float, rng: np.random.Generator) -> Rgb:
 
 def gaussian_blur(image: Rgb, sigma: float) -> Rgb:
     """Blur with a Gaussian filter of the standard deviation `sigma`, in pixels."""
+    # Imported here: prediction imports this module, but does without scipy, which takes half a second.
+    from scipy import ndimage
+
     return _bytes(ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect"))
 
 
