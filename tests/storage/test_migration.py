@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -25,16 +24,16 @@ from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn.fitted import unfitted
 from metalad.runtime.errors import ModelFileError, RunError
 from metalad.runtime.settings import from_json
-from metalad.storage import migration
+from metalad.storage import migration, model_file
 from metalad.storage.migration import (
     complete_settings,
-    complete_tensors,
     migrate_header,
     migrate_settings,
     migrate_tensors,
 )
 from metalad.storage.model_file import FILE_NAME, read_model
 from metalad.storage.run_folder import RunFolder
+from tests.cookies import cookies
 from tests.tiny import COOKIES
 
 FOLDER = Path(__file__).parent / "format4"
@@ -127,6 +126,22 @@ def test_other_formats_are_refused(runs: Path, tmp_path: Path, number: int) -> N
     save_file(tensors, tmp_path / FILE_NAME, metadata | {"metalad": text})
     with pytest.raises(ModelFileError, match=f"has format {number}, this metalad reads 4 to {FORMAT}"):
         read_model(tmp_path)
+
+
+def test_from_a_composition_without_slopes_nothing_is_subtracted(tmp_path: Path) -> None:
+    """Models that were written before the level of an image was subtracted lack three tensors."""
+    config = MetalFeaturesConfig(image_size=(64, 96), smoothing_sigma=2.0, codebook_size=64)
+    file = metalad.fit(list(cookies(8, (64, 96))), method=config).save(tmp_path / FILE_NAME)
+    metadata, tensors = stored_files(file)
+    new = {f"composition_score.{name}" for name in ("slopes", "mean_level", "max_rise")}
+    assert new < set(tensors)
+    old = {name: tensor for name, tensor in tensors.items() if name not in new}
+    save_file(old, file, metadata | {"sha256": model_file._digest(metadata["metalad"], old)})
+    detector = read_model(tmp_path).detector
+    assert isinstance(detector, MetalFeatures)
+    assert detector.composition_score is not None
+    assert detector.composition_score.slopes.tolist() == [0, 0]
+    assert detector.composition_score.weight == tensors["composition_score.weight"]
 
 
 # Run folders
@@ -233,14 +248,3 @@ def test_the_unused_calibration_of_a_self_calibrated_method_is_dropped(name: str
     header = migrate_header({"method": name, "config": {}, "calibration": {"kind": kind_of(name)}})
     assert (kind_of(name), header["calibration"]["kind"]) == ("position", "own")
     assert method_named(name).load().self_calibrated
-
-
-def test_nothing_is_subtracted_from_the_composition_by_models_that_had_no_slopes() -> None:
-    weight = {"composition_score.weight": torch.tensor(0.5)}
-    completed = complete_tensors("metal_features", weight)
-    assert completed["composition_score.weight"] == 0.5
-    assert completed["composition_score.slopes"].tolist() == [0, 0]
-    fitted = completed | {"composition_score.slopes": torch.ones(2)}
-    assert complete_tensors("metal_features", fitted)["composition_score.slopes"].tolist() == [1, 1]
-    for method, tensors in (("metal", weight), ("metal_features", {})):  # the second without composition
-        assert complete_tensors(method, tensors) == tensors

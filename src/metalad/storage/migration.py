@@ -9,9 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 OLDEST_FORMAT = 4
 """The oldest format that can be read."""
 
@@ -90,14 +87,6 @@ def migrate_tensors(method: str, tensors: Mapping[str, Value]) -> dict[str, Valu
     patterns = (*TENSORS.get(method, ()), *SHARED_TENSORS)
     unused = "calibration." if method in SELF_CALIBRATED else "\0"
     return {_renamed(name, patterns): tensor for name, tensor in tensors.items() if not name.startswith(unused)}
-
-
-def complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of any format with those that did not exist when they were written."""
-    if method != "metal_features" or "composition_score.weight" not in tensors:
-        return dict(tensors)
-    numbers = {f"composition_score.{name}": torch.zeros(()) for name in ("mean_level", "max_rise")}
-    return {**numbers, "composition_score.slopes": torch.zeros(2), **tensors}
 
 
 def migrate_header(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -31,7 +32,6 @@ from metalad.runtime.settings import from_json
 from metalad.storage.migration import (
     OLDEST_FORMAT,
     complete_settings,
-    complete_tensors,
     migrate_header,
     migrate_tensors,
 )
@@ -145,7 +145,15 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
     if number <= OLDEST_FORMAT:
         values, tensors = migrate_header(values), migrate_tensors(values["method"], tensors)
     config = complete_settings(values["method"], values["config"])
-    return Header(**{**values, "config": config}), complete_tensors(values["method"], tensors)
+    return Header(**{**values, "config": config}), _complete_tensors(values["method"], tensors)
+
+
+def _complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of any format with those that did not exist when they were written."""
+    if method != "metal_features" or "composition_score.weight" not in tensors:
+        return dict(tensors)
+    numbers = {f"composition_score.{name}": torch.zeros(()) for name in ("mean_level", "max_rise")}
+    return {**numbers, "composition_score.slopes": torch.zeros(2), **tensors}
 
 
 def _format_of(file: Path, text: str) -> int:
