@@ -49,7 +49,7 @@ BATCH_SIZE = 16
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
 MIN_SHARE = 0.1
-"""Smallest share of the entries of both codebooks of fine features that one of them gets."""
+"""Smallest share of the entries of both codebooks of fine features that either of them gets."""
 DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
 MAX_CORESET_POINTS = 120_000
@@ -151,11 +151,7 @@ class Densities(nn.Module):
     stride_weights: Tensor
 
     def __init__(self, config: MetalFeaturesConfig, widths: Sequence[int], share: float = 0.5) -> None:
-        """Construct the models, unfitted.
-
-        widths: channels of strides 4, 8 and 16. share: of the entries that the codebook `per_stride` gets, at least
-            `MIN_SHARE` and at most 1 - `MIN_SHARE`; `per_channel` gets the others.
-        """
+        """Construct the models, unfitted. widths: channels of strides 4, 8, 16. share: of the entries, per stride."""
         super().__init__()
         self.context_steps = config.context_steps
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
@@ -374,10 +370,7 @@ class MetalFeatures(FittedDetector):
         return maps
 
     def _fit_scales(self, held_out: Distances, images: int) -> None:
-        """Fit what puts the distances on one scale.
-
-        held_out: of all images, then of their copies. images: number of good images, without copies.
-        """
+        """Fit the scales on distances of held-out images, then of their copies. images: their number without copies."""
         self.log_distance.fit(held_out.positions)
         mean = self.log_distance(held_out.positions, self.density_weights)
         if self.positional_mean is not None:
