@@ -25,12 +25,7 @@ from metalad.nn.fitted import unfitted
 from metalad.runtime.errors import ModelFileError, RunError
 from metalad.runtime.settings import from_json
 from metalad.storage import migration, model_file
-from metalad.storage.migration import (
-    complete_settings,
-    migrate_header,
-    migrate_settings,
-    migrate_tensors,
-)
+from metalad.storage.migration import complete_settings, migrate_header, migrate_settings, migrate_tensors
 from metalad.storage.model_file import FILE_NAME, read_model
 from metalad.storage.run_folder import RunFolder
 from tests.cookies import cookies

@@ -29,12 +29,7 @@ from metalad.nn.fitted import load_fitted
 from metalad.runtime.errors import ModelFileError
 from metalad.runtime.files import write_bytes
 from metalad.runtime.settings import from_json
-from metalad.storage.migration import (
-    OLDEST_FORMAT,
-    complete_settings,
-    migrate_header,
-    migrate_tensors,
-)
+from metalad.storage.migration import OLDEST_FORMAT, complete_settings, migrate_header, migrate_tensors
 
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")

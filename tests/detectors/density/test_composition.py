@@ -99,10 +99,11 @@ def test_the_contribution_is_the_root_of_the_sum_of_squares() -> None:
 
 
 def test_the_contribution_grows_with_the_number_of_good_images() -> None:
-    few, many = CompositionScore(), CompositionScore()
-    few.fit(random(10, 2).exp(), torch.zeros(10), 10)
-    many.fit(random(1000, 2).exp(), torch.zeros(1000), 1000)
-    assert float(many.weight) > 5 * float(few.weight)
+    few, many, distances = CompositionScore(), CompositionScore(), random(20, 2).exp()
+    few.fit(distances, torch.zeros(20), 10)
+    many.fit(distances.repeat(500, 1), torch.zeros(10_000), 10_000)
+    high, level_of_high = torch.full((1, 2), 50.0), torch.zeros(1)
+    assert float(few(high, level_of_high)) < 0.2 * float(many(high, level_of_high))
     assert float(few.weight) == pytest.approx(10 / (10 + HALF_WEIGHT_IMAGES))
 
 
