@@ -166,6 +166,20 @@ def test_moments_of_few_images_are_shrunk_towards_the_overall_moment(kind: Kind)
     assert errors[-1] < 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_part_is_calibrated_as_if_it_were_alone(kind: Kind) -> None:
+    first, second = larger_where_bright(0, 6), larger_on_the_left(1, 6)
+    both = first._replace(values=torch.cat([first.values, second.values], 1), parts=2)
+    fitted = Calibration.fit(kind, both)
+    alone = [Calibration.fit(kind, first._replace(values=part.values)) for part in (first, second)]
+    for distance, part, of_part in zip(fitted.distances(both), (first, second), alone, strict=True):
+        torch.testing.assert_close(
+            distance, of_part.distances(first._replace(values=part.values))[0], rtol=1e-3, atol=1e-3
+        )
+    assert fitted.log_distance is not None
+    assert len(fitted.log_distance.mean) == 2
+
+
 def test_one_channel_is_enough() -> None:
     known = Residuals(3 * torch.randn(20, 1, SIZE, SIZE, generator=generator(0)))
     fitted = Calibration.fit("none", known)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from metalad.detectors import out_of_fold
+from metalad.detectors.base import SCORINGS
 from metalad.detectors.density.appearance import reduced
 from metalad.detectors.density.codebook import Selection
-from metalad.detectors.density.log_distance import FLOOR
+from metalad.detectors.density.log_distance import FLOOR, MIN_WEIGHT
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
-from metalad.methods.metal import Metal, MetalConfig, Token
+from metalad.methods.metal import EXPLAINED_WEIGHT, Metal, MetalConfig, Token
 from metalad.nn.attention import Mask
 from metalad.nn.losses import ssim_map
 from metalad.nn.pixels import Pixels, to_batch
@@ -347,7 +348,7 @@ def with_auxiliary_density(selection: Selection = "coreset") -> tuple[Metal, Ten
 
 @pytest.mark.parametrize("selection", ["coreset", "k-means"])
 def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: Selection) -> None:
-    """The NumPy reference uses the three distances, normalized by out-of-fold and held-out images."""
+    """The NumPy reference uses the five distances, normalized by out-of-fold and held-out images."""
     model, images = with_auxiliary_density(selection)
     pixels = cookies(12, (32, 48))
     good_residuals = Residuals.concatenate((model.out_of_fold_residuals(pixels[:8]), model.residuals_of(pixels[8:])))
@@ -356,8 +357,8 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
         assert model.calibration is not None
         assert residuals.distances is not None
         with torch.no_grad():
-            whitened = model.calibration.whiten(residuals).square().mean(1)
-        distances = [whitened, *residuals.distances.unbind(1)]
+            whitened = model.calibration.whiten(residuals).square()
+        distances = [whitened[:, :3].mean(1), whitened[:, 3:].mean(1), *residuals.distances.unbind(1)]
         return [np.log(np.maximum(distance.numpy().astype(np.float64), 1e-6)) for distance in distances]
 
     with torch.no_grad():
@@ -369,13 +370,49 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
         ordered = np.sort(good[:, ::2, ::2].ravel())
         mean, quantile = ordered.mean(), ordered[math.ceil(0.99 * len(ordered)) - 1]
         normalized.append(np.maximum(log - mean, -FLOOR) / (quantile - mean))
-    weights = [1.0, 1.0, 1.0]
-    if selection == "coreset":
-        assert good_residuals.distance_weights is not None
-        weights[2] = float(good_residuals.distance_weights[:, 1].mean())
-        assert 0 < weights[2] < 0.9
-    mean_log = np.average(normalized, axis=0, weights=weights)
+    assert good_residuals.weights is not None
+    weights = good_residuals.weights.mean(0).tolist()
+    assert weights[:2] == pytest.approx((EXPLAINED_WEIGHT * model.explained).tolist())
+    assert weights[2] == 1
+    assert (weights[3] == 1) == (selection == "k-means")
+    mean_log = np.average(normalized, axis=0, weights=np.maximum(weights, MIN_WEIGHT))
     np.testing.assert_allclose(calibrated, np.logaddexp(0, 4 * mean_log) / 4, rtol=1e-3, atol=1e-4)
+
+
+def test_composition_counts_in_the_calibrated_image_score_only() -> None:
+    """The map is the same with and without it, and the calibrated score is never lower."""
+    model, images = with_auxiliary_density()
+    with torch.no_grad():
+        residuals = model.residuals(images)
+        assert residuals.score is not None
+        for scoring in SCORINGS:
+            joined, alone = (model.predict(images, of, scoring) for of in (residuals, residuals._replace(score=None)))
+            assert torch.equal(joined.anomaly_map, alone.anomaly_map)
+            expected = alone.score if scoring == "raw" else torch.hypot(alone.score, residuals.score)
+            torch.testing.assert_close(joined.score, expected)
+    assert (residuals.score > 0).any()
+
+
+def test_the_weight_of_a_reconstruction_is_the_variance_that_it_explains() -> None:
+    model, images = with_auxiliary_density()
+    with torch.no_grad():
+        values = model.residuals(images[8:]).values
+        deviations = model.target_image(images[8:]) - model.appearance.components.mean  # type: ignore[union-attr]
+        expected = [1 - float(part.square().sum() / deviations.square().sum()) for part in values.chunk(2, 1)]
+    assert model.explained.tolist() == pytest.approx(np.maximum(expected, 0), abs=1e-4)
+    assert model.explained[1] > 0.1
+
+
+def test_joint_residuals_are_one_distance_of_weight_1() -> None:
+    joint = dataclasses.replace(small().config, residuals="joint", high_pass=False, composition=False)
+    model, pixels = Metal(joint), cookies(12, (32, 48))
+    model.conclude(pixels[:8], pixels[8:])
+    residuals = model.residuals_of(pixels)
+    assert residuals.parts == 1
+    assert residuals.score is None
+    assert residuals.weights is not None
+    assert residuals.weights.shape == (12, 3)
+    assert (residuals.weights[:, :2] == 1).all()
 
 
 def test_raw_map_is_independent_of_the_auxiliary_density() -> None:
@@ -404,7 +441,7 @@ def test_auxiliary_density_is_not_fitted_on_held_out_images() -> None:
     model, images = with_auxiliary_density()
     assert model.appearance is not None
     with torch.no_grad():
-        patches = model.appearance(images)[:, 1].amax((1, 2))
+        patches = model.appearance(images).distances[:, 1].amax((1, 2))
     assert patches[:8].max() < 1e-3 < patches[8:].min()
 
 
@@ -420,8 +457,8 @@ def test_training_scores_are_raised_only_without_auxiliary_density(
 
     monkeypatch.setattr(out_of_fold, "_raised_to_held_out_level", recorded)
     with_auxiliary_density()
-    model, pixels = small(), cookies(12, (32, 48))
-    model.appearance = None
+    model, pixels = Metal(dataclasses.replace(small().config, auxiliary_density="none")), cookies(12, (32, 48))
+    model.conclude(pixels[:8], pixels[8:])
     calibrate(model, pixels[:8], pixels[8:])
     raised = [False] * 8 + [True] * 4
     assert [new.tolist() for new in masks] == [[True] * 12, raised, raised, raised]  # calibrated and raw

@@ -20,6 +20,7 @@ from metalad.detectors.base import SCORINGS, Detector, Scoring
 from metalad.detectors.calibration import Calibration
 from metalad.inference.model import FORMAT
 from metalad.methods import OWN, method_named
+from metalad.methods.metal import MetalConfig
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn.fitted import unfitted
 from metalad.runtime.errors import ModelFileError, RunError
@@ -89,8 +90,11 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     assert (old["format"], header.method, header.seed) == (4, name, old["seed"])
     assert header.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
     assert header.config.get("selection") == {"metal": "k-means", "metal_features": "k-means"}.get(name)
-    for added in ("composition", "positional_mean"):
-        assert header.config.get(added) is {"metal_features": False}.get(name)
+    added: dict[str, dict[str, Any]] = {
+        "metal": {"composition": False, "high_pass": False, "residuals": "joint"},
+        "metal_features": {"composition": False, "positional_mean": False},
+    }
+    assert header.config.items() >= added.get(name, {}).items()
     assert header.thresholds == old["thresholds"]
 
 
@@ -137,6 +141,23 @@ def test_from_a_composition_without_slopes_nothing_is_subtracted(tmp_path: Path)
     assert detector.composition_score is not None
     assert detector.composition_score.slopes.tolist() == [0, 0]
     assert detector.composition_score.weight == tensors["composition_score.weight"]
+
+
+def test_a_metal_model_without_the_settings_of_today_has_one_distance_of_the_residuals(tmp_path: Path) -> None:
+    """Models that were written before the residuals had a distance each lack three settings."""
+    older: dict[str, Any] = {"residuals": "joint", "high_pass": False, "composition": False}
+    config = MetalConfig(image_size=(32, 32), reduction=1, width=8, hidden_width=16, smoothing_sigma=1.0, **older)
+    images = list(cookies(8, (32, 32)))
+    model = metalad.fit(images, method=config, epochs=1)
+    file = model.save(tmp_path / FILE_NAME)
+    metadata, tensors = stored_files(file)
+    header = json.loads(metadata["metalad"])
+    header["config"] = {name: value for name, value in header["config"].items() if name not in older}
+    text = json.dumps(header, sort_keys=True)
+    save_file(tensors, file, {"metalad": text, "sha256": model_file._digest(text, tensors)})
+    again = metalad.load(file)
+    assert again.settings.items() >= older.items()
+    assert [again.predict(image).score for image in images] == [model.predict(image).score for image in images]
 
 
 # Run folders

@@ -236,7 +236,7 @@ class Detector(nn.Module, ABC):
         """
         maps = self._unsmoothed(residuals, scoring)
         smoothed = self.smoothing(maps)
-        score = self._image_score(residuals, maps, smoothed)
+        score = self._image_score(residuals, maps, smoothed, scoring)
         if self.guided_smoothing is None or scoring == "raw":
             return Prediction(score, smoothed)
         guided = self.guided_smoothing(maps, images).clamp_min(0)
@@ -245,7 +245,7 @@ class Detector(nn.Module, ABC):
     def image_scores(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, " batch"]:
         """Return the image scores alone; raises as `predict`."""
         maps = self._unsmoothed(residuals, scoring)
-        return self._image_score(residuals, maps, self.smoothing(maps))
+        return self._image_score(residuals, maps, self.smoothing(maps), scoring)
 
     def threshold(self, false_alarms: float, scoring: Scoring) -> float:
         """Return the image score that good images exceed with probability `false_alarms`."""
@@ -268,6 +268,7 @@ class Detector(nn.Module, ABC):
         residuals: Residuals,
         maps: Float[Tensor, "batch height width"],
         smoothed: Float[Tensor, "batch height width"],
+        scoring: Scoring,  # noqa: ARG002 (for methods to override)
     ) -> Float[Tensor, " batch"]:
         if self.config.image_score == "own" and residuals.score is not None:
             return residuals.score

@@ -3,7 +3,7 @@
 A residual on good images is not flat: edges and fine texture are always reconstructed badly, and the errors of the
 color channels are correlated. Calibration therefore estimates the second moments of the residual on good images, and
 measures every residual in units of them: the calibrated map is a squared Mahalanobis distance divided by the number of
-channels, about 1 on good images.
+channels, about 1 on good images. Parts of the residual (see `Residuals.weights`) have a distance each.
 
 The moments may depend on the position (aligned objects), on the content (objects that turn), or on nothing; the
 likelihood of held-out residuals of good images selects one of the three.
@@ -124,20 +124,25 @@ class Calibration(nn.Module):
 
     @classmethod
     def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
-        """Estimate the moments from the residuals of good images."""
+        """Estimate the moments from the residuals of good images, and the scales of several distances."""
+        fitted = cls._with_moments(kind, residuals, prior_images)
+        # Every second pixel in each direction: neighbors are nearly equal.
+        distances = [distance[..., ::2, ::2] for distance in fitted.distances(residuals)]
+        if len(distances) > 1:
+            fitted.log_distance = NormalizedLogDistance(len(distances))
+            # Out-of-fold, the weights differ a little between the folds.
+            fitted.log_distance.fit(distances, None if residuals.weights is None else residuals.weights.mean(0))
+        return fitted
+
+    @classmethod
+    def _with_moments(cls, kind: Kind, residuals: Residuals, prior_images: float) -> "Calibration":
         content = Content.fit(_reconstruction(residuals)) if kind == "content" else None
         matrices = whitening(_moments(kind, content, residuals, prior_images), MIN_VARIANCE)
         # Contiguous, as it is read from a file: the memory layout can change the last bits of a distance.
-        fitted = cls(kind, matrices.contiguous(), content)
-        if residuals.distances is not None:
-            fitted.log_distance = NormalizedLogDistance(1 + residuals.distances.shape[1])
-            # Every second pixel in each direction: neighbors are nearly equal.
-            distances = [distance[..., ::2, ::2] for distance in fitted.distances(residuals)]
-            fitted.log_distance.fit(distances, _weights(residuals))
-        return fitted
+        return cls(kind, matrices.contiguous(), content)
 
     def whiten(self, residuals: Residuals) -> Float[Tensor, "batch channels height width"]:
-        """Return residuals whose second moments on good images are the identity matrix."""
+        """Return residuals whose second moments on good images are the identity matrix, for each part by itself."""
         residual = residuals.values
         if self.content is not None:
             cells = self.content(_reconstruction(residuals))
@@ -160,9 +165,9 @@ class Calibration(nn.Module):
         return as_map(self.log_distance(distances))
 
     def distances(self, residuals: Residuals) -> list[Float[Tensor, "batch height width"]]:
-        """Return the residual's squared Mahalanobis distance, per channel, and the further distances."""
-        own = self.whiten(residuals).square().mean(1)
-        return [own] if residuals.distances is None else [own, *residuals.distances.unbind(1)]
+        """Return the squared Mahalanobis distance of each part, per channel, and the further distances."""
+        own = [part.square().mean(1) for part in self.whiten(residuals).chunk(residuals.parts, 1)]
+        return own if residuals.distances is None else [*own, *residuals.distances.unbind(1)]
 
     def log_likelihood(self, residuals: Residuals) -> float:
         """Return the mean log-density of a pixel's residual under a Gaussian with these moments, in nats."""
@@ -183,7 +188,7 @@ def choose(training: Residuals, held_out: Residuals) -> CalibrationSummary:
     training = scaled_to(training, held_out)._replace(distances=None)
     kinds = KINDS if training.reconstruction is not None else tuple(kind for kind in KINDS if kind != "content")
     scores: dict[str, float] = {
-        kind: Calibration.fit(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
+        kind: Calibration._with_moments(kind, training, CHOICE_PRIOR_IMAGES).log_likelihood(held_out) for kind in kinds
     }
     return CalibrationSummary(max(kinds, key=lambda kind: scores[kind]), scores)
 
@@ -198,15 +203,6 @@ def _reconstruction(residuals: Residuals) -> Tensor:
     return cast(Tensor, residuals.reconstruction)
 
 
-def _weights(residuals: Residuals) -> Float[Tensor, " distances"] | None:
-    """Return the weights of the residual's own distance and of the further ones.
-
-    Out-of-fold, they differ a little between the folds.
-    """
-    weights = residuals.distance_weights
-    return None if weights is None else F.pad(weights.mean(0), (1, 0), value=1.0)
-
-
 def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
     # torch.quantile refuses more than 2**24 values; every k-th value gives the same quantiles nearly.
     flat = values.flatten()
@@ -215,6 +211,16 @@ def _quantile_bounds(values: Tensor, bins: int) -> Tensor:
 
 
 def _moments(
+    kind: Kind, content: Content | None, residuals: Residuals, prior_images: float
+) -> Float[Tensor, "cells channels channels"]:
+    """Return the second moments of each cell; those between channels of different parts are 0."""
+    moments = _moments_of_all_channels(kind, content, residuals, prior_images)
+    channels = moments.shape[-1] // residuals.parts
+    part = torch.arange(moments.shape[-1], device=moments.device) // channels
+    return torch.where(part[:, None] == part, moments, 0)
+
+
+def _moments_of_all_channels(
     kind: Kind, content: Content | None, residuals: Residuals, prior_images: float
 ) -> Float[Tensor, "cells channels channels"]:
     residual = residuals.values

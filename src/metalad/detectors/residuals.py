@@ -17,15 +17,18 @@ class Residuals(NamedTuple):
     score: the method's own image score, where its paper has one; positive, higher = more anomalous.
     distances: further distances of each pixel, such as those of an auxiliary density model, each on its own scale and
         never negative; the calibrated map joins them with the residual.
-    distance_weights: the weight of each of these in the calibrated map's mean, in which the residual has weight 1;
-        equal for all images of a fitted model. None: all have weight 1.
+    parts: the residual's channels are so many equal parts, such as the residuals of two reconstructions; each part is
+        calibrated on its own, to a distance of its own.
+    weights: of each part, then of each further distance, in the calibrated map's mean; equal for all images of a fitted
+        model. None: all weights are 1.
     """
 
     values: Float[Tensor, "batch channels height width"]
     reconstruction: Float[Tensor, "batch 3 height width"] | None = None
     score: Float[Tensor, " batch"] | None = None
     distances: Float[Tensor, "batch densities height width"] | None = None
-    distance_weights: Float[Tensor, "batch densities"] | None = None
+    parts: int = 1
+    weights: Float[Tensor, "batch parts_and_densities"] | None = None
 
     def select(self, index: Tensor) -> "Residuals":
         """Return the residuals of the images selected by an index or a mask."""
@@ -40,8 +43,9 @@ class Residuals(NamedTuple):
             return torch.cat(present) if present else None
 
         values = torch.cat([batch.values.cpu() for batch in batches])
-        names = ("reconstruction", "score", "distances", "distance_weights")
-        return cls(values, *(concatenated([getattr(batch, name) for batch in batches]) for name in names))
+        names = ("reconstruction", "score", "distances", "weights")
+        further = {name: concatenated([getattr(batch, name) for batch in batches]) for name in names}
+        return cls(values, **further, parts=batches[0].parts)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Residuals":
         return Residuals(
@@ -49,5 +53,6 @@ class Residuals(NamedTuple):
             None if self.reconstruction is None else change(self.reconstruction),
             None if self.score is None else change(self.score),
             None if self.distances is None else change(self.distances),
-            None if self.distance_weights is None else change(self.distance_weights),
+            self.parts,
+            None if self.weights is None else change(self.weights),
         )

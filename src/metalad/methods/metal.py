@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metalad.detectors.base import DetectorConfig, Protocol, Scoring
-from metalad.detectors.density.appearance import AppearanceDensity, reduced
+from metalad.detectors.density.appearance import AppearanceDensity, grid_of, reduced
 from metalad.detectors.density.codebook import Selection
+from metalad.detectors.density.composition import joined_score
 from metalad.detectors.reconstruction import Reconstructor
 from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import Mask, MaskedEncoder, perceptron
@@ -39,6 +40,9 @@ MIN_SCALE = 1 / 255
 """Least scale, one gray level; it applies if all training images are identical."""
 MAX_DEVIATION = 3.0
 """Input deviations are clipped to this many scales, so that an anomaly hardly affects the output of other patches."""
+EXPLAINED_WEIGHT = 1.5
+"""The weight of a reconstruction is the fraction of the variance that it explains, times this; that of the positional
+Gaussian is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,13 @@ class MetalConfig(DetectorConfig):
     selection: Selection = setting(
         "coreset",
         "entries of its codebook: coreset, which keeps rare patches, with a weight chosen from the images; or k-means",
+    )
+    high_pass: bool = setting(True, "let it score high-pass filtered patches, too, with a weight from the images")
+    composition: bool = setting(True, "count in the calibrated image score, too, how unusual the image is as a whole")
+    residuals: Literal["separate", "joint"] = setting(
+        "separate",
+        "separate: transformer and principal components have a distance each, with weights from the images; "
+        "joint: both have one distance of weight 1",
     )
 
     def __post_init__(self) -> None:
@@ -135,6 +146,8 @@ class Metal(Reconstructor):
     """MeTAL: one masked encoder per token shape, one decoder for all patches.
 
     photometric: normalizes brightness and contrast; None if the setting of that name is 0.
+    explained: [2], the fraction of the deviations of held-out images from the mean image that the transformer and the
+        principal components explain.
     mean, scale: [3, down, across], the mean good image and the scale of deviations from it (see `prepare`). They
         standardize the network's input and output; with `target="pixels"` they stay 0 and 1.
     """
@@ -143,6 +156,7 @@ class Metal(Reconstructor):
     config: MetalConfig
     mean: Tensor
     scale: Tensor
+    explained: Tensor
 
     def __init__(self, config: MetalConfig) -> None:
         super().__init__(config)
@@ -168,6 +182,9 @@ class Metal(Reconstructor):
         self.photometric = PhotometricNormalization() if config.photometric else None
         self.register_buffer("mean", torch.zeros(3, *config.residual_size))
         self.register_buffer("scale", torch.ones(3, *config.residual_size))
+        self.has_separate_residuals = self.appearance is not None and config.residuals == "separate"
+        if self.has_separate_residuals:
+            self.register_buffer("explained", None)
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Fit photometric normalization and, for `target="deviations"`, mean and scale of the good images.
@@ -193,16 +210,20 @@ class Metal(Reconstructor):
         return (Training(learning_rate=5e-4, batch_size=images, steps=900, schedule="cosine"),)
 
     def conclude(self, training: Pixels, held_out: Pixels) -> None:
-        """Fit the auxiliary density model without the held-out images, which set scales and threshold."""
-        del held_out
-        if self.appearance is not None:
-            self.appearance.fit(training, self.device, self.photometric)
+        """Fit the auxiliary density model without the held-out images, which set weights, scales and threshold."""
+        if self.appearance is None:
+            return
+        self.appearance.fit(training, self.device, self.photometric)
+        if self.has_separate_residuals:
+            with torch.no_grad():
+                self.explained = self._explained(self.appearance, held_out)
 
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the residuals at the size of the reduced image.
 
         Channels 0 to 2 are reconstruction minus image. With an auxiliary density model, channels 3 to 5 are its
-        principal-component reconstruction minus image, and `distances` holds its distances.
+        principal-component reconstruction minus image, `distances` holds its distances, and `score` the contribution of
+        the composition to the calibrated image score.
         """
         images = self.normalized(images)
         target_image = reduced(images, self.config.reduction)
@@ -211,11 +232,14 @@ class Metal(Reconstructor):
         if self.appearance is None:
             return Residuals(residual, expected)
         pca_residual = self.appearance.components(target_image) - target_image
+        distances, contribution = self.appearance(images)
         return Residuals(
             torch.cat([residual, pca_residual], 1),
             expected,
-            distances=self.appearance(images),
-            distance_weights=self.appearance.weights(images.shape[0]),
+            score=contribution,
+            distances=distances,
+            parts=2 if self.has_separate_residuals else 1,
+            weights=torch.cat([self._residual_weights(), self.appearance.weights()]).expand(len(images), -1),
         )
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -241,6 +265,13 @@ class Metal(Reconstructor):
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the paper's map: the squared reconstruction error, summed over colors."""
         return residuals.values[:, :3].square().sum(1)
+
+    def _image_score(
+        self, residuals: Residuals, maps: Tensor, smoothed: Tensor, scoring: Scoring
+    ) -> Float[Tensor, " batch"]:
+        """Return the map's score; a calibrated one is joined with the contribution of the composition."""
+        score = super()._image_score(residuals, maps, smoothed, scoring)
+        return score if scoring == "raw" else joined_score(score, residuals.score)
 
     def target_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
         """Return the network's target for RGB images in [0, 1]: photometrically normalized and reduced."""
@@ -281,7 +312,26 @@ class Metal(Reconstructor):
         return self.mean + self.scale * reconstruction
 
     def _new_density(self) -> AppearanceDensity:
-        return AppearanceDensity(self.config.reduction, self.config.selection)
+        return AppearanceDensity(
+            self.config.reduction,
+            self.config.selection,
+            high_pass=self.config.high_pass,
+            composed_of=grid_of(*self.config.image_size) if self.config.composition else None,
+        )
+
+    def _residual_weights(self) -> Float[Tensor, " parts"]:
+        """Return the weight of each part of the residual."""
+        return EXPLAINED_WEIGHT * self.explained if self.has_separate_residuals else self.mean.new_ones(1)
+
+    def _explained(self, appearance: AppearanceDensity, held_out: Pixels) -> Float[Tensor, "2"]:
+        """Return the fractions of the deviations of held-out images that the two reconstructions explain."""
+        unexplained, total = self.mean.new_zeros(2), self.mean.new_zeros(())
+        for batch in batches(held_out, self.device):
+            target_image = self.target_image(batch)
+            reconstructions = torch.stack([self.reconstruct(target_image), appearance.components(target_image)])
+            unexplained += (reconstructions - target_image).square().sum((1, 2, 3, 4))
+            total += (appearance.components.mean - target_image).square().sum()
+        return (1 - unexplained / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_min(0)
 
     def _normalized_deviations(
         self, target_image: Float[Tensor, "batch 3 down across"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import Composition, CompositionScore, level
+from metalad.detectors.density.composition import Composition, CompositionScore, joined_score, level
 from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
@@ -291,13 +291,11 @@ class MetalFeatures(FittedDetector):
         """Return the mean normalized log-distance itself."""
         return residuals.values[:, 0]
 
-    def _image_score(self, residuals: Residuals, maps: Tensor, smoothed: Tensor) -> Float[Tensor, " batch"]:
-        """Return the root of the sum of squares of the map's score and the contribution of the composition.
-
-        It is at least the map's score: an image that passes has no pixel above the threshold.
-        """
-        score = super()._image_score(residuals, maps, smoothed)
-        return score if residuals.score is None else (score.square() + residuals.score.square()).sqrt()
+    def _image_score(
+        self, residuals: Residuals, maps: Tensor, smoothed: Tensor, scoring: Scoring
+    ) -> Float[Tensor, " batch"]:
+        """Return the map's score, joined with the contribution of the composition."""
+        return joined_score(super()._image_score(residuals, maps, smoothed, scoring), residuals.score)
 
     def _out_of_fold(self, pixels: Pixels, features: Features) -> Residuals:
         """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""

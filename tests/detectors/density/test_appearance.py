@@ -4,14 +4,16 @@ import torch
 
 from metalad.detectors.density.appearance import (
     CHANNELS,
+    CODEBOOK_POINTS,
     CODEBOOK_SIZES,
+    EXPLAINED_POWER,
     PATCH,
     PERTURBED_EVERY,
     PROJECTION,
     STRIDE,
     AppearanceDensity,
+    grid_of,
 )
-from metalad.detectors.density.codebook import MAX_POINTS
 from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import to_batch
 from tests.cookies import cookies
@@ -35,11 +37,11 @@ def test_a_new_model_is_not_fitted(fitted: AppearanceDensity) -> None:
     assert set(unfitted(AppearanceDensity(1))) >= {"position.whitening", "patch.entries", "components.mean"}
     assert unfitted(fitted) == []
     assert fitted.patch.entries.shape == ((8 + 8 // PERTURBED_EVERY) * (SIZE // STRIDE) ** 2, PROJECTION + 2)
-    assert len(fitted.patch.entries) < min(*CODEBOOK_SIZES.values(), MAX_POINTS)
+    assert len(fitted.patch.entries) < min(*CODEBOOK_SIZES.values(), *CODEBOOK_POINTS.values())
 
 
 def test_all_patches_of_a_training_image_are_codebook_entries(fitted: AppearanceDensity) -> None:
-    distances = fitted(to_batch(good()))[:, 1]
+    distances = fitted(to_batch(good())).distances[:, 1]
     assert distances.max() < 1e-4 * fitted.scale
 
 
@@ -76,11 +78,19 @@ def test_the_projection_approximately_preserves_distances() -> None:
     assert ratio.mean().item() == pytest.approx(1, abs=0.05)
 
 
-def test_a_pasted_rectangle_increases_both_distances(fitted: AppearanceDensity) -> None:
+def test_pasted_noise_increases_the_distance_of_high_pass_patches(fitted: AppearanceDensity) -> None:
+    images = to_batch(cookies(14, (SIZE, SIZE)))[12:]
+    pasted = images.clone()
+    pasted[:, :, 16:40, 20:44] = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0))
+    before, after = (fitted(batch).distances[:, 2, 16:40, 20:44].mean() for batch in (images, pasted))
+    assert after > 1.5 * before
+
+
+def test_a_pasted_rectangle_increases_the_distances_of_position_and_patch(fitted: AppearanceDensity) -> None:
     images = to_batch(cookies(14, (SIZE, SIZE)))[12:]
     pasted = images.clone()
     pasted[:, :, 16:40, 20:44] = torch.tensor([0.1, 0.9, 0.3])[:, None, None]
-    before, after = (fitted(batch)[:, :, 16:40, 20:44].mean((0, 2, 3)) for batch in (images, pasted))
+    before, after = (fitted(batch).distances[:, :2, 16:40, 20:44].mean((0, 2, 3)) for batch in (images, pasted))
     assert (after > 1.5 * before).all(), (before, after)
 
 
@@ -94,10 +104,9 @@ def test_the_codebook_has_less_weight_the_more_position_explains() -> None:
     for images in (good()[:1].repeat(8, 0), good(), textures(8)):
         appearance = AppearanceDensity(1)
         appearance.fit(images, CPU)
-        per_image = appearance.weights(3)
-        assert per_image is not None
-        assert torch.equal(per_image, torch.stack([torch.ones(3), appearance.patch_weight.expand(3)], 1))
-        weights.append(float(appearance.patch_weight))
+        position, patch, _ = appearance.weights()
+        assert position == 1
+        weights.append(float(patch))
     assert weights[0] < 1e-3 < weights[1] < weights[2] - 0.1 < 0.9, weights
 
 
@@ -114,7 +123,8 @@ def test_turned_training_images_lower_the_distances_of_turned_images() -> None:
         appearance = AppearanceDensity(1)
         appearance.fit(training, CPU)
         upright, upside_down = (
-            appearance(to_batch(images)).amax((2, 3)).mean(0) for images in (new, np.rot90(new, 2, (1, 2)).copy())
+            appearance(to_batch(images)).distances.amax((2, 3)).mean(0)
+            for images in (new, np.rot90(new, 2, (1, 2)).copy())
         )
         relative.append(upside_down / upright)
     assert (relative[1] < relative[0]).all(), relative
@@ -129,14 +139,72 @@ def test_a_coreset_keeps_the_patches_of_one_unusual_image(monkeypatch: pytest.Mo
     for selection in ("coreset", "k-means"):
         appearance = AppearanceDensity(1, selection)
         appearance.fit(np.concatenate([usual, unusual]), CPU)
-        distances[selection] = appearance(to_batch(unusual))[:, 1].mean() / appearance.scale
+        distances[selection] = appearance(to_batch(unusual)).distances[:, 1].mean() / appearance.scale
     assert distances["coreset"] < 0.7 * distances["k-means"], distances
 
 
-def test_k_means_has_no_weight_to_store() -> None:
-    appearance = AppearanceDensity(1, "k-means")
+def test_high_pass_patches_have_weight_where_they_repeat_and_not_position() -> None:
+    """Objects at random positions have weight; images that are all equal have none, nor has random texture."""
+    rng = np.random.default_rng(0)
+    moved = np.stack([np.roll(good()[0], rng.integers(0, SIZE, 2), (0, 1)) for _ in range(8)])
+    weights = []
+    for images in (good()[:1].repeat(8, 0), textures(8), moved):
+        appearance = AppearanceDensity(1)
+        appearance.fit(images, CPU)
+        assert appearance.high_pass is not None
+        weight = appearance.weights()[2]
+        expected = 2 * appearance.patch_weight * appearance.high_pass.explained**EXPLAINED_POWER
+        torch.testing.assert_close(weight, expected)
+        weights.append(float(weight))
+    assert max(weights[:2]) < 0.2 < weights[2], weights
+
+
+def with_composition(pixels: np.ndarray) -> AppearanceDensity:
+    appearance = AppearanceDensity(1, composed_of=grid_of(SIZE, SIZE))
+    appearance.fit(pixels, CPU)
+    return appearance
+
+
+def test_an_image_whose_halves_are_exchanged_has_a_larger_contribution() -> None:
+    """Its patches are those of good images, each somewhere else."""
+    pixels = cookies(31, (SIZE, SIZE))
+    appearance, new = with_composition(pixels[:24]), pixels[24:]
+    usual, exchanged = (appearance(to_batch(images)).contribution for images in (new, np.roll(new, SIZE // 2, 1)))
+    assert usual is not None
+    assert exchanged is not None
+    assert (usual >= 0).all()
+    assert exchanged.min() > usual.max()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_composition_is_finite_with_few_images(count: int) -> None:
+    pixels = cookies(8, (SIZE, SIZE))
+    contribution = with_composition(pixels[:count])(to_batch(pixels)).contribution
+    assert contribution is not None
+    assert contribution.isfinite().all()
+    assert (contribution == 0).all() == (count == 1)
+
+
+def test_scales_of_the_composition_are_those_of_held_out_halves() -> None:
+    """The mean normalized log-distance of images that it was fitted on is far below 0, that of new ones near 0."""
+    pixels = cookies(31, (SIZE, SIZE))
+    appearance = with_composition(pixels[:24])
+    assert appearance.composition is not None
+    assert appearance.composition_score is not None
+    known, new = (
+        appearance.composition_score._normalized(
+            appearance.composition(appearance.standardization(appearance.edges(to_batch(images))))
+        ).mean()
+        for images in (pixels[:24], pixels[24:])
+    )
+    assert known < -1
+    assert abs(new) < 0.5
+
+
+def test_k_means_has_weight_1_and_none_to_store() -> None:
+    appearance = AppearanceDensity(1, "k-means", high_pass=False)
     appearance.fit(good(), CPU)
-    assert appearance.weights(2) is None
+    assert torch.equal(appearance.weights(), torch.ones(2))
     assert "patch_weight" not in appearance.state_dict()
 
 
@@ -144,8 +212,8 @@ def test_k_means_has_no_weight_to_store() -> None:
 def test_images_of_any_size_are_accepted(size: tuple[int, int]) -> None:
     appearance, images = AppearanceDensity(1), torch.rand(3, 3, *size)
     appearance.fit((255 * images).byte().permute(0, 2, 3, 1).numpy(), CPU)
-    distances = appearance(images)
-    assert distances.shape == (3, 2, *size)
+    distances = appearance(images).distances
+    assert distances.shape == (3, 3, *size)
     assert distances.isfinite().all()
     assert (distances >= 0).all()
 

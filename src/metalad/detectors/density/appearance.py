@@ -6,13 +6,16 @@ the image content itself:
 - a positional Gaussian of edges and colors, for objects with a fixed pose;
 - a codebook of image patches with their coordinates, so that patches at nearby positions have a smaller distance. The
   less position explains the edges of good images, the greater is its weight;
-- principal components of the whole image, which give an expected image.
+- a codebook of high-pass filtered patches at full resolution, for objects that turn; its weight is small on textures;
+- principal components of the whole image, which give an expected image;
+- the composition of the whole image, by its edges and colors, which contributes to the image score.
 
 All are fitted on good images in seconds.
 """
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
-from metalad.detectors.density.codebook import Codebook, Selection, sampled_positions
+from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
+from metalad.detectors.density.composition import Composition, CompositionScore, level
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
+from metalad.detectors.density.high_pass import HighPassPatches
 from metalad.detectors.density.pca import PrincipalComponents
 from metalad.nn.photometric import LUMINANCE
 from metalad.nn.pixels import Pixels, batches, subsampled
@@ -40,8 +45,13 @@ PROJECTION = 96
 """Channels after a random projection of the 243 values of a patch, which approximately preserves distances
 (Johnson & Lindenstrauss 1984)."""
 CODEBOOK_SIZES: Mapping[Selection, int] = {"coreset": 5000, "k-means": 1024}
+CODEBOOK_POINTS: Mapping[Selection, int] = {"coreset": 120_000, "k-means": MAX_POINTS}
+"""Patches that the entries are selected from at most: rare ones must be among them to become entries of a coreset."""
 WEIGHT_POWER = 4
 """The weight of the codebook is 1 minus this power of the fraction of variance that position explains."""
+EXPLAINED_POWER = 4
+"""The weight of high-pass patches is twice that of the codebook, times this power of the fraction of their variance
+that their entries explain."""
 MAX_IMAGES = 512
 """Maximum number of images for fitting: the features of all of them and of the perturbed copies are in memory."""
 PERTURBED_EVERY = 2
@@ -51,15 +61,30 @@ YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Weights of red, green and blue for luminance and two color differences (ITU-R BT.601)."""
 
 
+class Appearance(NamedTuple):
+    """What the densities say of a batch.
+
+    distances: of each pixel of the reduced image, by each density in the order position, patch, high-pass patch; they
+        have different scales. contribution: of the composition to the image score; None without it.
+    """
+
+    distances: Float[Tensor, "batch densities down across"]
+    contribution: Float[Tensor, " batch"] | None
+
+
 class AppearanceDensity(nn.Module):
-    """Two densities of the appearance of good images, and principal components of the whole image.
+    """Densities of the appearance of good images, and principal components of the whole image.
 
     position: positional Gaussian of edges and colors. patch: codebook of the patches of the reduced image, with their
         coordinates. scale: square root of the sum of the variances of the patch channels; a distance of half the image
-        side counts as much as this patch distance. components: of images reduced by the factor `reduction`.
+        side counts as much as this patch distance. high_pass: codebook of high-pass filtered patches, or None.
+        composition, composition_score: of edges and colors, or None. components: of images reduced by the factor
+        `reduction`.
     selection: of the codebook's entries. A coreset keeps rare patches, such as those of an object in a rare
         orientation, and the codebook has a weight of its own. `k-means` has fewer entries and the weight 1.
-    patch_weight: weight of the codebook if `selection` is coreset; the positional Gaussian has weight 1.
+    patch_weight: 1 minus a power of the fraction of variance that position explains: the weight of the codebook if
+        `selection` is coreset. See `EXPLAINED_POWER` for that of high-pass patches; the positional Gaussian has
+        weight 1.
     """
 
     yuv: Tensor
@@ -67,7 +92,15 @@ class AppearanceDensity(nn.Module):
     scale: Tensor
     patch_weight: Tensor
 
-    def __init__(self, reduction: int, selection: Selection = "coreset") -> None:
+    def __init__(
+        self,
+        reduction: int,
+        selection: Selection = "coreset",
+        *,
+        high_pass: bool = True,
+        composed_of: tuple[int, int] | None = None,
+    ) -> None:
+        """Construct the models, unfitted. composed_of: see `grid_of`; None: no composition."""
         super().__init__()
         self.selection = selection
         self.reduction = reduction
@@ -76,11 +109,14 @@ class AppearanceDensity(nn.Module):
             PositionalGaussian(),
             Codebook(CODEBOOK_SIZES[selection], selection),
         )
+        self.high_pass = HighPassPatches() if high_pass else None
+        self.composition = None if composed_of is None else Composition(CHANNELS, composed_of)
+        self.composition_score = None if composed_of is None else CompositionScore()
         self.components = PrincipalComponents()
         projection = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
         self.register_buffer("projection", projection / math.sqrt(PROJECTION))
         self.register_buffer("scale", torch.zeros(()))
-        if selection == "coreset":
+        if selection == "coreset" or high_pass:
             self.register_buffer("patch_weight", None)
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
@@ -91,47 +127,89 @@ class AppearanceDensity(nn.Module):
         is applied to the images first.
         """
         pixels, rng = subsampled(pixels, MAX_IMAGES), np.random.default_rng(0)
+
+        def normalized(images: Pixels) -> list[Tensor]:
+            return [batch if photometric is None else photometric(batch) for batch in batches(images, device)]
+
+        def copies(images: Pixels) -> list[Tensor]:
+            return normalized(np.stack([perturbed(image, rng) for image in images])) if len(images) else []
+
         with torch.no_grad():
-            images = list(batches(pixels, device))
-            images += list(batches(np.stack([perturbed(image, rng) for image in pixels[::PERTURBED_EVERY]]), device))
-            images = images if photometric is None else [photometric(batch) for batch in images]
+            images = normalized(pixels) + copies(pixels[::PERTURBED_EVERY])
             edges = torch.cat([self.edges(batch) for batch in images])
             self.standardization.fit([edges])
             edges = self.standardization(edges)
             self.position.fit(edges)
-            if self.selection == "coreset":
-                self.patch_weight = 1 - variance_explained_by_position(edges[: len(pixels)]) ** WEIGHT_POWER
+            if self.composition is not None:
+                self.composition.fit([edges])
+                further = [self.standardization(self.edges(batch)) for batch in copies(pixels[1::PERTURBED_EVERY])]
+                self._fit_composition_score(
+                    edges[: len(pixels)], edges[len(pixels) :], torch.cat([*further, edges[:0]])
+                )
             patches = torch.cat([self.patches(batch) for batch in images])
             self.scale.copy_(patches.var((0, 2, 3)).sum().sqrt())
-            self.patch.fit(sampled_positions(self._with_coordinates(patches), seed=0), seed=0)
+            points = sampled_positions(self._with_coordinates(patches), seed=0, most=CODEBOOK_POINTS[self.selection])
+            self.patch.fit(points, seed=0)
             self.components.fit(torch.cat([reduced(batch, self.reduction) for batch in images]))
+            if self.high_pass is not None:
+                self.high_pass.fit(images, seed=0)
+            if "patch_weight" in self._buffers:
+                self.patch_weight = 1 - variance_explained_by_position(edges[: len(pixels)]) ** WEIGHT_POWER
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2 down across"]:
-        """Return the distances of the two densities, position and patch, for each pixel of the reduced image.
-
-        The image is reduced by the factor `reduction`. The two distances have different scales.
-        """
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Appearance:
+        """Return the distances of the densities, and the contribution of the composition."""
         size = (images.shape[-2] // self.reduction, images.shape[-1] // self.reduction)
-        distances = (
-            self.position(self.standardization(self.edges(images))),
-            self.patch(self._with_coordinates(self.patches(images))),
-        )
-        return F.interpolate(torch.stack(distances, 1), size, mode="bilinear")
+        edges = self.standardization(self.edges(images))
+        position = self.position(edges)
+        distances = [position, self.patch(self._with_coordinates(self.patches(images)))]
+        if self.high_pass is not None:
+            distances.append(self.high_pass(images))
+        maps = [F.interpolate(distance[:, None], size, mode="bilinear") for distance in distances]
+        contribution = None
+        if self.composition is not None and self.composition_score is not None:
+            contribution = self.composition_score(self.composition(edges), _level(position))
+        return Appearance(torch.cat(maps, 1), contribution)
 
-    def weights(self, count: int) -> Float[Tensor, "count 2"] | None:
-        """Return the weights of the two distances for a number of images, the same for each; None: all 1."""
-        if self.selection != "coreset":
-            return None
-        return torch.stack([torch.ones_like(self.patch_weight), self.patch_weight]).expand(count, -1)
+    def weights(self) -> Float[Tensor, " densities"]:
+        """Return the weights of the distances of each pixel."""
+        one = torch.ones((), device=self.scale.device)
+        weights = [one, self.patch_weight if self.selection == "coreset" else one]
+        if self.high_pass is not None:
+            weights.append(2 * self.patch_weight * self.high_pass.explained**EXPLAINED_POWER)
+        return torch.stack(weights)
+
+    def _fit_composition_score(self, own: Tensor, first_copies: Tensor, further_copies: Tensor) -> None:
+        """Fit the scales of the composition on each half of the images, by models that are fitted on the other half.
+
+        own: edges of the images. first_copies: of the copies of every `PERTURBED_EVERY`-th image, which models are
+        fitted on, too. further_copies: of those of the other images.
+        """
+        assert self.composition_score is not None
+        if (images := len(own)) < 2:
+            return  # the weight of the composition stays 0
+        is_first = torch.arange(images, device=own.device) % PERTURBED_EVERY == 0
+        copies = torch.empty_like(own)
+        copies[is_first], copies[~is_first] = first_copies, further_copies
+        # Where there are enough images, each half has the same share of the first copies.
+        half = torch.arange(images, device=own.device) // (PERTURBED_EVERY if images > PERTURBED_EVERY else 1) % 2 == 0
+        grid = (own.shape[-2], own.shape[-1])
+        distances, levels = own.new_empty(2, images, 2), own.new_empty(2, images)
+        for held_out in (half, ~half):
+            composition, position = Composition(CHANNELS, grid).to(own.device), PositionalGaussian()
+            fitted_on = torch.cat([own[~held_out], copies[~held_out & is_first]])
+            composition.fit([fitted_on])
+            position.fit(fitted_on)
+            for kind, edges in enumerate((own[held_out], copies[held_out])):
+                distances[kind, held_out], levels[kind, held_out] = composition(edges), _level(position(edges))
+        self.composition_score.fit(distances.flatten(0, 1), levels.flatten(), images)
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
         """Return edge strengths by direction at two scales, and the mean color, averaged around each position."""
-        height, width = images.shape[-2:]
-        grid = (-(-height // STRIDE), -(-width // STRIDE))
+        grid = grid_of(*images.shape[-2:])
         planes = F.conv2d(images, self.yuv)
         parts = [planes]
-        for level in LEVELS:
-            smaller = reduced(planes, level)
+        for factor in LEVELS:
+            smaller = reduced(planes, factor)
             parts += [_edges(smaller[:, :1], BRIGHTNESS_DIRECTIONS), _edges(smaller[:, 1:], COLOR_DIRECTIONS)]
         features = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
         # Zero padding makes features at the border similar only to other features at the border.
@@ -150,11 +228,20 @@ class AppearanceDensity(nn.Module):
         return torch.cat([patches, coordinates.expand(batch, -1, -1, -1)], 1)
 
 
+def grid_of(height: int, width: int) -> tuple[int, int]:
+    """Return the number of positions of edges and patches in an image: down, across."""
+    return -(-height // STRIDE), -(-width // STRIDE)
+
+
 def reduced(
     images: Float[Tensor, "batch channels height width"], factor: int
 ) -> Float[Tensor, "batch channels down across"]:
     """Return images reduced by a factor: the means of square blocks of pixels."""
     return F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 else images
+
+
+def _level(distances: Float[Tensor, "batch down across"]) -> Float[Tensor, " batch"]:
+    return level(distances.clamp_min(torch.finfo(distances.dtype).tiny).log())
 
 
 def _edges(planes: Tensor, directions: int) -> Tensor:

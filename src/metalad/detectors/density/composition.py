@@ -91,6 +91,16 @@ def level(maps: Float[Tensor, "batch down across"]) -> Float[Tensor, " batch"]:
     return positions.topk(positions.shape[1] // 2 + 1, 1).values[:, -1]
 
 
+def joined_score(
+    score: Float[Tensor, " batch"], contribution: Float[Tensor, " batch"] | None
+) -> Float[Tensor, " batch"]:
+    """Return the root of the sum of squares of a map's score and the contribution of the composition, if there is one.
+
+    It is at least the map's score: an image that passes has no pixel above the threshold.
+    """
+    return score if contribution is None else (score.square() + contribution.square()).sqrt()
+
+
 class CompositionScore(nn.Module):
     """The contribution of a `Composition` to the image score, from its normalized log-distances.
 

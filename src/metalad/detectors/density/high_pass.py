@@ -1,0 +1,81 @@
+"""A codebook of high-pass filtered patches of an image at full resolution: fine structure without shading."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metalad.detectors.density.codebook import Codebook
+from metalad.detectors.density.pca import leading_eigenvectors
+
+PATCH = 9
+"""Side of a patch, and of the square whose mean is subtracted from a pixel, in pixels of the image."""
+STRIDE = 4
+"""Distance between neighboring positions, in pixels of the image, vertically and horizontally."""
+COMPONENTS = 48
+"""Principal components that a patch is projected on."""
+ENTRIES = 5000
+"""Codebook entries at most; never more than half of the patches that they are selected from."""
+POINTS = 60_000
+"""Patches that the components and the codebook entries are fitted on at most."""
+
+
+class HighPassPatches(nn.Module):
+    """The distance of a high-pass filtered patch from the nearest codebook entry, after a projection.
+
+    The mean of the square around each pixel is subtracted from the image. Its patches are projected on their principal
+    components. The entries are a coreset, so that the patches of a rare pose are entries.
+
+    projection: [components, 3, PATCH, PATCH]. mean: [components], the projection of the mean patch. explained: the
+        fraction of the variance of the projected patches that the codebook explains: little where texture is random.
+    """
+
+    projection: Tensor
+    mean: Tensor
+    explained: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = Codebook(ENTRIES, "coreset")
+        for name in ("projection", "mean", "explained"):
+            self.register_buffer(name, None)
+
+    def fit(self, batches: Sequence[Float[Tensor, "_ 3 height width"]], seed: int) -> None:
+        """Fit the components and the entries to patches at random positions of the images."""
+        generator = torch.Generator().manual_seed(seed)
+        per_image = -(-POINTS // sum(len(batch) for batch in batches))
+        points = torch.cat([_sampled_patches(image, per_image, generator) for batch in batches for image in batch])
+        centered = points - points.mean(0)
+        _, directions = leading_eigenvectors(centered.T @ centered, COMPONENTS)
+        self.projection = directions.float().T.reshape(-1, 3, PATCH, PATCH).contiguous()
+        self.mean = points.mean(0) @ directions.float()
+        projected = centered @ directions.float()
+        self.codebook = Codebook(min(ENTRIES, len(points) // 2), "coreset")
+        self.codebook.fit(projected, seed)
+        distances = self.codebook(projected.T[None, :, None])
+        # The distance of a patch that is an entry is 0: it says nothing of other patches.
+        unexplained = distances.square().sum() / (len(points) - len(self.codebook.entries))
+        variance = projected.square().sum(1).mean().clamp_min(torch.finfo(projected.dtype).tiny)
+        self.explained = (1 - unexplained / variance).clamp_min(0)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
+        """Return the distance at each position of the image."""
+        padded = F.pad(high_pass(images), (PATCH // 2,) * 4, mode="replicate")
+        maps = F.conv2d(padded, self.projection, stride=STRIDE) - self.mean[:, None, None]
+        distances: Tensor = self.codebook(maps)
+        return distances
+
+
+def high_pass(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    """Return images minus the mean of the square around each pixel; the border pixels are repeated outwards."""
+    return images - F.avg_pool2d(F.pad(images, (PATCH // 2,) * 4, mode="replicate"), PATCH, stride=1)
+
+
+def _sampled_patches(
+    image: Float[Tensor, "3 height width"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count values"]:
+    patches = F.unfold(F.pad(high_pass(image[None]), (PATCH // 2,) * 4, mode="replicate"), PATCH, stride=STRIDE)[0]
+    chosen = torch.randperm(patches.shape[1], generator=generator)[:count]
+    return patches[:, chosen.to(image.device)].T
