@@ -17,7 +17,7 @@ from metalad.detectors.density.codebook import Selection
 from metalad.detectors.density.log_distance import FLOOR, MIN_WEIGHT
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
-from metalad.methods.metal import EXPLAINED_WEIGHT, Metal, MetalConfig, Token
+from metalad.methods.metal import Metal, MetalConfig, Token
 from metalad.nn.attention import Mask
 from metalad.nn.losses import ssim_map
 from metalad.nn.pixels import Pixels, to_batch
@@ -372,7 +372,7 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
         normalized.append(np.maximum(log - mean, -FLOOR) / (quantile - mean))
     assert good_residuals.weights is not None
     weights = good_residuals.weights.mean(0).tolist()
-    assert weights[:2] == pytest.approx((EXPLAINED_WEIGHT * model.explained).tolist())
+    assert weights[:2] == pytest.approx(model.explained.tolist())
     assert weights[2] == 1
     assert (weights[3] == 1) == (selection == "k-means")
     mean_log = np.average(normalized, axis=0, weights=np.maximum(weights, MIN_WEIGHT))

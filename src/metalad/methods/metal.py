@@ -40,9 +40,6 @@ MIN_SCALE = 1 / 255
 """Least scale, one gray level; it applies if all training images are identical."""
 MAX_DEVIATION = 3.0
 """Input deviations are clipped to this many scales, so that an anomaly hardly affects the output of other patches."""
-EXPLAINED_WEIGHT = 1.5
-"""The weight of a reconstruction is the fraction of the variance that it explains, times this; that of the positional
-Gaussian is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,8 +317,8 @@ class Metal(Reconstructor):
         )
 
     def _residual_weights(self) -> Float[Tensor, " parts"]:
-        """Return the weight of each part of the residual."""
-        return EXPLAINED_WEIGHT * self.explained if self.has_separate_residuals else self.mean.new_ones(1)
+        """Return the weight of each part of the residual: the fraction of the variance that it explains."""
+        return self.explained if self.has_separate_residuals else self.mean.new_ones(1)
 
     def _explained(self, appearance: AppearanceDensity, held_out: Pixels) -> Float[Tensor, "2"]:
         """Return the fractions of the deviations of held-out images that the two reconstructions explain."""
