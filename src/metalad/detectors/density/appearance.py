@@ -49,9 +49,9 @@ CODEBOOK_POINTS: Mapping[Selection, int] = {"coreset": 120_000, "k-means": MAX_P
 """Patches that the entries are selected from at most: rare ones must be among them to become entries of a coreset."""
 WEIGHT_POWER = 4
 """The weight of the codebook is 1 minus this power of the fraction of variance that position explains."""
-EXPLAINED_POWER = 4
-"""The weight of high-pass patches is twice that of the codebook, times this power of the fraction of their variance
-that their entries explain."""
+HIGH_PASS_WEIGHT, HIGH_PASS_POWER, MAX_HIGH_PASS_WEIGHT = 5.0, 6, 1.5
+"""The weight of high-pass patches is that of the codebook, times the first number, times this power of the fraction of
+their variance that their entries explain; at most the third number."""
 MAX_IMAGES = 512
 """Maximum number of images for fitting: the features of all of them and of the perturbed copies are in memory."""
 PERTURBED_EVERY = 2
@@ -83,7 +83,7 @@ class AppearanceDensity(nn.Module):
     selection: of the codebook's entries. A coreset keeps rare patches, such as those of an object in a rare
         orientation, and the codebook has a weight of its own. `k-means` has fewer entries and the weight 1.
     patch_weight: 1 minus a power of the fraction of variance that position explains: the weight of the codebook if
-        `selection` is coreset. See `EXPLAINED_POWER` for that of high-pass patches; the positional Gaussian has
+        `selection` is coreset. See `HIGH_PASS_WEIGHT` for that of high-pass patches; the positional Gaussian has
         weight 1.
     """
 
@@ -175,7 +175,8 @@ class AppearanceDensity(nn.Module):
         one = torch.ones((), device=self.scale.device)
         weights = [one, self.patch_weight if self.selection == "coreset" else one]
         if self.high_pass is not None:
-            weights.append(2 * self.patch_weight * self.high_pass.explained**EXPLAINED_POWER)
+            repeated = self.high_pass.explained**HIGH_PASS_POWER
+            weights.append((HIGH_PASS_WEIGHT * self.patch_weight * repeated).clamp_max(MAX_HIGH_PASS_WEIGHT))
         return torch.stack(weights)
 
     def _fit_composition_score(self, own: Tensor, first_copies: Tensor, further_copies: Tensor) -> None:
