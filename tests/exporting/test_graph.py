@@ -24,7 +24,7 @@ from tests.methods.test_contract import SMALL
 
 EXPORTABLE = [method.name for method in OWN if not method.load().not_exportable]
 ALL = bool(os.environ.get("METALAD_ALL_EXPORTS"))
-TESTED = EXPORTABLE if ALL else ["variation_model", "ocgan", "patchcore"]
+TESTED = EXPORTABLE if ALL else ["variation_model", "ocgan", "patchcore", "metal"]
 SHALLOW = PatchCoreConfig(image_size=(48, 64), smoothing_sigma=2.0, taps=("s4",), grid="s4")
 """Tracing the first quarter of the backbone takes a quarter of the time."""
 TOLERANCE = 1e-4

@@ -404,7 +404,7 @@ def test_the_weight_of_a_reconstruction_is_the_variance_that_it_explains() -> No
 
 
 def test_joint_residuals_are_one_distance_of_weight_1() -> None:
-    joint = dataclasses.replace(small().config, residuals="joint", high_pass=False, composition=False)
+    joint = dataclasses.replace(small().config, reconstruction_errors="joint", high_pass=False, composition=False)
     model, pixels = Metal(joint), cookies(12, (32, 48))
     model.conclude(pixels[:8], pixels[8:])
     residuals = model.residuals_of(pixels)
@@ -462,6 +462,23 @@ def test_training_scores_are_raised_only_without_auxiliary_density(
     calibrate(model, pixels[:8], pixels[8:])
     raised = [False] * 8 + [True] * 4
     assert [new.tolist() for new in masks] == [[True] * 12, raised, raised, raised]  # calibrated and raw
+
+
+def test_out_of_fold_contributions_have_the_weight_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a model of fewer images would be smaller than those of new images, and the threshold too low."""
+    model, _ = with_auxiliary_density()
+    weights: list[float] = []
+    original = Metal.residuals_of
+
+    def recorded(self: Metal, pixels: Pixels) -> Residuals:
+        assert self.appearance is not None
+        assert self.appearance.composition is not None
+        weights.append(float(self.appearance.composition.score.weight))
+        return original(self, pixels)
+
+    monkeypatch.setattr(Metal, "residuals_of", recorded)
+    model.out_of_fold_residuals(cookies(12, (32, 48))[:8])
+    assert weights == [pytest.approx(8 / 108)] * 8
 
 
 def test_out_of_fold_residuals_use_a_density_fitted_without_the_image() -> None:

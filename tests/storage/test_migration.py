@@ -91,7 +91,7 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     assert header.config == complete_settings(name, migrate_settings(name, old["config"])) != old["config"]
     assert header.config.get("selection") == {"metal": "k-means", "metal_features": "k-means"}.get(name)
     added: dict[str, dict[str, Any]] = {
-        "metal": {"composition": False, "high_pass": False, "residuals": "joint"},
+        "metal": {"composition": False, "high_pass": False, "reconstruction_errors": "joint"},
         "metal_features": {"composition": False, "positional_mean": False},
     }
     assert header.config.items() >= added.get(name, {}).items()
@@ -145,7 +145,7 @@ def test_from_a_composition_without_slopes_nothing_is_subtracted(tmp_path: Path)
 
 def test_a_metal_model_without_the_settings_of_today_has_one_distance_of_the_residuals(tmp_path: Path) -> None:
     """Models that were written before the residuals had a distance each lack three settings."""
-    older: dict[str, Any] = {"residuals": "joint", "high_pass": False, "composition": False}
+    older: dict[str, Any] = {"reconstruction_errors": "joint", "high_pass": False, "composition": False}
     config = MetalConfig(image_size=(32, 32), reduction=1, width=8, hidden_width=16, smoothing_sigma=1.0, **older)
     images = list(cookies(8, (32, 32)))
     model = metalad.fit(images, method=config, epochs=1)

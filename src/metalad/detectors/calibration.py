@@ -3,7 +3,7 @@
 A residual on good images is not flat: edges and fine texture are always reconstructed badly, and the errors of the
 color channels are correlated. Calibration therefore estimates the second moments of the residual on good images, and
 measures every residual in units of them: the calibrated map is a squared Mahalanobis distance divided by the number of
-channels, about 1 on good images. Parts of the residual (see `Residuals.weights`) have a distance each.
+channels, about 1 on good images. Parts of the residual (see `Residuals.parts`) have a distance each.
 
 The moments may depend on the position (aligned objects), on the content (objects that turn), or on nothing; the
 likelihood of held-out residuals of good images selects one of the three.
@@ -95,7 +95,8 @@ class Calibration(nn.Module):
 
     whitening: [cells, channels, channels], W with WᵀW the inverse moment; the cells are all positions in reading
         order ("position"), all contents ("content"), or one ("none"). None until fitted or loaded.
-    log_distance: normalizes and averages this distance and those of `Residuals.distances`, if there are any.
+    log_distance: normalizes and averages the distances of the residual's parts and those of `Residuals.distances`; None
+        if there is only one.
     """
 
     whitening: Tensor
@@ -117,7 +118,7 @@ class Calibration(nn.Module):
     def unfitted(cls, kind: Kind, size: tuple[int, int], distances: int) -> "Calibration":
         """Return a calibration to load tensors into.
 
-        size: height and width of the residuals. distances: how many are joined, the residual's own included.
+        size: height and width of the residuals. distances: how many are joined, those of the residual's parts included.
         """
         content = Content(*size) if kind == "content" else None
         return cls(kind, None, content, NormalizedLogDistance(distances) if distances > 1 else None)
@@ -156,7 +157,7 @@ class Calibration(nn.Module):
     def forward(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
         """Return the squared Mahalanobis distance of each pixel's residual, per channel: about 1 on good images.
 
-        Where there are further distances, return the mean normalized log-distance as a map: about 0 on good images,
+        Where there are several distances, return the mean normalized log-distance as a map: about 0 on good images,
         and 1 where the mean reaches the 99 % quantile of good pixels.
         """
         distances = self.distances(residuals)
@@ -183,7 +184,8 @@ def choose(training: Residuals, held_out: Residuals) -> CalibrationSummary:
     """Select the kind whose moments, estimated on `training`, give the held-out residuals the highest likelihood.
 
     A network reconstructs its training images better than new ones; the training residuals are therefore first
-    scaled to the overall size of the held-out ones, so that no kind has an advantage.
+    scaled to the overall size of the held-out ones, so that no kind has an advantage. All parts have the same kind and
+    the same factor.
     """
     training = scaled_to(training, held_out)._replace(distances=None)
     kinds = KINDS if training.reconstruction is not None else tuple(kind for kind in KINDS if kind != "content")

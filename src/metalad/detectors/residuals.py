@@ -17,8 +17,8 @@ class Residuals(NamedTuple):
     score: the method's own image score, where its paper has one; positive, higher = more anomalous.
     distances: further distances of each pixel, such as those of an auxiliary density model, each on its own scale and
         never negative; the calibrated map joins them with the residual.
-    parts: the residual's channels are so many equal parts, such as the residuals of two reconstructions; each part is
-        calibrated on its own, to a distance of its own.
+    parts: number of equal groups of the residual's channels, such as the residuals of two reconstructions; the channels
+        of each group are whitened without the others, and have a distance of their own.
     weights: of each part, then of each further distance, in the calibrated map's mean; equal for all images of a fitted
         model. None: all weights are 1.
     """

@@ -85,12 +85,12 @@ class MetalConfig(DetectorConfig):
         "coreset",
         "entries of its codebook: coreset, which keeps rare patches, with a weight chosen from the images; or k-means",
     )
-    high_pass: bool = setting(True, "let it score high-pass filtered patches, too, with a weight from the images")
-    composition: bool = setting(True, "count in the calibrated image score, too, how unusual the image is as a whole")
-    residuals: Literal["separate", "joint"] = setting(
+    high_pass: bool = setting(True, "add a codebook of high-pass filtered patches to the auxiliary density model")
+    composition: bool = setting(True, "add the composition of the whole image to the calibrated image score")
+    reconstruction_errors: Literal["separate", "joint"] = setting(
         "separate",
-        "separate: transformer and principal components have a distance each, with weights from the images; "
-        "joint: both have one distance of weight 1",
+        "errors of transformer and principal components: separate distances, each weighted by the variance that it "
+        "explains, or one joint distance of weight 1",
     )
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class Metal(Reconstructor):
         self.photometric = PhotometricNormalization() if config.photometric else None
         self.register_buffer("mean", torch.zeros(3, *config.residual_size))
         self.register_buffer("scale", torch.ones(3, *config.residual_size))
-        self.has_separate_residuals = self.appearance is not None and config.residuals == "separate"
+        self.has_separate_residuals = self.appearance is not None and config.reconstruction_errors == "separate"
         if self.has_separate_residuals:
             self.register_buffer("explained", None)
 
@@ -236,7 +236,7 @@ class Metal(Reconstructor):
             score=contribution,
             distances=distances,
             parts=2 if self.has_separate_residuals else 1,
-            weights=torch.cat([self._residual_weights(), self.appearance.weights()]).expand(len(images), -1),
+            weights=torch.cat([self._residual_weights(), self.appearance.weights()]).expand(images.shape[0], -1),
         )
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -248,6 +248,7 @@ class Metal(Reconstructor):
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
             self.appearance = self._new_density().to(self.device)
             self.appearance.fit(training[~left_out], self.device, self.photometric)
+            self.appearance.use_composition_weight_of(auxiliary_density)
             return self.residuals_of(training[left_out])
 
         try:
@@ -313,7 +314,7 @@ class Metal(Reconstructor):
             self.config.reduction,
             self.config.selection,
             high_pass=self.config.high_pass,
-            composed_of=grid_of(*self.config.image_size) if self.config.composition else None,
+            composition_grid=grid_of(*self.config.image_size) if self.config.composition else None,
         )
 
     def _residual_weights(self) -> Float[Tensor, " parts"]:

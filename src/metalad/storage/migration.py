@@ -28,7 +28,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 """Old and new name of each setting that was renamed, by method."""
 
 MISSING: Mapping[str, Mapping[str, Any]] = {
-    "metal": {"selection": "k-means", "high_pass": False, "composition": False, "residuals": "joint"},
+    "metal": {"selection": "k-means", "high_pass": False, "composition": False, "reconstruction_errors": "joint"},
     "metal_features": {"selection": "k-means", "composition": False, "positional_mean": False},
 }
 """Settings that older versions did not have, and the value that describes what they did, by method."""

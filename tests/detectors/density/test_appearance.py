@@ -162,7 +162,7 @@ def test_high_pass_patches_have_weight_where_they_repeat_and_not_position() -> N
 
 
 def with_composition(pixels: np.ndarray) -> AppearanceDensity:
-    appearance = AppearanceDensity(1, composed_of=grid_of(SIZE, SIZE))
+    appearance = AppearanceDensity(1, composition_grid=grid_of(SIZE, SIZE))
     appearance.fit(pixels, CPU)
     return appearance
 
@@ -192,10 +192,9 @@ def test_scales_of_the_composition_are_those_of_held_out_halves() -> None:
     pixels = cookies(31, (SIZE, SIZE))
     appearance = with_composition(pixels[:24])
     assert appearance.composition is not None
-    assert appearance.composition_score is not None
     known, new = (
-        appearance.composition_score._normalized(
-            appearance.composition(appearance.standardization(appearance.edges(to_batch(images))))
+        appearance.composition.score._normalized(
+            appearance.composition.density(appearance.standardization(appearance.edges(to_batch(images))))
         ).mean()
         for images in (pixels[:24], pixels[24:])
     )

@@ -10,11 +10,11 @@ the image content itself:
 - principal components of the whole image, which give an expected image;
 - the composition of the whole image, by its edges and colors, which contributes to the image score.
 
-All are fitted on good images in seconds.
+All are fitted on good images, without gradient descent.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import Composition, CompositionScore, level
+from metalad.detectors.density.edge_composition import EdgeComposition
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
 from metalad.detectors.density.high_pass import HighPassPatches
 from metalad.detectors.density.pca import PrincipalComponents
@@ -62,7 +62,7 @@ YUV = (LUMINANCE, (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 
 
 class Appearance(NamedTuple):
-    """What the densities say of a batch.
+    """What the densities return for a batch.
 
     distances: of each pixel of the reduced image, by each density in the order position, patch, high-pass patch; they
         have different scales. contribution: of the composition to the image score; None without it.
@@ -78,8 +78,7 @@ class AppearanceDensity(nn.Module):
     position: positional Gaussian of edges and colors. patch: codebook of the patches of the reduced image, with their
         coordinates. scale: square root of the sum of the variances of the patch channels; a distance of half the image
         side counts as much as this patch distance. high_pass: codebook of high-pass filtered patches, or None.
-        composition, composition_score: of edges and colors, or None. components: of images reduced by the factor
-        `reduction`.
+        composition: of edges and colors, or None. components: of images reduced by the factor `reduction`.
     selection: of the codebook's entries. A coreset keeps rare patches, such as those of an object in a rare
         orientation, and the codebook has a weight of its own. `k-means` has fewer entries and the weight 1.
     patch_weight: 1 minus a power of the fraction of variance that position explains: the weight of the codebook if
@@ -98,9 +97,9 @@ class AppearanceDensity(nn.Module):
         selection: Selection = "coreset",
         *,
         high_pass: bool = True,
-        composed_of: tuple[int, int] | None = None,
+        composition_grid: tuple[int, int] | None = None,
     ) -> None:
-        """Construct the models, unfitted. composed_of: see `grid_of`; None: no composition."""
+        """Construct the models, unfitted. composition_grid: see `grid_of`; None: no composition."""
         super().__init__()
         self.selection = selection
         self.reduction = reduction
@@ -110,13 +109,13 @@ class AppearanceDensity(nn.Module):
             Codebook(CODEBOOK_SIZES[selection], selection),
         )
         self.high_pass = HighPassPatches() if high_pass else None
-        self.composition = None if composed_of is None else Composition(CHANNELS, composed_of)
-        self.composition_score = None if composed_of is None else CompositionScore()
+        self.composition = None if composition_grid is None else EdgeComposition(CHANNELS, composition_grid)
         self.components = PrincipalComponents()
         projection = torch.randn(PROJECTION, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
         self.register_buffer("projection", projection / math.sqrt(PROJECTION))
         self.register_buffer("scale", torch.zeros(()))
-        if selection == "coreset" or high_pass:
+        self.has_patch_weight = selection == "coreset" or high_pass
+        if self.has_patch_weight:
             self.register_buffer("patch_weight", None)
         self.register_buffer("yuv", torch.tensor(YUV)[:, :, None, None], persistent=False)
 
@@ -128,24 +127,27 @@ class AppearanceDensity(nn.Module):
         """
         pixels, rng = subsampled(pixels, MAX_IMAGES), np.random.default_rng(0)
 
-        def normalized(images: Pixels) -> list[Tensor]:
-            return [batch if photometric is None else photometric(batch) for batch in batches(images, device)]
+        def normalized(images: Pixels) -> Iterator[Tensor]:
+            return (batch if photometric is None else photometric(batch) for batch in batches(images, device))
 
-        def copies(images: Pixels) -> list[Tensor]:
-            return normalized(np.stack([perturbed(image, rng) for image in images])) if len(images) else []
+        def copies_of(images: Pixels) -> Pixels:
+            return np.stack([perturbed(image, rng) for image in images])
+
+        def edges_of(images: Iterable[Tensor]) -> Tensor:
+            return torch.cat([self.standardization(self.edges(batch)) for batch in images])
 
         with torch.no_grad():
-            images = normalized(pixels) + copies(pixels[::PERTURBED_EVERY])
-            edges = torch.cat([self.edges(batch) for batch in images])
-            self.standardization.fit([edges])
-            edges = self.standardization(edges)
+            images = [*normalized(pixels), *normalized(copies_of(pixels[::PERTURBED_EVERY]))]
+            self.standardization.fit(self.edges(batch) for batch in images)
+            edges = edges_of(images)
             self.position.fit(edges)
             if self.composition is not None:
-                self.composition.fit([edges])
-                further = [self.standardization(self.edges(batch)) for batch in copies(pixels[1::PERTURBED_EVERY])]
-                self._fit_composition_score(
-                    edges[: len(pixels)], edges[len(pixels) :], torch.cat([*further, edges[:0]])
-                )
+                own, copies = edges[: len(pixels)], torch.empty_like(edges[: len(pixels)])
+                with_copy = torch.arange(len(pixels), device=device) % PERTURBED_EVERY == 0
+                copies[with_copy] = edges[len(pixels) :]
+                if not with_copy.all():
+                    copies[~with_copy] = edges_of(normalized(copies_of(pixels[~with_copy.numpy(force=True)])))
+                self.composition.fit(own, copies, with_copy)
             patches = torch.cat([self.patches(batch) for batch in images])
             self.scale.copy_(patches.var((0, 2, 3)).sum().sqrt())
             points = sampled_positions(self._with_coordinates(patches), seed=0, most=CODEBOOK_POINTS[self.selection])
@@ -153,7 +155,7 @@ class AppearanceDensity(nn.Module):
             self.components.fit(torch.cat([reduced(batch, self.reduction) for batch in images]))
             if self.high_pass is not None:
                 self.high_pass.fit(images, seed=0)
-            if "patch_weight" in self._buffers:
+            if self.has_patch_weight:
                 self.patch_weight = 1 - variance_explained_by_position(edges[: len(pixels)]) ** WEIGHT_POWER
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Appearance:
@@ -165,9 +167,7 @@ class AppearanceDensity(nn.Module):
         if self.high_pass is not None:
             distances.append(self.high_pass(images))
         maps = [F.interpolate(distance[:, None], size, mode="bilinear") for distance in distances]
-        contribution = None
-        if self.composition is not None and self.composition_score is not None:
-            contribution = self.composition_score(self.composition(edges), _level(position))
+        contribution = None if self.composition is None else self.composition(edges, position)
         return Appearance(torch.cat(maps, 1), contribution)
 
     def weights(self) -> Float[Tensor, " densities"]:
@@ -179,38 +179,21 @@ class AppearanceDensity(nn.Module):
             weights.append((HIGH_PASS_WEIGHT * self.patch_weight * repeated).clamp_max(MAX_HIGH_PASS_WEIGHT))
         return torch.stack(weights)
 
-    def _fit_composition_score(self, own: Tensor, first_copies: Tensor, further_copies: Tensor) -> None:
-        """Fit the scales of the composition on each half of the images, by models that are fitted on the other half.
+    def use_composition_weight_of(self, other: "AppearanceDensity") -> None:
+        """Let the composition have the weight of another model, which was fitted on more images.
 
-        own: edges of the images. first_copies: of the copies of every `PERTURBED_EVERY`-th image, which models are
-        fitted on, too. further_copies: of those of the other images.
+        The out-of-fold scores of images are to be those of new images by the model of all of them.
         """
-        assert self.composition_score is not None
-        if (images := len(own)) < 2:
-            return  # the weight of the composition stays 0
-        is_first = torch.arange(images, device=own.device) % PERTURBED_EVERY == 0
-        copies = torch.empty_like(own)
-        copies[is_first], copies[~is_first] = first_copies, further_copies
-        # Where there are enough images, each half has the same share of the first copies.
-        half = torch.arange(images, device=own.device) // (PERTURBED_EVERY if images > PERTURBED_EVERY else 1) % 2 == 0
-        grid = (own.shape[-2], own.shape[-1])
-        distances, levels = own.new_empty(2, images, 2), own.new_empty(2, images)
-        for held_out in (half, ~half):
-            composition, position = Composition(CHANNELS, grid).to(own.device), PositionalGaussian()
-            fitted_on = torch.cat([own[~held_out], copies[~held_out & is_first]])
-            composition.fit([fitted_on])
-            position.fit(fitted_on)
-            for kind, edges in enumerate((own[held_out], copies[held_out])):
-                distances[kind, held_out], levels[kind, held_out] = composition(edges), _level(position(edges))
-        self.composition_score.fit(distances.flatten(0, 1), levels.flatten(), images)
+        if self.composition is not None and other.composition is not None and self.composition.score.weight > 0:
+            self.composition.score.weight.copy_(other.composition.score.weight)
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
         """Return edge strengths by direction at two scales, and the mean color, averaged around each position."""
         grid = grid_of(*images.shape[-2:])
         planes = F.conv2d(images, self.yuv)
         parts = [planes]
-        for factor in LEVELS:
-            smaller = reduced(planes, factor)
+        for level in LEVELS:
+            smaller = reduced(planes, level)
             parts += [_edges(smaller[:, :1], BRIGHTNESS_DIRECTIONS), _edges(smaller[:, 1:], COLOR_DIRECTIONS)]
         features = torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts], 1)
         # Zero padding makes features at the border similar only to other features at the border.
@@ -239,10 +222,6 @@ def reduced(
 ) -> Float[Tensor, "batch channels down across"]:
     """Return images reduced by a factor: the means of square blocks of pixels."""
     return F.avg_pool2d(images, factor, ceil_mode=True) if factor > 1 else images
-
-
-def _level(distances: Float[Tensor, "batch down across"]) -> Float[Tensor, " batch"]:
-    return level(distances.clamp_min(torch.finfo(distances.dtype).tiny).log())
 
 
 def _edges(planes: Tensor, directions: int) -> Tensor:

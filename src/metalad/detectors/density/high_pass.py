@@ -19,7 +19,7 @@ COMPONENTS = 48
 ENTRIES = 5000
 """Codebook entries at most; never more than half of the patches that they are selected from."""
 POINTS = 60_000
-"""Patches that the components and the codebook entries are fitted on at most."""
+"""Patches that the components and the codebook entries are fitted on at most, rounded up to as many of each image."""
 
 
 class HighPassPatches(nn.Module):
@@ -29,7 +29,9 @@ class HighPassPatches(nn.Module):
     components. The entries are a coreset, so that the patches of a rare pose are entries.
 
     projection: [components, 3, PATCH, PATCH]. mean: [components], the projection of the mean patch. explained: the
-        fraction of the variance of the projected patches that the codebook explains: little where texture is random.
+        fraction of the variance of the projected patches that the codebook explains: little where texture is random. It
+        is measured on patches of the same images that are no entries, and is too high with few images, whose sampled
+        patches overlap.
     """
 
     projection: Tensor
@@ -52,7 +54,7 @@ class HighPassPatches(nn.Module):
         self.projection = directions.float().T.reshape(-1, 3, PATCH, PATCH).contiguous()
         self.mean = points.mean(0) @ directions.float()
         projected = centered @ directions.float()
-        self.codebook = Codebook(min(ENTRIES, len(points) // 2), "coreset")
+        self.codebook.count = min(ENTRIES, len(points) // 2)
         self.codebook.fit(projected, seed)
         distances = self.codebook(projected.T[None, :, None])
         # The distance of a patch that is an entry is 0: it says nothing of other patches.
