@@ -7,7 +7,8 @@ after photometric normalization, which depends on the whole image through two nu
 
 Not in the paper are: photometric normalization of the input; standardization of patches as deviations from the mean
 good image; heads that initially attend to one neighbor; and an auxiliary density model of the image
-(`metalad.detectors.density.appearance`), which the calibrated map combines with the reconstruction error.
+(`metalad.detectors.density.appearance`), which the calibrated map and image score combine with the reconstruction
+error.
 """
 
 from dataclasses import dataclass
