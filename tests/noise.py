@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,17 @@ def noise_run(folder: Path) -> Path:
     """Write a run folder with a calibrated model of random weights, which calls some of the noise images anomalous."""
     torch.manual_seed(0)
     # With its other distances, a model of so small images marks a whole image, and never several regions.
-    distances: dict[str, Any] = {"reconstruction_errors": "joint", "high_pass": False, "composition": False}
-    size: dict[str, Any] = {"image_size": (32, 32), "patch_size": 8, "width": 16, "hidden_width": 32}
-    detector = Metal(MetalConfig(**size, smoothing_sigma=1.0, **distances))
+    config = MetalConfig(
+        image_size=(32, 32),
+        patch_size=8,
+        width=16,
+        hidden_width=32,
+        smoothing_sigma=1.0,
+        reconstruction_errors="joint",
+        high_pass=False,
+        composition=False,
+    )
+    detector = Metal(config)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     detector.conclude(pixels[:8], pixels[8:])
     summary = calibrate(detector, pixels[:8], pixels[8:])

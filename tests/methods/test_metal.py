@@ -374,7 +374,7 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
     weights = good_residuals.weights.mean(0).tolist()
     assert weights[:2] == pytest.approx(model.explained.tolist())
     assert weights[2] == 1
-    assert (weights[3] == 1) == (selection == "k-means")
+    assert weights[3] == 1 if selection == "k-means" else 0 < weights[3] < 0.9
     mean_log = np.average(normalized, axis=0, weights=np.maximum(weights, MIN_WEIGHT))
     np.testing.assert_allclose(calibrated, np.logaddexp(0, 4 * mean_log) / 4, rtol=1e-3, atol=1e-4)
 

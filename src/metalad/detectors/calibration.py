@@ -127,9 +127,9 @@ class Calibration(nn.Module):
     def fit(cls, kind: Kind, residuals: Residuals, prior_images: float = PRIOR_IMAGES) -> "Calibration":
         """Estimate the moments from the residuals of good images, and the scales of several distances."""
         fitted = cls._with_moments(kind, residuals, prior_images)
-        # Every second pixel in each direction: neighbors are nearly equal.
-        distances = [distance[..., ::2, ::2] for distance in fitted.distances(residuals)]
-        if len(distances) > 1:
+        if residuals.parts > 1 or residuals.distances is not None:
+            # Every second pixel in each direction: neighbors are nearly equal.
+            distances = [distance[..., ::2, ::2] for distance in fitted.distances(residuals)]
             fitted.log_distance = NormalizedLogDistance(len(distances))
             # Out-of-fold, the weights differ a little between the folds.
             fitted.log_distance.fit(distances, None if residuals.weights is None else residuals.weights.mean(0))

@@ -231,13 +231,14 @@ class Metal(Reconstructor):
             return Residuals(residual, expected)
         pca_residual = self.appearance.components(target_image) - target_image
         distances, contribution = self.appearance(images)
+        residual_weights = self._residual_weights()
         return Residuals(
             torch.cat([residual, pca_residual], 1),
             expected,
             score=contribution,
             distances=distances,
-            parts=2 if self.has_separate_residuals else 1,
-            weights=torch.cat([self._residual_weights(), self.appearance.weights()]).expand(images.shape[0], -1),
+            parts=residual_weights.shape[0],
+            weights=torch.cat([residual_weights, self.appearance.weights()]).expand(images.shape[0], -1),
         )
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
