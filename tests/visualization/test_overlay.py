@@ -53,10 +53,15 @@ def test_an_overlay_drawn_in_bands_equals_the_overlay_drawn_at_once(peak: float,
     before = image.copy()
     small = rng.random((8, 8), np.float32)
     relative = resize_map(small / small.max() * np.float32(peak), size)
-    drawn = draw_overlay(image, relative)
-    np.testing.assert_array_equal(drawn, verdict_overlay(image, relative, 1.0))
+    steps = np.rint(relative * MAP_STEPS).astype(np.float32) / MAP_STEPS
+    drawn = draw_overlay(image, steps)
+    np.testing.assert_array_equal(drawn, verdict_overlay(image, steps, 1.0))
     assert (drawn != image).any() == (peak > 0.125)
     np.testing.assert_array_equal(image, before)
+    one_color_apart = 12  # gray levels
+    difference = np.abs(draw_overlay(image, relative).astype(int) - verdict_overlay(image, relative, 1.0))
+    assert difference.max() <= one_color_apart
+    assert (difference > 0).mean() < 0.05
 
 
 def test_a_picture_too_wide_for_jpeg_is_a_png() -> None:

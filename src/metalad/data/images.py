@@ -20,6 +20,7 @@ from metalad.data.derived import is_written_content, is_written_picture
 from metalad.data.formats import IMAGE_SUFFIXES
 from metalad.data.masks import anomalous_pixels, has_gray_edges
 from metalad.data.pages import split_page
+from metalad.data.png16 import png16_parts
 from metalad.data.reading import ALPHA_NOTE, FRAMES_NOTE, WRITTEN_NOTE, Reading, range_note
 from metalad.data.sixteen_bits import Decoded, is_gray_16
 from metalad.data.walking import MAPS, OVERLAYS, RESULTS, find_images, iter_images, require_folder
@@ -264,14 +265,14 @@ def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"] | UInt8[n
         Image.fromarray(image).save(temporary, format=kind, **({"quality": 95} if kind == "JPEG" else {}))
 
 
-def write_png16(path: Path, grey: UInt16[np.ndarray, "height width"]) -> None:
+def write_png16(path: Path, gray: UInt16[np.ndarray, "height width"], comment: str | None = None) -> None:
     """Write a 16-bit gray PNG, atomically.
 
     Raises:
         RunError: the file cannot be written.
     """
-    with replacing(path) as temporary:
-        Image.fromarray(grey).save(temporary, format="PNG")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(png16_parts(gray, comment))
 
 
 def _scale_to_bytes(

@@ -26,13 +26,14 @@ class Components:
     @classmethod
     def of(cls, mask: Bool[np.ndarray, "height width"]) -> "Components":
         """Find the components: runs of pixels in each row are joined with those that touch them in the row above."""
-        padded = np.pad(mask, ((0, 0), (1, 1))).view(np.int8)
-        steps = np.diff(padded, axis=1)
-        rows, first = np.nonzero(steps == 1)
-        last = np.nonzero(steps == -1)[1]
-        # Positions in rows of one more column than the mask: the end of a row is not the start of the next one.
         width = mask.shape[1] + 1
-        starts, ends = rows * width + first, rows * width + last
+        # One column more than the mask: the end of a row is not the start of the next one.
+        padded = np.zeros((len(mask), width), np.bool_)
+        padded[:, :-1] = mask
+        steps = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
+        starts, ends = steps[::2], steps[1::2]
+        rows, first = np.divmod(starts, width)
+        last = ends - rows * width
         lowest = np.searchsorted(ends, starts - width, side="right")
         touching = np.maximum(np.searchsorted(starts, ends - width, side="left") - lowest, 0)
         below = np.repeat(np.arange(len(rows)), touching)
@@ -46,7 +47,7 @@ class Components:
         np.maximum.at(boxes[:, 3], component, last)
         lengths = last - first
         areas = np.bincount(component, lengths, len(number)).astype(np.int64)
-        labels = np.full(mask.shape, -1)
+        labels = np.full(mask.shape, -1, np.int32)
         labels[mask] = np.repeat(component, lengths)
         return cls(labels, boxes, areas, np.cumsum(lengths) - lengths, component, mask)
 

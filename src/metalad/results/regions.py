@@ -55,16 +55,25 @@ def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: fl
     mask = above(anomaly_map, threshold)
     if not mask.any():
         return ()
-    components = Components.of(mask)
-    peaks = components.maxima(anomaly_map)
+    box = _bounding_box(mask)
+    components = Components.of(mask[box])
+    peaks = components.maxima(anomaly_map[box])
     highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS].tolist()
-    return tuple(_region(components, index, float(peaks[index])) for index in highest)
+    return tuple(_region(components, index, float(peaks[index]), box) for index in highest)
 
 
-def _region(components: Components, index: int, peak: float) -> Region:
+def _bounding_box(mask: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _region(components: Components, index: int, peak: float, box: tuple[slice, slice]) -> Region:
+    """Return a component as a region; `box` is the part of the image that the components were found in."""
     top, left, bottom, right = map(int, components.boxes[index])
     inside = components.labels[top:bottom, left:right] == index
     height, width = inside.shape
+    top, left = top + box[0].start, left + box[1].start
     polygon = tuple((left + x, top + y) for x, y in _outer_boundary(inside))
     return Region((left, top, width, height), int(inside.sum()), peak, polygon)
 

@@ -88,7 +88,7 @@ def integral(x: np.ndarray, y: np.ndarray, limit: float) -> float:
 @given(cases())
 def test_areas_equal_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
-    with np.errstate(over="ignore"):  # scikit-learn subtracts neighboring scores
+    with np.errstate(over="ignore", invalid="ignore"):  # scikit-learn subtracts neighboring scores
         area = sklearn_metrics.roc_auc_score(labels, scores)
         precision = sklearn_metrics.average_precision_score(labels, scores)
     assert auroc(scores, labels) == pytest.approx(area, abs=CLOSE)
@@ -99,7 +99,7 @@ def test_areas_equal_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) 
 @given(cases())
 def test_curves_equal_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = case
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         fpr, tpr, thresholds = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
         precision, recall, levels = sklearn_metrics.precision_recall_curve(labels, scores)
     roc, pr = roc_curve(scores, labels), pr_curve(scores, labels)
@@ -117,7 +117,7 @@ def test_the_partial_area_is_that_under_the_curve_of_scikit_learn(
     case: tuple[np.ndarray, np.ndarray], limit: float
 ) -> None:
     scores, labels = case
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
     for rate in (limit, MAX_FPR, float(fpr[fpr > 0][0])):
         assert auroc_up_to(scores, labels, rate) == pytest.approx(integral(fpr, tpr, rate) / rate, abs=CLOSE)
