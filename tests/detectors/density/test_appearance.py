@@ -155,7 +155,7 @@ def test_high_pass_patches_have_weight_where_they_repeat_and_not_position() -> N
         appearance.fit(images, CPU)
         assert appearance.high_pass is not None
         weight = appearance.weights()[2]
-        expected = HIGH_PASS_WEIGHT * appearance.patch_weight * appearance.high_pass.explained**HIGH_PASS_POWER
+        expected = HIGH_PASS_WEIGHT * appearance.patch_weight * appearance.high_pass.explained_variance**HIGH_PASS_POWER
         assert float(weight) == pytest.approx(min(float(expected), MAX_HIGH_PASS_WEIGHT))
         weights.append(float(weight))
     assert max(weights[:2]) < 0.2 < weights[2], weights

@@ -63,6 +63,22 @@ def test_a_coreset_consists_of_the_points_and_covers_them_within_twice_the_optim
     assert radius(book.entries) <= 2 * radius(centers)
 
 
+def test_averaged_entries_of_a_coreset_are_where_most_points_are() -> None:
+    """Alone, k-center greedy selects sparse points before it selects one of each dense cluster."""
+    clusters = noise(4, 1, 6) + 0.01 * noise(4, 500, 6, seed=1)
+    dense, sparse = clusters.reshape(-1, 6), 20 * noise(200, 6, seed=2)
+    points = torch.cat([dense, sparse])
+    nearest = {}
+    for averaged in (0.0, 0.4):
+        book = Codebook(40, "coreset", averaged)
+        book.fit(points, 0)
+        assert book.entries.shape == (40, 6)
+        nearest[averaged] = book(dense.T.reshape(1, 6, 40, 50)).mean()
+        kept = (book.entries[:, None] == points).all(2).any(1).sum()
+        assert kept == 40 - round(40 * averaged)
+    assert nearest[0.4] < 0.2 * nearest[0.0]
+
+
 def test_sampled_positions_are_distinct_feature_vectors_of_the_chosen_images() -> None:
     maps = torch.arange(4 * 3 * 5.0).reshape(4, 1, 3, 5)  # each position has a value of its own
     sample = sampled_positions(maps, 0, torch.tensor([1, 3]), most=20).flatten()
@@ -71,11 +87,13 @@ def test_sampled_positions_are_distinct_feature_vectors_of_the_chosen_images() -
     assert sampled_positions(maps, 0, most=100).shape == (60, 1)
 
 
-@pytest.mark.parametrize("selection", ["coreset", "k-means"])
+@pytest.mark.parametrize(("selection", "averaged"), [("coreset", 0.0), ("coreset", 0.2), ("k-means", 0.0)])
 @pytest.mark.parametrize("entries", [10, 300])
-def test_fitting_with_weights_is_fitting_to_weighted_points(selection: Selection, entries: int) -> None:
+def test_fitting_with_weights_is_fitting_to_weighted_points(
+    selection: Selection, averaged: float, entries: int
+) -> None:
     points, weights = noise(200, 80), torch.linspace(0.1, 2, 80)
-    one, other = Codebook(entries, selection), Codebook(entries, selection)
+    one, other = Codebook(entries, selection, averaged), Codebook(entries, selection, averaged)
     one.fit(points, 0, weights)
     other.fit(points * weights, 0)
     torch.testing.assert_close(one.entries, other.entries)

@@ -10,15 +10,20 @@ from metalad.detectors.density import coreset as module
 from metalad.detectors.density.coreset import coreset, random_projection
 
 
-def plain_greedy(points: Tensor, count: int, seed: int) -> list[int]:
+def plain_greedy(points: Tensor, count: int, seed: int, given: Tensor | None = None) -> list[int]:
     """Select one center at a time, by distances in double precision."""
-    chosen = [int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))]
+    centers = [] if given is None else list(given)
+    chosen = []
+    if not centers:
+        chosen = [int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))]
+        centers = [points[chosen[0]]]
     distance = torch.full((len(points),), torch.inf, dtype=torch.double)
     while len(chosen) < count:
-        newest = points[chosen[-1]].double()
-        distance = torch.minimum(distance, torch.linalg.vector_norm(points.double() - newest, dim=1))
+        for newest in centers:
+            distance = torch.minimum(distance, torch.linalg.vector_norm((points - newest).double(), dim=1))
         distance[chosen] = -1
         chosen.append(int(distance.argmax()))
+        centers = [points[chosen[-1]]]
     return chosen
 
 
@@ -30,6 +35,19 @@ def test_it_is_plain_greedy_selection_for_any_number_of_candidates(count: int, p
         patch.setattr(module, "CANDIDATES", 1 + seed % 13)
         patch.setattr(module, "POINTS_AT_ONCE", 16)
         assert coreset(everything, count, seed).tolist() == plain_greedy(everything, count, seed)
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_with_given_centers_it_is_plain_greedy_selection_of_points_far_from_them(
+    count: int, centers: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points, centers_given = (
+        torch.randn(count + 10, 3, generator=generator),
+        torch.randn(centers, 3, generator=generator),
+    )
+    assert coreset(points, count, seed, centers_given).tolist() == plain_greedy(points, count, seed, centers_given)
 
 
 def test_it_is_plain_greedy_selection_on_clustered_points() -> None:

@@ -49,7 +49,7 @@ CODEBOOK_POINTS: Mapping[Selection, int] = {"coreset": 120_000, "k-means": MAX_P
 """Patches that the entries are selected from at most: rare ones must be among them to become entries of a coreset."""
 WEIGHT_POWER = 4
 """The weight of the codebook is 1 minus this power of the fraction of variance that position explains."""
-HIGH_PASS_WEIGHT, HIGH_PASS_POWER, MAX_HIGH_PASS_WEIGHT = 5.0, 6, 1.5
+HIGH_PASS_WEIGHT, HIGH_PASS_POWER, MAX_HIGH_PASS_WEIGHT = 20.0, 24, 1.5
 """The weight of high-pass patches is that of the codebook, times the first number, times this power of the fraction of
 their variance that their entries explain; at most the third number."""
 MAX_IMAGES = 512
@@ -175,7 +175,7 @@ class AppearanceDensity(nn.Module):
         one = torch.ones((), device=self.scale.device)
         weights = [one, self.patch_weight if self.selection == "coreset" else one]
         if self.high_pass is not None:
-            repeated = self.high_pass.explained**HIGH_PASS_POWER
+            repeated = self.high_pass.explained_variance**HIGH_PASS_POWER
             weights.append((HIGH_PASS_WEIGHT * self.patch_weight * repeated).clamp_max(MAX_HIGH_PASS_WEIGHT))
         return torch.stack(weights)
 

@@ -36,9 +36,15 @@ class Codebook(nn.Module):
 
     entries: Tensor
 
-    def __init__(self, entries: int, selection: Selection = "k-means") -> None:
+    def __init__(self, entries: int, selection: Selection = "k-means", averaged: float = 0) -> None:
+        """Construct the codebook, unfitted.
+
+        averaged: the fraction of the entries of a coreset that are selected first, by k-means. K-center greedy alone
+            gives dense regions no more entries than sparse ones, perhaps none: the most frequent vectors may be farther
+            from their nearest entry than rare ones.
+        """
         super().__init__()
-        self.count, self.selection = entries, selection
+        self.count, self.selection, self.averaged = entries, selection, averaged
         self.register_buffer("entries", None)
 
     def fit(
@@ -48,12 +54,23 @@ class Codebook(nn.Module):
 
         weights: factor of each channel, 1 by default.
         """
-        if self.selection == "coreset" and len(points) > self.count:
-            points = points[coreset(random_projection(points, PROJECTION, seed, weights), self.count, seed)]
-        points = points if weights is None else points * weights
-        if len(points) > self.count:
-            points = k_means(points, self.count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
-        self.entries = points
+        factors = torch.ones_like(points[0]) if weights is None else weights
+        if len(points) <= self.count:
+            self.entries = points * factors
+        elif self.selection == "k-means":
+            self.entries = _averaged(points * factors, self.count, seed)
+        else:
+            self.entries = self._coreset(points, factors, seed)
+
+    def _coreset(self, points: Tensor, weights: Tensor, seed: int) -> Tensor:
+        averaged = round(self.averaged * self.count)
+        projected = random_projection(points, PROJECTION, seed, weights)
+        if not averaged:
+            return points[coreset(projected, self.count, seed)] * weights
+        some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
+        centers = _averaged(points[some.to(points.device)] * weights, averaged, seed)
+        given = random_projection(centers, PROJECTION, seed)  # of weighted points, by the same matrix
+        return torch.cat([centers, points[coreset(projected, self.count - averaged, seed, given)] * weights])
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
         """Return the Euclidean distance from the nearest codebook entry at each position."""
@@ -68,6 +85,10 @@ class Codebook(nn.Module):
         # The distance is computed from differences: expanded squares have no correct digits near 0.
         distances: Tensor = torch.linalg.vector_norm(points - self.entries[nearest(points, self.entries)], dim=1)
         return distances
+
+
+def _averaged(points: Tensor, count: int, seed: int) -> Tensor:
+    return k_means(points, count, seed, starts=1, rounds=ROUNDS, plus_plus=False)
 
 
 def sampled_positions(

@@ -1,5 +1,6 @@
 """Coreset: a few feature vectors such that every other one is close to one of them."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from metalad.detectors.density.nearest import nearest
 from metalad.runtime.progress import counted
 
 ROUNDING = 1e-5
@@ -18,23 +20,35 @@ POINTS_AT_ONCE = 8192
 """Points whose distances are updated at once: their products with the new centers stay in the CPU's cache."""
 
 
-def coreset(points: Float[Tensor, "points channels"], count: int, seed: int) -> Int[Tensor, " count"]:
+def coreset(
+    points: Float[Tensor, "points channels"],
+    count: int,
+    seed: int,
+    given: Float[Tensor, "centers channels"] | None = None,
+) -> Int[Tensor, " count"]:
     """Select `count` points greedily: the first at random, each next one farthest from all selected ones.
 
     Exact k-center greedy (Gonzalez 1985), several centers at a time, see `_farthest`: a matrix product with all of them
     takes a fraction of the time of as many matrix-vector products.
+
+    given: centers that every point must be far from, too, the first one included.
     """
-    generator = torch.Generator().manual_seed(seed)
-    first = int(torch.randint(len(points), (1,), generator=generator))
-    return torch.tensor(list(counted(_centers(points, count, first), "bank", "feature", count)), device=points.device)
+    if given is None:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+        distance = torch.linalg.vector_norm(points - points[chosen[0]], dim=1)
+        distance[chosen] = -1  # never select it again, even with duplicate points
+    else:
+        chosen = []
+        distance = torch.linalg.vector_norm(points - given[nearest(points, given)], dim=1)
+    centers = _centers(points, count - len(chosen), distance)
+    selected = list(counted(itertools.chain(chosen, centers), "bank", "feature", count))
+    return torch.tensor(selected, dtype=torch.long, device=points.device)
 
 
-def _centers(points: Tensor, count: int, first: int) -> Iterator[int]:
+def _centers(points: Tensor, left: int, distance: Tensor) -> Iterator[int]:
+    """Yield as many points as are `left` to select, given the distance of each point from those selected already."""
     squares = points.square().sum(1)
-    distance = torch.linalg.vector_norm(points - points[first], dim=1)
-    distance[first] = -1  # never select it again, even with duplicate points
-    yield first
-    left = count - 1
     while left:
         chosen = _farthest(points, distance, left)
         yield from chosen

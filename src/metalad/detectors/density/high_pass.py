@@ -12,12 +12,16 @@ from metalad.detectors.density.pca import leading_eigenvectors
 
 PATCH = 9
 """Side of a patch, and of the square whose mean is subtracted from a pixel, in pixels of the image."""
-STRIDE = 4
+STRIDE = 8
 """Distance between neighboring positions, in pixels of the image, vertically and horizontally."""
+SAMPLED_STRIDE = 4
+"""The same for the positions that patches are sampled at for fitting."""
 COMPONENTS = 48
 """Principal components that a patch is projected on."""
 ENTRIES = 5000
 """Codebook entries at most; never more than half of the patches that they are selected from."""
+AVERAGED = 0.1
+"""Fraction of the entries that k-means gives: most patches are nearly flat, and a coreset may have no entry there."""
 POINTS = 60_000
 """Patches that the components and the codebook entries are fitted on at most, rounded up to as many of each image."""
 
@@ -26,22 +30,23 @@ class HighPassPatches(nn.Module):
     """The distance of a high-pass filtered patch from the nearest codebook entry, after a projection.
 
     The mean of the square around each pixel is subtracted from the image. Its patches are projected on their principal
-    components. The entries are a coreset, so that the patches of a rare pose are entries.
+    components. The entries are a coreset, so that the patches of a rare pose are entries, and averages of frequent
+    patches.
 
-    projection: [components, 3, PATCH, PATCH]. mean: [components], the projection of the mean patch. explained: the
-        fraction of the variance of the projected patches that the codebook explains: little where texture is random. It
-        is measured on patches of the same images that are no entries, and is too high with few images, whose sampled
-        patches overlap.
+    projection: [components, 3, PATCH, PATCH]. mean: [components], the projection of the mean patch.
+        explained_variance: the fraction of the variance of the projected patches that the codebook explains: little
+        where texture is random. It is measured on patches of the same images that are no entries, and is too high with
+        few images, whose sampled patches overlap.
     """
 
     projection: Tensor
     mean: Tensor
-    explained: Tensor
+    explained_variance: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.codebook = Codebook(ENTRIES, "coreset")
-        for name in ("projection", "mean", "explained"):
+        self.codebook = Codebook(ENTRIES, "coreset", AVERAGED)
+        for name in ("projection", "mean", "explained_variance"):
             self.register_buffer(name, None)
 
     def fit(self, batches: Sequence[Float[Tensor, "_ 3 height width"]], seed: int) -> None:
@@ -58,9 +63,10 @@ class HighPassPatches(nn.Module):
         self.codebook.fit(projected, seed)
         distances = self.codebook(projected.T[None, :, None])
         # The distance of a patch that is an entry is 0: it says nothing of other patches.
-        unexplained = distances.square().sum() / (len(points) - len(self.codebook.entries))
+        selected = len(self.codebook.entries) - round(AVERAGED * len(self.codebook.entries))
+        unexplained = distances.square().sum() / (len(points) - selected)
         variance = projected.square().sum(1).mean().clamp_min(torch.finfo(projected.dtype).tiny)
-        self.explained = (1 - unexplained / variance).clamp_min(0)
+        self.explained_variance = (1 - unexplained / variance).clamp_min(0)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch down across"]:
         """Return the distance at each position of the image."""
@@ -78,6 +84,8 @@ def high_pass(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "b
 def _sampled_patches(
     image: Float[Tensor, "3 height width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count values"]:
-    patches = F.unfold(F.pad(high_pass(image[None]), (PATCH // 2,) * 4, mode="replicate"), PATCH, stride=STRIDE)[0]
+    patches = F.unfold(
+        F.pad(high_pass(image[None]), (PATCH // 2,) * 4, mode="replicate"), PATCH, stride=SAMPLED_STRIDE
+    )[0]
     chosen = torch.randperm(patches.shape[1], generator=generator)[:count]
     return patches[:, chosen.to(image.device)].T
