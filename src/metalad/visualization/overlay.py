@@ -29,8 +29,12 @@ def in_thresholds(
     anomaly_map: Float32[np.ndarray, "height width"], threshold: float
 ) -> Float32[np.ndarray, "height width"]:
     """Return a map in units of the threshold."""
-    # In double precision: a tiny threshold would make single precision overflow.
-    return np.minimum(anomaly_map.astype(np.float64) / threshold, MAX_RATIO).astype(np.float32)
+    # Divided in double precision: a tiny threshold would make single precision overflow.
+    relative = np.empty_like(anomaly_map)
+    with np.errstate(over="ignore"):
+        np.divide(anomaly_map, threshold, out=relative, dtype=np.float64, casting="same_kind")
+    np.minimum(relative, MAX_RATIO, out=relative)
+    return relative
 
 
 def to_steps(relative: Float32[np.ndarray, "height width"]) -> UInt16[np.ndarray, "height width"]:
