@@ -1,6 +1,7 @@
 """Inference by a detector: from pixels to scores and maps, in the one place where all callers meet."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import UInt8
 
 from metalad.detectors.base import Detector, Scoring
 from metalad.inference.engine import Engine, Inference
+from metalad.nn.parallel import threads_for_parts
 from metalad.nn.pixels import to_batch
 
 
@@ -62,3 +64,7 @@ class DetectorEngine(Engine):
     def use_threads(self, count: int) -> None:
         """Set torch's number of threads in this thread."""
         torch.set_num_threads(count)
+
+    def divides_parts(self, threads: int) -> AbstractContextManager[None]:
+        """Return a context in which tiles and nearest neighbors of a large image are computed by so many threads."""
+        return threads_for_parts(threads if self.device_type == "cpu" else 1)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -58,3 +59,10 @@ class Engine(ABC):
     @abstractmethod
     def use_threads(self, count: int) -> None:
         """Let each call of `infer` in this thread compute with `count` threads, where the engine can change it."""
+
+    def divides_parts(self, threads: int) -> AbstractContextManager[None]:  # noqa: ARG002 (for engines to override)
+        """Return a context in which `infer`, called in this thread, divides a large image among so many threads.
+
+        Scores stay the same to the last bit. By default nothing is divided.
+        """
+        return nullcontext()

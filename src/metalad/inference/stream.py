@@ -200,7 +200,7 @@ def infer_stream(
 def infer_one(
     predictor: Predictor, source: Source, load: Callable[[], Image], threads: Threads | None = None
 ) -> InferredImage[Source]:
-    """Decode and infer one image in this thread; the score is that of `infer_stream`.
+    """Decode and infer one image, a large one in several threads; the score is that of `infer_stream`.
 
     Raises:
         ImageError: the image cannot be read.
@@ -213,7 +213,8 @@ def infer_one(
         raise decoded.error
     engine.use_threads(threads.engine_threads)
     try:
-        return next(predictor._run([decoded]))
+        with engine.divides_parts(threads.workers):
+            return next(predictor._run([decoded]))
     finally:
         engine.use_threads(own_threads)
 

@@ -8,6 +8,7 @@ and are never held whole. The later layers are computed step by step, which repe
 only where their input is still large.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalad.nn.network import Network, Step, Tap, Window
+from metalad.nn.parallel import each_part
 from metalad.nn.parts import empty_like
 
 WHOLE = 2**17
@@ -136,14 +138,18 @@ def _in_tiles(
     height, width = maps.shape[-2:]
     stride = _stride(windows)
     rows, columns = _spans(height, side, windows), _spans(width, side, windows)
+    tiles = list(itertools.product(rows, columns))
+
+    def computed(tile: tuple[_Span, _Span]) -> Tensor:
+        row, column = tile
+        return compute(maps[..., row.start : row.stop, column.start : column.stop])
+
     joined = None
-    for row in rows:
-        for column in columns:
-            part = compute(maps[..., row.start : row.stop, column.start : column.stop])
-            if joined is None:  # the first tile, which is shorter than the whole by multiples of the stride
-                more = (height - row.stop) // stride, (width - column.stop) // stride
-                joined = empty_like(part, (*part.shape[:2], part.shape[-2] + more[0], part.shape[-1] + more[1]))
-            joined[..., row.target, column.target] = part[..., row.kept, column.kept]
+    for (row, column), part in zip(tiles, each_part(computed, tiles), strict=True):
+        if joined is None:  # the first tile, which is shorter than the whole by multiples of the stride
+            more = (height - row.stop) // stride, (width - column.stop) // stride
+            joined = empty_like(part, (*part.shape[:2], part.shape[-2] + more[0], part.shape[-1] + more[1]))
+        joined[..., row.target, column.target] = part[..., row.kept, column.kept]
     assert joined is not None
     return joined
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from metalad.nn.parallel import each_part
 from metalad.nn.parts import in_parts
 
 QUERIES_AT_ONCE = 2048
@@ -18,7 +19,8 @@ def nearest(
 ) -> Int[Tensor, " queries"]:
     """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
     squared_norms = bank.square().sum(1)
-    return torch.cat([_nearest(part, bank, squared_norms) for part in in_parts(queries, QUERIES_AT_ONCE)])
+    parts = in_parts(queries, QUERIES_AT_ONCE)
+    return torch.cat(list(each_part(lambda part: _nearest(part, bank, squared_norms), parts)))
 
 
 def _nearest(queries: Tensor, bank: Tensor, squared_norms: Tensor) -> Tensor:
