@@ -124,10 +124,11 @@ class CompositionScore(nn.Module):
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
+        """Construct the score, unfitted. factor: of `WEIGHTS`."""
         super().__init__()
         self.log_distance = NormalizedLogDistance(len(WEIGHTS))
-        self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
+        self.register_buffer("weights", factor * torch.tensor(WEIGHTS), persistent=False)
         self.register_buffer("weight", torch.tensor(0.0))
         self.register_buffer("mean_level", torch.tensor(0.0))
         self.register_buffer("max_rise", torch.tensor(0.0))

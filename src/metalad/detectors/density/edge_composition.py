@@ -7,6 +7,10 @@ from torch import Tensor, nn
 from metalad.detectors.density.composition import Composition, CompositionScore, level
 from metalad.detectors.density.gaussian import PositionalGaussian
 
+WEIGHT_FACTOR = 2.0
+"""Factor of the weights of `CompositionScore`: beside the map of `metal`, composition tells more than beside that of
+pretrained features."""
+
 
 class EdgeComposition(nn.Module):
     """A `Composition` of edge maps and its contribution to the image score.
@@ -19,7 +23,7 @@ class EdgeComposition(nn.Module):
         """Construct the models, unfitted. grid: positions of the maps, down and across."""
         super().__init__()
         self.channels, self.grid = channels, grid
-        self.density, self.score = Composition(channels, grid), CompositionScore()
+        self.density, self.score = Composition(channels, grid), CompositionScore(WEIGHT_FACTOR)
 
     def fit(
         self,
