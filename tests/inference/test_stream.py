@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 
 from metalad.data.images import read_image
+from metalad.detectors.inference import DetectorEngine
 from metalad.inference.stream import (
     InferredImage,
     Predictor,
@@ -21,10 +23,13 @@ from metalad.inference.stream import (
     infer_one,
     infer_stream,
 )
+from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
+from metalad.nn import parallel
 from metalad.pipelines.load import load
 from metalad.pipelines.predict.saving import Writer, load_source
 from metalad.pipelines.predict.sources import Source
 from metalad.runtime.errors import ImageError
+from tests.cookies import cookies
 from tests.noise import draw, noise_run
 
 Item = InferredImage[int] | UnreadableImage[int]
@@ -74,6 +79,32 @@ def test_one_image_has_the_score_of_the_stream(predictor: Predictor) -> None:
     assert [one.scores["raw"]] == scores(infer_stream(predictor, [7], noise, same))
     with pytest.raises(ImageError, match=r"cannot read 3\.png: it is damaged"):
         infer_one(predictor, 3, lambda: noise(3))
+
+
+def test_a_large_image_alone_is_divided_among_threads_and_keeps_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (384, 352)
+    detector = MetalFeatures(MetalFeaturesConfig(image_size=size, codebook_size=40, copies=0)).eval()
+    detector.fit(cookies(3, size), seed=0)
+    of_large = Predictor(DetectorEngine(detector), ("calibrated",), 1)
+    image = cookies(4, size)[3]
+    pools = 0
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, *arguments: object) -> None:
+            nonlocal pools
+            pools += 1
+            super().__init__(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parallel, "ThreadPoolExecutor", Counted)
+    expected = next(infer_stream(of_large, [0], lambda _: image, same, Threads(1, 1)))
+    alone = infer_one(of_large, 0, lambda: image, Threads(1, 1))
+    assert pools == 0
+    divided = infer_one(of_large, 0, lambda: image, Threads(2, 1))
+    assert pools > 0
+    assert isinstance(expected, InferredImage)
+    for found in (alone, divided):
+        assert found.scores == expected.scores
+        np.testing.assert_array_equal(found.maps["calibrated"], expected.maps["calibrated"])
 
 
 def test_the_number_of_torch_threads_is_restored(predictor: Predictor) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalad.detectors.density.nearest import QUERIES_AT_ONCE, nearest
-from metalad.nn import backbone_tiles
+from metalad.nn import backbone_tiles, parallel
 from metalad.nn.backbone_tiles import tiled_features
 from metalad.nn.backbones import Backbone
 from metalad.nn.parallel import each_part, threads_for_parts
@@ -40,6 +40,43 @@ def test_parts_are_computed_without_gradients_and_with_the_threads_of_the_caller
             assert set(each_part(state, range(4))) == {(False, False, before)}
         assert set(each_part(state, range(4))) == {(True, False, before)}
     assert torch.get_num_threads() == before
+
+
+def test_callers_at_once_divide_the_threads() -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def other_caller() -> None:
+        with threads_for_parts(2):
+            entered.set()
+            left.wait(30)
+
+    other = threading.Thread(target=other_caller)
+    other.start()
+    assert entered.wait(30)
+    here = threading.get_ident()
+    with threads_for_parts(2):
+        assert set(each_part(lambda _: threading.get_ident(), range(4))) == {here}
+    left.set()
+    other.join()
+    with threads_for_parts(2):
+        assert here not in set(each_part(lambda _: threading.get_ident(), range(4)))
+
+
+def test_parts_of_parts_are_computed_by_their_own_thread() -> None:
+    def inner(_: int) -> set[int]:
+        return {threading.get_ident(), *each_part(lambda _: threading.get_ident(), range(3))}
+
+    with threads_for_parts(2):
+        assert all(len(threads) == 1 for threads in each_part(inner, range(3)))
+
+
+def test_parts_are_computed_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", refused)
+    with threads_for_parts(2):
+        assert list(each_part(lambda part: 2 * part, range(3))) == [0, 2, 4]
 
 
 def test_an_error_of_a_part_is_that_of_the_whole() -> None:

@@ -4,8 +4,8 @@ The margin of a tile is the exact reach of the layers, and only the border of th
 therefore those of the whole image, up to the order in which numbers are added.
 
 The first layers, up to stride 4, are computed together, from a tile of the image: their maps are larger than the image,
-and are never held whole. The later layers are computed step by step, which repeats the fewest positions, and in tiles
-only where their input is still large.
+and each thread holds those of one tile. The later layers are computed step by step, which repeats the fewest positions,
+and in tiles only where their input is still large.
 """
 
 import itertools

@@ -4,6 +4,7 @@ A matrix product in several threads adds in another order than in one, which cha
 that are each computed by one thread do not.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,16 +17,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _THREADS: ContextVar[int] = ContextVar("threads of parts", default=1)
+_LOCK = threading.Lock()
+_callers = 0
 
 
 @contextmanager
 def threads_for_parts(count: int) -> Iterator[None]:
-    """Let `each_part` use this many threads in calls from this thread."""
+    """Let `each_part` use this many threads in calls from this thread, divided among all threads in such a context."""
+    global _callers
+    with _LOCK:
+        _callers += 1
     token = _THREADS.set(count)
     try:
         yield
     finally:
         _THREADS.reset(token)
+        with _LOCK:
+            _callers -= 1
 
 
 def each_part(function: Callable[[Item], Result], parts: Iterable[Item]) -> Iterator[Result]:
@@ -34,7 +42,7 @@ def each_part(function: Callable[[Item], Result], parts: Iterable[Item]) -> Iter
     Each part is computed with as many threads of torch, and in the same mode of gradients, as by the calling thread.
     """
     parts = list(parts)
-    threads = min(_THREADS.get(), len(parts))
+    threads = min(_THREADS.get() // max(1, _callers), len(parts))
     if threads < 2:
         yield from map(function, parts)
         return
@@ -44,5 +52,14 @@ def each_part(function: Callable[[Item], Result], parts: Iterable[Item]) -> Iter
         with torch.inference_mode(inference), torch.set_grad_enabled(gradient):
             return function(part)
 
-    with ThreadPoolExecutor(threads, "metalad-part", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        yield from pool.map(computed, parts)
+    with ThreadPoolExecutor(threads, "metalad-part", _prepare_thread, (torch.get_num_threads(),)) as pool:
+        try:
+            results = pool.map(computed, parts)
+        except RuntimeError:  # the interpreter ends, and starts no more threads
+            results = map(function, parts)
+        yield from results
+
+
+def _prepare_thread(threads_of_torch: int) -> None:
+    torch.set_num_threads(threads_of_torch)
+    _THREADS.set(1)  # a new thread may inherit the context

@@ -21,7 +21,7 @@ JPEG_QUALITY = 90
 JPEG_MAX_SIDE = 65_500
 """The longest side of a JPEG; a larger overlay is written as PNG."""
 BAND = 64
-"""Rows drawn at once: blending takes 50 bytes a pixel, and is faster where they fit the cache."""
+"""Rows drawn at once: blending takes 20 bytes a pixel, and is faster where they fit the cache."""
 MAX_RATIO = 1e6
 
 
@@ -30,7 +30,7 @@ def in_thresholds(
 ) -> Float32[np.ndarray, "height width"]:
     """Return a map in units of the threshold."""
     # Divided in double precision: a tiny threshold would make single precision overflow.
-    relative = np.empty_like(anomaly_map)
+    relative = np.empty(anomaly_map.shape, np.float32)
     with np.errstate(over="ignore"):
         np.divide(anomaly_map, threshold, out=relative, dtype=np.float64, casting="same_kind")
     np.minimum(relative, MAX_RATIO, out=relative)

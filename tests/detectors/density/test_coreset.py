@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,8 +37,9 @@ def test_it_is_plain_greedy_selection_for_any_number_of_candidates(count: int, p
         assert coreset(everything, count, seed).tolist() == plain_greedy(everything, count, seed)
 
 
-@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**31))
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=30)
+@example(count=600, centers=20, seed=0)  # several centers are selected at a time
 def test_with_given_centers_it_is_plain_greedy_selection_of_points_far_from_them(
     count: int, centers: int, seed: int
 ) -> None:

@@ -67,7 +67,7 @@ class Codebook(nn.Module):
         projected = random_projection(points, PROJECTION, seed, weights)
         if not averaged:
             return points[coreset(projected, self.count, seed)] * weights
-        some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:MAX_POINTS]
+        some = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: max(MAX_POINTS, averaged)]
         centers = _averaged(points[some.to(points.device)] * weights, averaged, seed)
         given = random_projection(centers, PROJECTION, seed)  # of weighted points, by the same matrix
         return torch.cat([centers, points[coreset(projected, self.count - averaged, seed, given)] * weights])
