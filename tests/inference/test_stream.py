@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,10 +91,10 @@ def test_a_large_image_alone_is_divided_among_threads_and_keeps_its_bits(monkeyp
     pools = 0
 
     class Counted(ThreadPoolExecutor):
-        def __init__(self, *arguments: object) -> None:
+        def __init__(self, *arguments: Any) -> None:
             nonlocal pools
             pools += 1
-            super().__init__(*arguments)  # type: ignore[arg-type]
+            super().__init__(*arguments)
 
     monkeypatch.setattr(parallel, "ThreadPoolExecutor", Counted)
     expected = next(infer_stream(of_large, [0], lambda _: image, same, Threads(1, 1)))

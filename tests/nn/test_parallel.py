@@ -1,12 +1,13 @@
 """Parts of an image that are computed in several threads have the values of one thread, to the last bit."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from metalad.detectors.density.nearest import QUERIES_AT_ONCE, nearest
-from metalad.nn import backbone_tiles, parallel
+from metalad.nn import backbone_tiles
 from metalad.nn.backbone_tiles import tiled_features
 from metalad.nn.backbones import Backbone
 from metalad.nn.parallel import each_part, threads_for_parts
@@ -74,7 +75,7 @@ def test_parts_are_computed_when_no_thread_can_be_started(monkeypatch: pytest.Mo
     def refused(*_: object) -> None:
         raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", refused)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refused)
     with threads_for_parts(2):
         assert list(each_part(lambda part: 2 * part, range(3))) == [0, 2, 4]
 
