@@ -5,7 +5,7 @@ that are each computed by one thread do not.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,16 +36,18 @@ def threads_for_parts(count: int) -> Iterator[None]:
             _callers -= 1
 
 
-def each_part(function: Callable[[Item], Result], parts: Iterable[Item]) -> Iterator[Result]:
-    """Yield what `function` returns for each part, in order.
+def each_part(function: Callable[[Item], Result], parts: Sequence[Item]) -> Iterator[Result]:
+    """Return an iterator over what `function` returns for each part, in order.
 
     Each part is computed with as many threads of torch, and in the same mode of gradients, as by the calling thread.
     """
-    parts = list(parts)
+    if torch.compiler.is_compiling():  # a context variable cannot be traced
+        return map(function, parts)
     threads = min(_THREADS.get() // max(1, _callers), len(parts))
-    if threads < 2:
-        yield from map(function, parts)
-        return
+    return map(function, parts) if threads < 2 else _in_threads(function, parts, threads)
+
+
+def _in_threads(function: Callable[[Item], Result], parts: Sequence[Item], threads: int) -> Iterator[Result]:
     inference, gradient = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def computed(part: Item) -> Result:

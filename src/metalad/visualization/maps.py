@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt, UInt8
 from PIL import Image
 
 Number = int | float | np.floating[Any]  # the limits of a range: Python numbers or NumPy quantiles
@@ -54,7 +54,8 @@ def _color_index(
     return index
 
 
-def _looked_up(table: UInt8[np.ndarray, "256 ..."], index: UInt8[np.ndarray, "height width"]) -> np.ndarray:
+def looked_up(table: Shaped[np.ndarray, "values ..."], index: UInt[np.ndarray, "height width"]) -> np.ndarray:
+    """Return the table's entry for each pixel; the table has one for each value of the index's type."""
     # No index is out of range; without its check, `take` needs a third of the time.
     return np.take(table, index, axis=0, mode="clip")
 
@@ -68,7 +69,7 @@ def heat_map(
     map is therefore also readable in grayscale and with color vision deficiency. If `high` is not above `low`, values
     above `low` get the last color and all others the first.
     """
-    return _looked_up(_color_table(), _color_index(anomaly_map, low, high))
+    return looked_up(_color_table(), _color_index(anomaly_map, low, high))
 
 
 def overlay(
@@ -96,7 +97,7 @@ def color_layer(
 ) -> UInt8[np.ndarray, "height width 4"]:
     """Return the colors of a map and their opacities, as RGBA; see `overlay`."""
     index = _color_index(anomaly_map, low, high)
-    return np.concatenate([_looked_up(_color_table(), index), _looked_up(_opacity_table(), index)[..., None]], axis=2)
+    return np.concatenate([looked_up(_color_table(), index), looked_up(_opacity_table(), index)[..., None]], axis=2)
 
 
 def blend(

@@ -1,4 +1,3 @@
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -54,12 +53,12 @@ def test_the_projection_is_orthonormal_and_half_of_few_patches_are_entries() -> 
     patches = fitted()
     rows = patches.projection.flatten(1)
     torch.testing.assert_close(rows @ rows.T, torch.eye(COMPONENTS), atol=1e-5, rtol=0)
-    points = 6 * (SIZE // SAMPLED_STRIDE) ** 2
-    assert len(patches.codebook.entries) == points // 2
-    # Every other sampled position is one of those whose distances are returned.
-    distances = patches(images())
-    entries = (distances < 1e-4).float().mean()
-    assert entries == pytest.approx((1 - AVERAGED) / 2, abs=0.15)
+    padded = F.pad(high_pass(images()), (PATCH // 2,) * 4, mode="replicate")
+    sampled = F.conv2d(padded, patches.projection, stride=SAMPLED_STRIDE) - patches.mean[:, None, None]
+    distances = patches.codebook(sampled)
+    count = distances.numel() // 2
+    assert len(patches.codebook.entries) == count
+    assert (distances < 1e-4).sum() >= count - round(AVERAGED * count)
 
 
 def test_entries_explain_repeated_structure_and_not_noise() -> None:
@@ -68,5 +67,5 @@ def test_entries_explain_repeated_structure_and_not_noise() -> None:
     stripes = HighPassPatches()
     columns = (torch.arange(SIZE) // 3 % 2).float()
     stripes.fit([torch.stack([columns.roll(shift).expand(3, SIZE, SIZE) for shift in range(6)])], seed=0)
-    assert noise.explained_variance < 0.4  # the mean of noise explains part of it
+    assert noise.explained_variance < 0.35  # averages explain part of noise
     assert stripes.explained_variance > 0.9

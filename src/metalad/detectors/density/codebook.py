@@ -47,6 +47,11 @@ class Codebook(nn.Module):
         self.count, self.selection, self.averaged = entries, selection, averaged
         self.register_buffer("entries", None)
 
+    @property
+    def averages(self) -> int:
+        """The number of entries of a coreset that are averages, not points that it was selected from."""
+        return round(self.averaged * self.count)
+
     def fit(
         self, points: Float[Tensor, "points channels"], seed: int, weights: Float[Tensor, " channels"] | None = None
     ) -> None:
@@ -63,7 +68,7 @@ class Codebook(nn.Module):
             self.entries = self._coreset(points, factors, seed)
 
     def _coreset(self, points: Tensor, weights: Tensor, seed: int) -> Tensor:
-        averaged = round(self.averaged * self.count)
+        averaged = self.averages
         projected = random_projection(points, PROJECTION, seed, weights)
         if not averaged:
             return points[coreset(projected, self.count, seed)] * weights

@@ -63,7 +63,7 @@ class HighPassPatches(nn.Module):
         self.codebook.fit(projected, seed)
         distances = self.codebook(projected.T[None, :, None])
         # The distance of a patch that is an entry is 0: it says nothing of other patches.
-        selected = len(self.codebook.entries) - round(AVERAGED * len(self.codebook.entries))
+        selected = len(self.codebook.entries) - self.codebook.averages
         unexplained = distances.square().sum() / (len(points) - selected)
         variance = projected.square().sum(1).mean().clamp_min(torch.finfo(projected.dtype).tiny)
         self.explained_variance = (1 - unexplained / variance).clamp_min(0)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from metalad.nn.parallel import each_part
+from metalad.nn.parts import in_parts
 
 QUERIES_AT_ONCE = 2048
 BANK_CHUNK = 2048
@@ -18,9 +19,7 @@ def nearest(
 ) -> Int[Tensor, " queries"]:
     """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
     squared_norms = bank.square().sum(1)
-    if torch.compiler.is_compiling():  # the batch size of an exported graph is free
-        return _nearest(queries, bank, squared_norms)
-    parts = torch.split(queries, QUERIES_AT_ONCE)
+    parts = in_parts(queries, QUERIES_AT_ONCE)
     return torch.cat(list(each_part(lambda part: _nearest(part, bank, squared_norms), parts)))
 
 
