@@ -108,7 +108,7 @@ SMALL: dict[str, DetectorConfig] = {
 }
 PARAMETERS: dict[str, tuple[DetectorConfig, int]] = {
     "metal": (MetalConfig(), 17_876_480),
-    "metal_features": (MetalFeaturesConfig(), 2_958_848),
+    "metal_features": (MetalFeaturesConfig(), 3_454_468),  # 495,620 of them for context prediction
     "patchcore": (PatchCoreConfig(), 700_768),
     "padim": (PadimConfig(), 700_768),
     "subspace_ad": (SubspaceADConfig(), 700_768),

@@ -7,12 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import metalad
 from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook
+from metalad.detectors.density.feature_densities import MAX_CORESET_POINTS, Densities, Distances
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
-from metalad.methods.metal_features import MAX_CORESET_POINTS, Densities, MetalFeatures, MetalFeaturesConfig
+from metalad.methods import metal_features
+from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn import backbone_tiles
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError, DataError
@@ -72,8 +75,7 @@ def test_the_densities_are_weighted_by_the_variance_that_position_explains() -> 
     values = fine[:, :24].numpy().astype(np.float64)
     explained = 1 - values.var(0).mean() / values.var((0, 2, 3)).mean()
     weight = explained**2
-    assert model.density_weights.tolist() == pytest.approx([weight, 1 - weight, 0.5, 0.25, weight], rel=1e-4)
-    assert len(fitted(context_steps=0).density_weights) == 4
+    assert model.density_weights.tolist() == pytest.approx([weight, 1 - weight, 0.5, weight], rel=1e-4)
     assert 0 < explained < 1
 
 
@@ -87,9 +89,7 @@ def test_codebooks_of_fine_features_divide_their_entries_by_weight() -> None:
 
 @pytest.mark.parametrize(("share", "entries"), [(0.0, [10, 90]), (0.3, [30, 70]), (1.0, [90, 10])])
 def test_each_codebook_of_fine_features_gets_at_least_a_tenth_of_the_entries(share: float, entries: list[int]) -> None:
-    densities = Densities(
-        MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=100), (4, 4, 4), share
-    )
+    densities = Densities((4, 4, 4), (8, 12), codebook_size=100, selection="coreset", share=share)
     assert [densities.per_stride.count, densities.per_channel.count] == entries
 
 
@@ -120,9 +120,8 @@ def test_invalid_settings_and_a_single_image_are_refused() -> None:
         MetalFeaturesConfig(copies=-1)
     with pytest.raises(ConfigError, match="context_steps"):
         MetalFeaturesConfig(context_steps=-1)
-    with pytest.raises(ConfigError, match="one side at least 56"):
-        MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0, context_steps=1)
-    assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0, context_steps=1).grid == (2, 7)
+    with pytest.raises(ConfigError, match="context_components"):
+        MetalFeaturesConfig(context_components=0)
     with pytest.raises(DataError, match="at least 2"):
         fitted(1)
 
@@ -146,7 +145,7 @@ def test_out_of_fold_residuals_keep_the_order_of_images() -> None:
 
 
 def test_both_scorings_are_the_normalized_log_distance() -> None:
-    model = fitted()
+    model = fitted(context_steps=0)
     calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:])
     assert model.calibration is None
     with torch.no_grad():
@@ -220,12 +219,17 @@ def test_scores_and_maps_of_a_large_image_in_tiles_are_those_of_the_whole(monkey
 
 MEASURE_MEMORY = """
 import numpy as np
+from metalad.methods import metal_features
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.pipelines.benchmark.machine import peak_memory
 from tests.cookies import cookies
 
+metal_features.FULL_CONTEXT = 1e-9
+
 def peak(images):
-    config = MetalFeaturesConfig(image_size=(128, 128), smoothing_sigma=2.0, codebook_size=16, copies=0)
+    config = MetalFeaturesConfig(
+        image_size=(128, 128), smoothing_sigma=2.0, codebook_size=16, copies=0, context_steps=5
+    )
     MetalFeatures(config).fit(images, 0)
     return peak_memory()
 
@@ -243,3 +247,106 @@ def test_fitting_holds_the_features_of_all_images_once() -> None:
     root = Path(__file__).parents[2]
     output = subprocess.run([sys.executable, "-c", MEASURE_MEMORY], cwd=root, capture_output=True, check=True)
     assert features < int(output.stdout) - sample < 2.25 * features
+
+
+# Context prediction
+
+
+@pytest.fixture
+def always_with_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give context prediction the weight 1 on any images."""
+    monkeypatch.setattr(metal_features, "FULL_CONTEXT", 1e-9)
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_context_prediction_changes_neither_scores_nor_thresholds_but_the_map() -> None:
+    """It localizes; the score and its threshold come from the other densities, bit for bit."""
+    images = to_batch(cookies(10, SIZE)[8:])
+    with_it, without = fitted(context_steps=20), fitted(context_steps=0)
+    for model in (with_it, without):
+        calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:], model.out_of_fold_residuals(cookies(8, SIZE)))
+    assert float(with_it.context_weight) == 1
+    assert with_it.densities.context is not None
+    assert without.densities.context is None
+    for scoring in SCORINGS:
+        one, other = (model.predict(images, model.residuals(images), scoring) for model in (with_it, without))
+        assert torch.equal(one.score, other.score)
+        assert not torch.equal(one.anomaly_map, other.anomaly_map)
+        assert with_it.threshold(0.05, scoring) == without.threshold(0.05, scoring)
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_no_pixel_exceeds_the_score_of_an_image() -> None:
+    model, images = fitted(composition=False), to_batch(cookies(12, SIZE)[8:])
+    with torch.no_grad():
+        for scoring in SCORINGS:
+            prediction = model.predict(images, model.residuals(images), scoring)
+            assert (prediction.anomaly_map.amax((1, 2)) <= prediction.score).all()
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_the_localizing_map_is_the_weighted_mean_with_context_prediction() -> None:
+    model, images = fitted(positional_mean=False), to_batch(cookies(10, SIZE)[8:])
+    with torch.no_grad():
+        distances = model.densities(model.features(images))
+        assert distances.context is not None
+        own = torch.stack(model.log_distance.normalized(distances.positions))
+        context = (distances.context.log() - model.context_log_distance.mean) / model.context_log_distance.scale
+        weights = torch.cat([model.density_weights, torch.ones(1)])[:, None, None, None]
+        joined = (torch.cat([own, context[None]]) * weights).sum(0) / weights.sum()
+        expected = as_map(F.interpolate(model.context_scale * joined[:, None], SIZE, mode="bilinear"))[:, 0]
+        localization = model.residuals(images).localization
+    assert localization is not None
+    torch.testing.assert_close(localization, expected, rtol=1e-4, atol=1e-5)
+    assert 0.3 < float(model.context_scale) < 3
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_context_prediction_can_count_in_the_score() -> None:
+    images = to_batch(cookies(10, SIZE)[8:])
+    in_score, in_map = fitted(context_in_score=True, positional_mean=False), fitted(positional_mean=False)
+    residuals = in_score.residuals(images)
+    assert residuals.localization is None
+    torch.testing.assert_close(residuals.values[:, 0], in_map.residuals(images).localization)
+    new = in_score.out_of_fold_residuals(cookies(8, SIZE))
+    assert new.localization is None
+    assert not torch.equal(new.values, in_map.out_of_fold_residuals(cookies(8, SIZE)).values)
+
+
+@pytest.mark.parametrize(("between", "expected"), [(0.0, 0.0), (0.04, 0.0), (0.1, (0.1 / 0.15) ** 2), (0.3, 1.0)])
+def test_the_weight_of_context_prediction_follows_the_variance_between_images(between: float, expected: float) -> None:
+    """Distances whose logarithm has the given fraction of its variance between images, the rest within them."""
+    model, images = MetalFeatures(MetalFeaturesConfig(image_size=SIZE)), 40
+    model.density_weights = torch.tensor([0.3, 0.7, 0.5, 0.3])
+    within = torch.linspace(-1, 1, 96).reshape(8, 12)
+    levels = torch.linspace(-1, 1, images)
+    within, levels = (values / values.std(correction=0) for values in (within, levels))
+    distances = ((1 - between) ** 0.5 * within + between**0.5 * levels[:, None, None]).exp()
+    held_out = Distances([distances] * 4)
+    model.log_distance.fit(held_out.positions)
+    assert float(model._context_weight(held_out)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_variance_between_images_there_is_no_context_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metal_features, "MIN_CONTEXT", 2.0)
+    model = fitted(context_steps=20)
+    assert float(model.context_weight) == 0
+    assert model.densities.context is None
+    assert model.residuals(to_batch(cookies(1, SIZE))).localization is None
+
+
+def test_images_too_small_for_context_prediction_have_none() -> None:
+    """All positions would be masked in every prediction."""
+    assert not MetalFeaturesConfig(image_size=(48, 48), smoothing_sigma=1.0).predicts_context
+    assert MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0).predicts_context
+    assert not MetalFeaturesConfig(image_size=(16, 56), smoothing_sigma=1.0, context_steps=0).predicts_context
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_a_saved_model_has_the_same_context_prediction(tmp_path: Path) -> None:
+    for steps in (0, 20):
+        config = MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64, context_steps=steps)
+        model = metalad.fit(list(cookies(8, SIZE)), method=config)
+        again = metalad.load(model.save(tmp_path / f"{steps}.safetensors"))
+        image = cookies(9, SIZE)[8]
+        assert np.array_equal(again.predict(image).anomaly_map, model.predict(image).anomaly_map)

@@ -40,6 +40,10 @@ differ by up to 2.2e-6."""
 METHODS = ("metal", "metal_features", "variation_model")
 RUNS = ("metal", "variation_model")
 
+CONTEXT = {"context_weight", "context_scale", "context_log_distance.mean", "context_log_distance.scale"}
+ADDED = {"metal_features": CONTEXT}
+"""Tensors that older versions did not have, by method; they are computed from those of the file."""
+
 each_method = pytest.mark.parametrize("name", NAMES)
 
 
@@ -92,9 +96,14 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
     assert header.config.get("selection") == {"metal": "k-means", "metal_features": "k-means"}.get(name)
     added: dict[str, dict[str, Any]] = {
         "metal": {"composition": False, "high_pass": False, "reconstruction_errors": "joint"},
-        "metal_features": {"composition": False, "positional_mean": False},
+        "metal_features": {
+            "composition": False,
+            "positional_mean": False,
+            "context_components": 16,
+            "context_in_score": True,
+        },
     }
-    for setting in ("composition", "high_pass", "positional_mean", "reconstruction_errors"):
+    for setting in set().union(*added.values()):
         assert header.config.get(setting) == added.get(name, {}).get(setting)
     assert header.thresholds == old["thresholds"]
 
@@ -142,6 +151,24 @@ def test_from_a_composition_without_slopes_nothing_is_subtracted(tmp_path: Path)
     assert detector.composition_score is not None
     assert detector.composition_score.slopes.tolist() == [0, 0]
     assert detector.composition_score.weight == tensors["composition_score.weight"]
+
+
+def test_a_model_from_before_context_prediction_chosen_by_the_images_is_read(tmp_path: Path) -> None:
+    config = MetalFeaturesConfig(image_size=(64, 96), smoothing_sigma=2.0, codebook_size=64, context_steps=0)
+    model = metalad.fit(list(cookies(8, (64, 96))), method=config)
+    file = model.save(tmp_path / FILE_NAME)
+    metadata, tensors = stored_files(file)
+    header = json.loads(metadata["metalad"])
+    for setting in ("context_components", "context_in_score"):
+        del header["config"][setting]
+    text = json.dumps(header, sort_keys=True)
+    old = {name: tensor for name, tensor in tensors.items() if name not in CONTEXT}
+    assert len(old) == len(tensors) - len(CONTEXT)
+    save_file(old, file, {"metalad": text, "sha256": model_file._digest(text, old)})
+    again = metalad.load(file)
+    image = cookies(9, (64, 96))[8]
+    assert again.predict(image).score == model.predict(image).score
+    assert (again.settings["context_components"], again.settings["context_in_score"]) == (16, True)
 
 
 def test_a_metal_model_without_the_settings_of_today_has_one_distance_of_the_residuals(tmp_path: Path) -> None:
@@ -224,7 +251,7 @@ def test_every_setting_of_format_4_is_a_setting_of_today(name: str) -> None:
 @each_method
 def test_every_tensor_of_format_4_is_a_tensor_of_today(name: str) -> None:
     migrated = migrate_tensors(name, {key: key for key in NAMES[name]["tensors"]})
-    assert set(migrated) == current_names(name)
+    assert set(migrated) | ADDED.get(name, set()) == current_names(name)
 
 
 @pytest.mark.parametrize(

@@ -229,18 +229,23 @@ class Detector(nn.Module, ABC):
         """Return the scores and the smoothed maps by one scoring.
 
         With `guide="image"` the calibrated map follows the edges of the images. The score is that of the map without
-        guide, and no pixel exceeds that map's maximum: an image that passes has no pixel above the threshold.
+        guide and without `Residuals.localization`, and no pixel exceeds that map's maximum: an image that passes has no
+        pixel above the threshold.
 
         Raises:
             RuntimeError: the scoring is "calibrated", and the detector is not.
         """
-        maps = self._unsmoothed(residuals, scoring)
-        smoothed = self.smoothing(maps)
-        score = self._image_score(residuals, maps, smoothed, scoring)
+        scored = self._unsmoothed(residuals, scoring)
+        smoothed = self.smoothing(scored)
+        score = self._image_score(residuals, scored, smoothed, scoring)
+        maps, localized = scored, smoothed
+        if residuals.localization is not None:
+            maps = residuals.localization
+            localized = torch.minimum(self.smoothing(maps), _maximum(smoothed))
         if self.guided_smoothing is None or scoring == "raw":
-            return Prediction(score, smoothed)
+            return Prediction(score, localized)
         guided = self.guided_smoothing(maps, images).clamp_min(0)
-        return Prediction(score, torch.minimum(guided, smoothed.amax((1, 2), keepdim=True)))
+        return Prediction(score, torch.minimum(guided, _maximum(localized)))
 
     def image_scores(self, residuals: Residuals, scoring: Scoring) -> Float[Tensor, " batch"]:
         """Return the image scores alone; raises as `predict`."""
@@ -338,6 +343,10 @@ class FittedDetector(Detector):
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are)
         """Return True: all parts of the method are fitted without the image."""
         return True
+
+
+def _maximum(maps: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch 1 1"]:
+    return maps.amax((1, 2), keepdim=True)
 
 
 def number_of_folds(images: int) -> int:

@@ -21,6 +21,8 @@ class Residuals(NamedTuple):
         of each group are whitened without the others, and have a distance of their own.
     weights: of each part, then of each further distance, in the calibrated map's mean; equal for all images of a fitted
         model. None: all weights are 1.
+    localization: the map that localizes anomalies before smoothing, where it is not the one that gives the image score;
+        of a method whose raw map is calibrated already.
     """
 
     values: Float[Tensor, "batch channels height width"]
@@ -29,6 +31,7 @@ class Residuals(NamedTuple):
     distances: Float[Tensor, "batch densities height width"] | None = None
     parts: int = 1
     weights: Float[Tensor, "batch parts_and_densities"] | None = None
+    localization: Float[Tensor, "batch height width"] | None = None
 
     def select(self, index: Tensor) -> "Residuals":
         """Return the residuals of the images selected by an index or a mask."""
@@ -36,14 +39,14 @@ class Residuals(NamedTuple):
 
     @classmethod
     def concatenate(cls, batches: Sequence["Residuals"]) -> "Residuals":
-        """Return several batches as one, on the CPU."""
+        """Return several batches as one, on the CPU, with those of its parts that all batches have."""
 
         def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
             present = [part.cpu() for part in parts if part is not None]
-            return torch.cat(present) if present else None
+            return torch.cat(present) if present and len(present) == len(parts) else None
 
         values = torch.cat([batch.values.cpu() for batch in batches])
-        names = ("reconstruction", "score", "distances", "weights")
+        names = ("reconstruction", "score", "distances", "weights", "localization")
         further = {name: concatenated([getattr(batch, name) for batch in batches]) for name in names}
         return cls(values, **further, parts=batches[0].parts)
 
@@ -55,4 +58,5 @@ class Residuals(NamedTuple):
             None if self.distances is None else change(self.distances),
             self.parts,
             None if self.weights is None else change(self.weights),
+            None if self.localization is None else change(self.localization),
         )

@@ -3,34 +3,38 @@
 A frozen network trained on ImageNet gives a feature vector at each position of an image. Two codebooks of fine features
 (each stride with equal weight, or each channel) and one of deep features measure the distance from the nearest entry;
 those of fine features are coresets, which keep rare features. A Gaussian at each position measures the distance from
-what is usual there; optionally a blind transformer predicts a position's features from those around it. Distances of
-held-out good images normalize each density (see `NormalizedLogDistance`), and their weighted mean is the map. The
-weights depend on how much of the features' variance position explains: little on textures and objects that turn. The
-two codebooks of fine features divide their entries by weight. Where good images have a large map value on average, a
-part of that is subtracted (see `PositionalMean`). The image score is the map's maximum, to which the composition of the
-whole image contributes (see `Composition`).
+what is usual there. Distances of held-out good images normalize each density (see `NormalizedLogDistance`), and their
+weighted mean is the map. The weights depend on how much of the features' variance position explains: little on textures
+and objects that turn. The two codebooks of fine features divide their entries by weight. Where good images have a large
+map value on average, a part of that is subtracted (see `PositionalMean`). The image score is the map's maximum, to
+which the composition of the whole image contributes (see `Composition`).
+
+Where good images differ from each other in the level of the map, as natural surfaces do, the codebooks do not cover the
+content of a new image. There a blind transformer, which predicts the features of a position from those around it in the
+same image, has a part in the map that localizes the anomaly (see `ContextPrediction`), but not in the score.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalad.data.corruptions import perturbed
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
-from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import Composition, CompositionScore, joined_score, level
-from metalad.detectors.density.context import POOLED, REACH, ContextPrediction
-from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
-from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map
+from metalad.detectors.density.codebook import Selection
+from metalad.detectors.density.composition import CompositionScore, joined_score, level
+from metalad.detectors.density.context import COMPONENTS, POOLED, REACH, ContextPrediction
+from metalad.detectors.density.feature_densities import BATCH_SIZE, NAMES, Densities, Distances, Features
+from metalad.detectors.density.gaussian import variance_explained_by_image, variance_explained_by_position
+from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map, tail
 from metalad.detectors.density.positional_mean import PositionalMean
 from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
 from metalad.detectors.residuals import Residuals
@@ -45,15 +49,11 @@ from metalad.runtime.progress import counted
 from metalad.runtime.settings import auto_size, setting
 
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
-BATCH_SIZE = 16
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
-MIN_SHARE = 0.1
-"""Smallest share of the entries of both codebooks of fine features that either of them gets."""
-DEEP_CODEBOOK_SIZE = 1024
-"""Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
-MAX_CORESET_POINTS = 120_000
-"""Fine feature vectors that coresets are selected from at most: rare ones must be among them to become entries."""
+FULL_CONTEXT, MIN_CONTEXT = 0.15, 0.1
+"""Context prediction has the weight 1 where the means of the images explain at least the first fraction of the variance
+of the fine distances; below that the weight falls with the square of the fraction. One less than the second is 0."""
 MAX_PIXELS = 1024 * 256**2
 """Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
 
@@ -79,18 +79,18 @@ class MetalFeaturesConfig(DetectorConfig):
         True, "subtract a part of the mean distance of good images at each position, where it is above average"
     )
     composition: bool = setting(True, "count in the image score, too, how unusual the image is as a whole")
-    context_steps: int = setting(0, "training steps of a blind transformer that predicts features; 0: without it")
+    context_steps: int = setting(
+        400, "training steps of a blind transformer that predicts features, where good images call for it; 0: without"
+    )
+    context_components: int = setting(COMPONENTS, "principal components of the features that it predicts")
+    context_in_score: bool = setting(False, "count it in the image score, too")
 
     def __post_init__(self) -> None:
         """Check settings that depend on each other."""
         super().__post_init__()
-        if self.codebook_size < 1 or self.copies < 0 or self.context_steps < 0:
-            raise ConfigError("codebook_size must be at least 1, copies and context_steps at least 0")
-        if self.context_steps and max(self.image_size) < MIN_CONTEXT_SIDE:
-            height, width = self.image_size
+        if self.codebook_size < 1 or self.context_components < 1 or self.copies < 0 or self.context_steps < 0:
             raise ConfigError(
-                f"image_size {height}x{width} is too small for context prediction; make one side at least "
-                f"{MIN_CONTEXT_SIDE}, or set context_steps=0"
+                "codebook_size and context_components must be at least 1, copies and context_steps at least 0"
             )
 
     @property
@@ -99,102 +99,10 @@ class MetalFeaturesConfig(DetectorConfig):
         height, width = self.image_size
         return -(-height // 8), -(-width // 8)
 
-
-class Features(NamedTuple):
-    """Standardized features of a batch.
-
-    fine: strides 4, 8 and 16 on the grid of stride 8. deep: stride 32.
-    """
-
-    fine: Float[Tensor, "batch channels down across"]
-    deep: Float[Tensor, "batch deep_channels down_32 across_32"]
-
-    def batches(self, images: Int[Tensor, " images"]) -> Iterator["Features"]:
-        """Yield the features of the images in batches: a copy of all may need more memory than there is."""
-        for index in torch.split(images, BATCH_SIZE):
-            yield Features(self.fine[index], self.deep[index])
-
-
-class Distances(NamedTuple):
-    """Distances of a batch.
-
-    positions: of each position of the grid of stride 8, by each density in the order of their names.
-    composition: of each whole image; None without `composition`.
-    """
-
-    positions: list[Float[Tensor, "batch down across"]]
-    composition: Float[Tensor, "batch 2"] | None
-
-    @classmethod
-    def concatenate(cls, batches: Sequence["Distances"]) -> "Distances":
-        """Return several batches as one."""
-        positions = [torch.cat(kind) for kind in zip(*(batch.positions for batch in batches), strict=True)]
-        compositions = [batch.composition for batch in batches if batch.composition is not None]
-        return cls(positions, torch.cat(compositions) if compositions else None)
-
-    def select(self, images: Int[Tensor, " images"]) -> "Distances":
-        """Return those of the chosen images."""
-        composition = None if self.composition is None else self.composition[images]
-        return Distances([kind[images] for kind in self.positions], composition)
-
-
-class Densities(nn.Module):
-    """The density models, each with a distance of its own.
-
-    per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
-    weight. Each gets a share of `codebook_size` entries. deep: codebook of stride 32. position: a Gaussian of stride 4
-    at each position. context: prediction of the fine features, strides with equal weight, from those around them; only
-    with `context_steps`. composition: a subspace of whole maps of stride 16, which gives two distances of an image;
-    only with `composition`.
-    """
-
-    stride_weights: Tensor
-
-    def __init__(self, config: MetalFeaturesConfig, widths: Sequence[int], share: float = 0.5) -> None:
-        """Construct the models, unfitted. widths: channels of strides 4, 8, 16. share: of the entries, per stride."""
-        super().__init__()
-        self.context_steps = config.context_steps
-        stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
-        self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
-        self.position_channels, self.stride_16_channels = widths[0], widths[2]
-        size, selection = config.codebook_size, config.selection
-        first = round(size * min(max(share, MIN_SHARE), 1 - MIN_SHARE))
-        self.per_stride, self.per_channel = (Codebook(max(1, part), selection) for part in (first, size - first))
-        self.deep = Codebook(min(size, DEEP_CODEBOOK_SIZE))
-        self.position = PositionalGaussian()
-        self.context = ContextPrediction(sum(widths), config.grid) if self.context_steps else None
-        self.composition = Composition(widths[2], config.grid) if config.composition else None
-
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the densities of positions in the order of their distances."""
-        return ("per_stride", "per_channel", "deep", *(("context",) if self.context_steps else ()), "position")
-
-    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
-        """Fit all models on the features of the chosen images, which are good."""
-        most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
-        sample, stride_weights = sampled_positions(features.fine, seed, images, most), self.stride_weights.flatten()
-        self.per_stride.fit(sample, seed, stride_weights)
-        self.per_channel.fit(sample, seed)
-        self.deep.fit(sampled_positions(features.deep, seed, images), seed)
-        self.position.fit(features.fine[:, : self.position_channels][images])
-        if self.context_steps:
-            self.context = ContextPrediction.fitted(features.fine[images], stride_weights, self.context_steps, seed)
-        if self.composition is not None:
-            self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
-
-    def forward(self, features: Features) -> Distances:
-        """Return the distances of the positions, in the order of `names`, and those of the whole images."""
-        fine = features.fine
-        deep = F.interpolate(self.deep(features.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
-        context = [self.context(fine)] if self.context is not None else []
-        weighted = fine * self.stride_weights
-        position = self.position(fine[:, : self.position_channels])
-        composition = None if self.composition is None else self.composition(self._stride_16(fine))
-        return Distances([self.per_stride(weighted), self.per_channel(fine), deep, *context, position], composition)
-
-    def _stride_16(self, fine: Tensor) -> Tensor:
-        return fine[:, -self.stride_16_channels :]
+    def predicts_context(self) -> bool:
+        """Whether there can be context prediction: in a smaller image all positions would be masked."""
+        return self.context_steps > 0 and max(self.image_size) >= MIN_CONTEXT_SIDE
 
 
 class MetalFeatures(FittedDetector):
@@ -202,7 +110,10 @@ class MetalFeatures(FittedDetector):
 
     density_weights: the weight of each density. w is the fraction of the features' variance that position explains,
         squared: small where that is less than half. The positional Gaussian and the per-stride codebook have the weight
-        w, the per-channel codebook 1 - w, the deep codebook 1/2, context prediction 1/4.
+        w, the per-channel codebook 1 - w, the deep codebook 1/2.
+    context_weight: that of context prediction, relative to these; 0 without it.
+    context_scale: of the map with context prediction, so that its 99 % quantile on good images is that of the map
+        without it.
     """
 
     name = "metal_features"
@@ -210,6 +121,8 @@ class MetalFeatures(FittedDetector):
     self_calibrated = True
     config: MetalFeaturesConfig
     density_weights: Tensor
+    context_weight: Tensor
+    context_scale: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
@@ -218,13 +131,15 @@ class MetalFeatures(FittedDetector):
         self.widths = [channels[tap] for tap in TAPS[:3]]
         self.fine_standardization = Standardization(sum(self.widths))
         self.deep_standardization = Standardization(channels["s32"])
-        self.densities = Densities(config, self.widths)
-        names = self.densities.names
-        self.log_distance = NormalizedLogDistance(len(names))
+        self.densities = self._unfitted_densities(context=config.predicts_context)
+        self.log_distance = NormalizedLogDistance(len(NAMES))
+        self.context_log_distance = NormalizedLogDistance(1)
         self.positional_mean = PositionalMean() if config.positional_mean else None
         self.composition_score = CompositionScore() if config.composition else None
         self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
-        self.register_buffer("density_weights", torch.ones(len(names)))
+        self.register_buffer("density_weights", torch.ones(len(NAMES)))
+        self.register_buffer("context_weight", torch.tensor(0.0))
+        self.register_buffer("context_scale", torch.tensor(1.0))
 
     @classmethod
     def required_images(cls) -> int:
@@ -260,8 +175,13 @@ class MetalFeatures(FittedDetector):
                 for side in counted((0, 1), "scales", "half")
             ]
             order = torch.cat([every[half == side] for side in (0, 1)])
-            self._fit_scales(Distances.concatenate(distances).select(order.argsort()), len(pixels))
-            self.densities = self._fitted_densities(features, every, seed)
+            held_out = Distances.concatenate(distances).select(order.argsort())
+            self.log_distance.fit(held_out.positions)
+            self.context_weight = self._context_weight(held_out.select(every[: len(pixels)]))
+            if self.context_weight > 0:
+                held_out = held_out._replace(context=self._held_out_context(features, half, seed))
+            self._fit_scales(held_out, len(pixels))
+            self.densities = self._fitted_densities(features, every, seed, context=held_out.context is not None)
         return self._out_of_fold(pixels, features)
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -284,6 +204,7 @@ class MetalFeatures(FittedDetector):
 
         The excess of good images at the position is subtracted (see `PositionalMean`).
         `Residuals.score` is the contribution of the composition to the image score; None without it.
+        `Residuals.localization` is the map with context prediction; None without it, or if it counts in the score.
         """
         return self._residuals_from(self.densities(self.features(images)))
 
@@ -302,21 +223,41 @@ class MetalFeatures(FittedDetector):
         chosen = subsampled_indices(len(pixels), MAX_OUT_OF_FOLD)
         offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
 
+        in_score = self.config.context_in_score and bool(self.context_weight > 0)
+
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
             others = torch.from_numpy((offsets + chosen[~left_out]).ravel())
             images = torch.from_numpy(chosen[left_out])  # not their copies
             with torch.no_grad():
-                return self._residuals_from(self._distances_without(features, others, images, seed=0))
+                return self._residuals_from(self._distances_without(features, others, images, seed=0, context=in_score))
 
         return self._residuals_by_folds(pixels[chosen], residuals_without)
 
     def _residuals_from(self, distances: Distances) -> Residuals:
-        mean = self.log_distance(distances.positions, self.density_weights)
-        above = mean if self.positional_mean is None else self.positional_mean(mean)
-        values = as_map(F.interpolate(above[:, None], self.config.image_size, mode="bilinear"))
+        scored, localizing = self._log_distances(distances)
+        values = self._as_map(scored)
+        localization = None if localizing is scored else self._as_map(localizing)[:, 0]
         if self.composition_score is None or distances.composition is None:
-            return Residuals(values)
-        return Residuals(values, score=self.composition_score(distances.composition, level(mean)))
+            return Residuals(values, localization=localization)
+        contribution = self.composition_score(distances.composition, level(scored))
+        return Residuals(values, score=contribution, localization=localization)
+
+    def _log_distances(self, distances: Distances) -> tuple[Tensor, Tensor]:
+        """Return the mean normalized log-distance that gives the score, and the one that localizes anomalies."""
+        mean = self.log_distance(distances.positions, self.density_weights)
+        if distances.context is None:
+            return mean, mean
+        joined = self.context_scale * self._with_context(mean, distances.context)
+        return (joined if self.config.context_in_score else mean), joined
+
+    def _with_context(self, mean: Tensor, context: Tensor) -> Tensor:
+        (log_distance,) = self.context_log_distance.normalized([context])
+        total = self.density_weights.sum()
+        return (total * mean + self.context_weight * log_distance) / (total + self.context_weight)
+
+    def _as_map(self, log_distance: Tensor) -> Float[Tensor, "batch 1 height width"]:
+        above = log_distance if self.positional_mean is None else self.positional_mean(log_distance)
+        return as_map(F.interpolate(above[:, None], self.config.image_size, mode="bilinear"))
 
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.backbone(self.photometric(images))
@@ -368,30 +309,86 @@ class MetalFeatures(FittedDetector):
         return maps
 
     def _fit_scales(self, held_out: Distances, images: int) -> None:
-        """Fit the scales on distances of held-out images, then of their copies. images: their number without copies."""
-        self.log_distance.fit(held_out.positions)
-        mean = self.log_distance(held_out.positions, self.density_weights)
+        """Fit what depends on the mean, given distances of held-out images, then of their copies.
+
+        images: their number without copies.
+        """
+        if held_out.context is not None:
+            self.context_log_distance.fit([held_out.context])
+            mean = self.log_distance(held_out.positions, self.density_weights)
+            self.context_scale = tail(mean) / tail(self._with_context(mean, held_out.context))
+        scored, _ = self._log_distances(held_out)
         if self.positional_mean is not None:
-            self.positional_mean.fit(mean, images)
+            self.positional_mean.fit(scored, images)
         if self.composition_score is not None and held_out.composition is not None:
-            self.composition_score.fit(held_out.composition, level(mean), images)
+            self.composition_score.fit(held_out.composition, level(scored), images)
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
         """Return the weights of the densities, given the fraction of the variance that position explains."""
         aligned = float(explained.square())
-        weights = {"per_stride": aligned, "per_channel": 1 - aligned, "deep": 0.5, "context": 0.25, "position": aligned}
-        return torch.tensor([weights[name] for name in self.densities.names], device=explained.device)
+        weights = {"per_stride": aligned, "per_channel": 1 - aligned, "deep": 0.5, "position": aligned}
+        return torch.tensor([weights[name] for name in NAMES], device=explained.device)
 
-    def _fitted_densities(self, features: Features, images: Int[Tensor, " images"], seed: int) -> Densities:
+    def _context_weight(self, held_out: Distances) -> Float[Tensor, ""]:
+        """Return the weight of context prediction, given the distances of held-out images without copies."""
+        per_stride, per_channel = self.log_distance.normalized(held_out.positions)[:2]
+        fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
+        weight = (variance_explained_by_image(fine) / FULL_CONTEXT).square().clamp_max(1)
+        return weight if self.config.predicts_context and weight >= MIN_CONTEXT else torch.zeros_like(weight)
+
+    def _held_out_context(
+        self, features: Features, half: Int[Tensor, " images"], seed: int
+    ) -> Float[Tensor, "images down across"]:
+        """Return the distances of each half of the images by a context prediction that is fitted on the other half."""
+        distances = features.fine.new_empty(len(features.fine), *features.fine.shape[-2:])
+        every = torch.arange(len(features.fine))
+        for side in counted((0, 1), "scales", "half"):
+            prediction = self._fitted_context(features, every[half != side], seed)
+            for images in torch.split(every[half == side], BATCH_SIZE):
+                distances[images] = prediction(features.fine[images])
+        return distances
+
+    def _unfitted_densities(self, share: float = 0.5, *, context: bool) -> Densities:
+        config = self.config
+        return Densities(
+            self.widths,
+            config.grid,
+            codebook_size=config.codebook_size,
+            selection=config.selection,
+            share=share,
+            composition=config.composition,
+            context_components=config.context_components if context else 0,
+        )
+
+    def _fitted_densities(
+        self, features: Features, images: Int[Tensor, " images"], seed: int, *, context: bool = False
+    ) -> Densities:
         """Return densities of the chosen images; a codebook's share of the entries is its weight."""
-        share = float(self.density_weights[self.densities.names.index("per_stride")])
-        densities = Densities(self.config, self.widths, share).to(self.device)
+        share = float(self.density_weights[NAMES.index("per_stride")])
+        densities = self._unfitted_densities(share, context=False).to(self.device)
         densities.fit(features, images, seed)
+        densities.context = self._fitted_context(features, images, seed) if context else None
         return densities
 
+    def _fitted_context(self, features: Features, images: Int[Tensor, " images"], seed: int) -> ContextPrediction:
+        return ContextPrediction.fitted(
+            (batch.fine for batch in features.batches(images)),
+            self.config.grid,
+            self.densities.stride_weights.flatten(),
+            self.config.context_steps,
+            seed,
+            self.config.context_components,
+        )
+
     def _distances_without(
-        self, features: Features, fitted_on: Int[Tensor, " images"], others: Int[Tensor, " others"], seed: int
+        self,
+        features: Features,
+        fitted_on: Int[Tensor, " images"],
+        others: Int[Tensor, " others"],
+        seed: int,
+        *,
+        context: bool = False,
     ) -> Distances:
         """Return the distances of other images by densities that are fitted on the first ones."""
-        densities = self._fitted_densities(features, fitted_on, seed)
+        densities = self._fitted_densities(features, fitted_on, seed, context=context)
         return Distances.concatenate([densities(batch) for batch in features.batches(others)])

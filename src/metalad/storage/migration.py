@@ -29,7 +29,14 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 
 MISSING: Mapping[str, Mapping[str, Any]] = {
     "metal": {"selection": "k-means", "high_pass": False, "composition": False, "reconstruction_errors": "joint"},
-    "metal_features": {"selection": "k-means", "composition": False, "positional_mean": False},
+    "metal_features": {
+        "selection": "k-means",
+        "composition": False,
+        "positional_mean": False,
+        "context_steps": 0,
+        "context_components": 16,
+        "context_in_score": True,
+    },
 }
 """Settings that older versions did not have, and the value that describes what they did, by method."""
 MISSING_OF_ALL: Mapping[str, Any] = {"image_scale": 0.0}

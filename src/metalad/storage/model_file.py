@@ -145,10 +145,33 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
 
 def _complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors of any format with those that did not exist when they were written."""
-    if method != "metal_features" or "composition_score.weight" not in tensors:
+    if method != "metal_features":
         return dict(tensors)
+    completed = dict(tensors) if "context_weight" in tensors else _with_separate_context(tensors)
+    if "composition_score.weight" not in tensors:
+        return completed
     numbers = {f"composition_score.{name}": torch.zeros(()) for name in ("mean_level", "max_rise")}
-    return {**numbers, "composition_score.slopes": torch.zeros(2), **tensors}
+    return {**numbers, "composition_score.slopes": torch.zeros(2), **completed}
+
+
+def _with_separate_context(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in which context prediction has a weight and a scale of its own, not those of the fourth density.
+
+    Without context prediction its weight is 0.
+    """
+    vectors = {name: tensors[name] for name in ("density_weights", "log_distance.mean", "log_distance.scale")}
+    has_context = "densities.context.mean" in tensors
+    own = torch.tensor([0, 1, 2, 4] if has_context else [0, 1, 2, 3])
+    separate = {name: values[own] for name, values in vectors.items()}
+    weight, mean, scale = (values[3] if has_context else torch.tensor(0.0) for values in vectors.values())
+    return {
+        **tensors,
+        **separate,
+        "context_weight": weight,
+        "context_scale": torch.tensor(1.0),
+        "context_log_distance.mean": mean[None],
+        "context_log_distance.scale": scale[None] if has_context else torch.ones(1),
+    }
 
 
 def _format_of(file: Path, text: str) -> int:

@@ -16,9 +16,13 @@ def fields(images: int, seed: int = 0) -> torch.Tensor:
     return mixed + 0.05 * torch.randn(mixed.shape, generator=rng)
 
 
+def fitted(maps: torch.Tensor, steps: int, seed: int = 0, components: int = COMPONENTS) -> ContextPrediction:
+    return ContextPrediction.fitted(torch.split(maps, 3), GRID, CHANNEL_WEIGHTS, steps, seed, components)
+
+
 def test_a_position_is_predicted_only_from_positions_farther_than_reach() -> None:
     """The gradient of a prediction is 0 for the position and its neighbors, and not 0 for all others."""
-    model = ContextPrediction.fitted(fields(8), CHANNEL_WEIGHTS, 20, 0)
+    model = fitted(fields(8), 20)
     components = model.components(fields(2, 1)).requires_grad_()
     down, across = model.grid
     for row, column in ((0, 0), (2, 3), (down - 1, 1)):
@@ -29,10 +33,11 @@ def test_a_position_is_predicted_only_from_positions_farther_than_reach() -> Non
         np.testing.assert_array_equal(used.numpy(), distance > REACH)
 
 
-def test_an_untrained_model_predicts_the_mean() -> None:
+@pytest.mark.parametrize("components", [1, COMPONENTS, 16])
+def test_an_untrained_model_predicts_the_mean(components: int) -> None:
     """The distance is then the norm of the principal components of the deviation from the mean at the position."""
     known, new = fields(8), fields(2, 1)
-    distances = ContextPrediction.fitted(known, CHANNEL_WEIGHTS, 0, 0)(new)
+    distances = fitted(known, 0, components=components)(new)
 
     def pooled(maps: torch.Tensor) -> np.ndarray:
         means: np.ndarray = maps.double().numpy().reshape(-1, CHANNELS, 5, 2, 6, 2).mean((3, 5))
@@ -42,9 +47,9 @@ def test_an_untrained_model_predicts_the_mean() -> None:
     channel_weights = CHANNEL_WEIGHTS.double().numpy()
     deviations = np.moveaxis(pooled(known) - mean, 1, -1).reshape(-1, CHANNELS) * channel_weights
     _, singular, directions = np.linalg.svd(deviations, full_matrices=False)
-    scale = np.sqrt(np.square(singular[:COMPONENTS]).sum() / len(deviations) / COMPONENTS)
+    scale = np.sqrt(np.square(singular[:components]).sum() / len(deviations) / components)
     expected = np.linalg.norm(
-        np.moveaxis(pooled(new) - mean, 1, -1) * channel_weights @ directions[:COMPONENTS].T / scale, axis=-1
+        np.moveaxis(pooled(new) - mean, 1, -1) * channel_weights @ directions[:components].T / scale, axis=-1
     )
     upsampled = torch.nn.functional.interpolate(torch.from_numpy(expected)[:, None], GRID, mode="bilinear")[:, 0]
     torch.testing.assert_close(distances.double(), upsampled, rtol=1e-3, atol=1e-3)
@@ -52,13 +57,13 @@ def test_an_untrained_model_predicts_the_mean() -> None:
 
 def test_training_reduces_the_distances_on_new_images() -> None:
     new = fields(16, 1)
-    untrained, trained = (ContextPrediction.fitted(fields(64), CHANNEL_WEIGHTS, steps, 0)(new) for steps in (0, 200))
+    untrained, trained = (fitted(fields(64), steps)(new) for steps in (0, 200))
     assert trained.mean() < 0.8 * untrained.mean()
 
 
 def test_features_that_do_not_fit_their_surroundings_have_larger_distances() -> None:
     """A patch of another good image increases the distance, because it does not fit its surroundings."""
-    model, new = ContextPrediction.fitted(fields(64), CHANNEL_WEIGHTS, 300, 0), fields(16, 1)
+    model, new = fitted(fields(64), 300), fields(16, 1)
     pasted = new.clone()
     pasted[:, :, 4:6, 4:6] = new.roll(1, 0)[:, :, 4:6, 4:6]
     before, after = model(new), model(pasted)
@@ -67,7 +72,7 @@ def test_features_that_do_not_fit_their_surroundings_have_larger_distances() -> 
 
 def test_the_result_depends_only_on_the_seed_and_the_global_state_is_unchanged() -> None:
     state = torch.get_rng_state()
-    models = [ContextPrediction.fitted(fields(4), CHANNEL_WEIGHTS, 5, seed) for seed in (0, 0, 1)]
+    models = [fitted(fields(4), 5, seed) for seed in (0, 0, 1)]
     first, same, different = (model(fields(2, 1)) for model in models)
     assert torch.equal(first, same)
     assert not torch.equal(first, different)
@@ -85,4 +90,4 @@ def test_the_pooled_grid_has_at_most_max_positions_per_side(grid: tuple[int, int
 
 def test_identical_images_give_finite_distances() -> None:
     same = fields(1).expand(3, -1, -1, -1)
-    assert ContextPrediction.fitted(same, CHANNEL_WEIGHTS, 3, 0)(fields(1, 1)).isfinite().all()
+    assert fitted(same, 3)(fields(1, 1)).isfinite().all()

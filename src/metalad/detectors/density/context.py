@@ -5,6 +5,7 @@ receptive fields of neighboring positions overlap. Therefore the nearest neighbo
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from metalad.nn.attention import MaskedEncoder, perceptron
 from metalad.runtime.progress import counted
 from metalad.training.loop import Training
 
-COMPONENTS = 16
-"""Maximum number of predicted values per position: principal components of the deviations from the mean features."""
+COMPONENTS = 4
+"""Default number of predicted values per position: principal components of the deviations from the mean features."""
 POOLED = 2
 """Pooling factor of the feature map; larger if the grid would exceed `MAX_POSITIONS`."""
 MAX_POSITIONS = 32
@@ -43,10 +44,13 @@ class ContextPrediction(nn.Module):
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
-        """Create the layers for feature maps with `channels` channels and `grid` positions down and across."""
+    def __init__(self, channels: int, grid: tuple[int, int], components: int = COMPONENTS) -> None:
+        """Create the layers for feature maps with `channels` channels and `grid` positions down and across.
+
+        components: predicted values per position at most; not more than channels.
+        """
         super().__init__()
-        self.component_count = min(COMPONENTS, channels)
+        self.component_count = min(components, channels)
         self.pooling = max(POOLED, math.ceil(max(grid) / MAX_POSITIONS))
         self.grid = (math.ceil(grid[0] / self.pooling), math.ceil(grid[1] / self.pooling))
         self.encoder = MaskedEncoder(
@@ -68,24 +72,29 @@ class ContextPrediction(nn.Module):
     @classmethod
     def fitted(
         cls,
-        maps: Float[Tensor, "images channels down across"],
+        batches: Iterable[Float[Tensor, "_ channels down across"]],
+        grid: tuple[int, int],
         channel_weights: Float[Tensor, " channels"],
         steps: int,
         seed: int,
+        components: int = COMPONENTS,
     ) -> "ContextPrediction":
         """Return a model that is trained on the features of good images, with the mean absolute error.
 
         Args:
-            maps: features of good images.
+            batches: features of good images; only the pooled ones are held at once.
+            grid: positions of the features, down and across.
             channel_weights: multiplied with the deviations of each channel.
             steps: of gradient descent.
             seed: of the initial weights and the batches. The global random generator is not affected.
+            components: predicted values per position.
         """
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
-            model = cls(maps.shape[1], (maps.shape[-2], maps.shape[-1])).to(maps.device)
-            model._fit_components(maps, channel_weights)
-            model._train(model.components(maps), steps)
+            model = cls(len(channel_weights), grid, components).to(channel_weights.device)
+            pooled = [model._pooled(maps) for maps in batches]
+            model._fit_components(pooled, channel_weights)
+            model._train(torch.cat([model._projected(maps) for maps in pooled]), steps)
         return model.requires_grad_(requires_grad=False).eval()
 
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch down across"]:
@@ -105,18 +114,25 @@ class ContextPrediction(nn.Module):
         self, maps: Float[Tensor, "batch channels down across"]
     ) -> Float[Tensor, "batch positions components"]:
         """Return the components at each pooled position."""
-        deviations = self._pooled(maps) - self.mean
-        return deviations.flatten(2).transpose(1, 2) @ self.directions.T
+        return self._projected(self._pooled(maps))
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        return (pooled - self.mean).flatten(2).transpose(1, 2) @ self.directions.T
 
     def _pooled(self, maps: Tensor) -> Tensor:
         return F.avg_pool2d(maps, self.pooling, ceil_mode=True)
 
-    def _fit_components(self, maps: Tensor, channel_weights: Tensor) -> None:
-        """Fit mean and directions."""
-        pooled = self._pooled(maps)
-        self.mean = pooled.mean(0)
-        deviations = (pooled - self.mean).transpose(0, 1).flatten(1) * channel_weights[:, None]
-        covariance = (deviations @ deviations.T).double() / deviations.shape[1]
+    def _fit_components(self, batches: Sequence[Tensor], channel_weights: Tensor) -> None:
+        """Fit mean and directions on batches of pooled features."""
+        images = sum(len(maps) for maps in batches)
+        self.mean = torch.stack([maps.sum(0) for maps in batches]).sum(0) / images
+        covariance = torch.zeros(
+            len(channel_weights), len(channel_weights), dtype=torch.double, device=self.mean.device
+        )
+        for maps in batches:
+            deviations = (maps - self.mean).transpose(0, 1).flatten(1) * channel_weights[:, None]
+            covariance += (deviations @ deviations.T).double()
+        covariance /= images * math.prod(self.grid)
         variances, vectors = leading_eigenvectors(covariance, self.component_count)
         variance = variances.clamp_min(0).mean()
         scale = torch.where(variance > 0, variance, 1.0).sqrt()  # 1 if all images are identical

@@ -60,3 +60,8 @@ def variance_explained_by_position(maps: Float[Tensor, "images channels down acr
     """Return the fraction of the feature variance that position explains: 1 for identical images, 0 for textures."""
     within, total = maps.var(0, correction=0).mean(), maps.var((0, 2, 3), correction=0).mean()
     return 1 - within / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def variance_explained_by_image(maps: Float[Tensor, "images down across"]) -> Float[Tensor, ""]:
+    """Return the fraction of the variance of the values that the means of the images explain."""
+    return maps.mean((1, 2)).var(correction=0) / maps.var(correction=0).clamp_min(torch.finfo(maps.dtype).tiny)

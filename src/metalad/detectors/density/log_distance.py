@@ -51,9 +51,7 @@ class NormalizedLogDistance(nn.Module):
         for index, values in enumerate(distances):
             logs = _log(values).flatten()
             self.mean[index] = logs.mean()
-            # Taken from the sorted values, because torch.quantile does not accept more than 2**24 values.
-            quantile = logs.sort().values[math.ceil(TAIL * len(logs)) - 1]
-            self.scale[index] = (quantile - logs.mean()).clamp_min(1e-3)
+            self.scale[index] = tail(logs)
         if weights is not None:
             weights = weights.clamp_min(MIN_WEIGHT)
             self.scale *= weights.mean() / weights
@@ -78,6 +76,13 @@ class NormalizedLogDistance(nn.Module):
         if weights is None:
             return normalized.mean(0)
         return (normalized * weights[:, None, None, None]).sum(0) / weights.sum()
+
+
+def tail(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Return the quantile `TAIL` less the mean; positive even if all values are equal."""
+    flat = values.flatten()
+    # Taken from the sorted values, because torch.quantile does not accept more than 2**24 values.
+    return (flat.sort().values[math.ceil(TAIL * len(flat)) - 1] - flat.mean()).clamp_min(1e-3)
 
 
 def as_map(log_distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,0 +1,146 @@
+"""Density models of a pretrained network's features, fitted on those of good images."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
+from metalad.detectors.density.composition import Composition
+from metalad.detectors.density.context import ContextPrediction
+from metalad.detectors.density.gaussian import PositionalGaussian
+
+NAMES = ("per_stride", "per_channel", "deep", "position")
+"""The densities of positions, in the order of their distances; context prediction has a distance of its own."""
+BATCH_SIZE = 16
+MIN_SHARE = 0.1
+"""Smallest share of the entries of both codebooks of fine features that either of them gets."""
+DEEP_CODEBOOK_SIZE = 1024
+"""Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
+MAX_CORESET_POINTS = 120_000
+"""Fine feature vectors that coresets are selected from at most: rare ones must be among them to become entries."""
+
+
+class Features(NamedTuple):
+    """Standardized features of a batch.
+
+    fine: strides 4, 8 and 16 on the grid of stride 8. deep: stride 32.
+    """
+
+    fine: Float[Tensor, "batch channels down across"]
+    deep: Float[Tensor, "batch deep_channels down_32 across_32"]
+
+    def batches(self, images: Int[Tensor, " images"]) -> Iterator["Features"]:
+        """Yield the features of the images in batches: a copy of all may need more memory than there is."""
+        for index in torch.split(images, BATCH_SIZE):
+            yield Features(self.fine[index], self.deep[index])
+
+
+class Distances(NamedTuple):
+    """Distances of a batch.
+
+    positions: of each position of the grid of stride 8, by each density in the order of `NAMES`.
+    composition: of each whole image; None without it.
+    context: of each position, by context prediction; None without it.
+    """
+
+    positions: list[Float[Tensor, "batch down across"]]
+    composition: Float[Tensor, "batch 2"] | None = None
+    context: Float[Tensor, "batch down across"] | None = None
+
+    @classmethod
+    def concatenate(cls, batches: Sequence["Distances"]) -> "Distances":
+        """Return several batches as one."""
+        positions = [torch.cat(kind) for kind in zip(*(batch.positions for batch in batches), strict=True)]
+        return cls(positions, *(_joined([getattr(batch, name) for batch in batches]) for name in cls._fields[1:]))
+
+    def select(self, images: Int[Tensor, " images"]) -> "Distances":
+        """Return those of the chosen images."""
+        further = (None if part is None else part[images] for part in self[1:])
+        return Distances([kind[images] for kind in self.positions], *further)
+
+
+class Densities(nn.Module):
+    """The density models, each with a distance of its own.
+
+    per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
+    weight. Each gets a share of the entries. deep: codebook of stride 32. position: a Gaussian of stride 4 at each
+    position. composition: a subspace of whole maps of stride 16, which gives two distances of an image. context:
+    prediction of the fine features, strides with equal weight, from those around them. The last two may be None.
+    """
+
+    stride_weights: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        grid: tuple[int, int],
+        *,
+        codebook_size: int,
+        selection: Selection,
+        share: float = 0.5,
+        composition: bool = False,
+        context_components: int = 0,
+    ) -> None:
+        """Construct the models, unfitted.
+
+        Args:
+            widths: channels of strides 4, 8, 16.
+            grid: positions of stride 8, down and across.
+            codebook_size: entries of both codebooks of fine features.
+            selection: of these entries.
+            share: of these entries that `per_stride` gets, within `MIN_SHARE`.
+            composition: whether there is a density of whole images.
+            context_components: see `ContextPrediction`; 0: without it.
+        """
+        super().__init__()
+        stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
+        self.register_buffer("stride_weights", stride_weights[:, None, None], persistent=False)
+        self.position_channels, self.stride_16_channels = widths[0], widths[2]
+        first = round(codebook_size * min(max(share, MIN_SHARE), 1 - MIN_SHARE))
+        self.per_stride, self.per_channel = (
+            Codebook(max(1, part), selection) for part in (first, codebook_size - first)
+        )
+        self.deep = Codebook(min(codebook_size, DEEP_CODEBOOK_SIZE))
+        self.position = PositionalGaussian()
+        self.composition = Composition(widths[2], grid) if composition else None
+        self.context = ContextPrediction(sum(widths), grid, context_components) if context_components else None
+        self.register_load_state_dict_pre_hook(_drop_missing_context)  # type: ignore[no-untyped-call]
+
+    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
+        """Fit all models but the context prediction on the features of the chosen images, which are good."""
+        most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
+        sample = sampled_positions(features.fine, seed, images, most)
+        self.per_stride.fit(sample, seed, self.stride_weights.flatten())
+        self.per_channel.fit(sample, seed)
+        self.deep.fit(sampled_positions(features.deep, seed, images), seed)
+        self.position.fit(features.fine[:, : self.position_channels][images])
+        if self.composition is not None:
+            self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
+
+    def forward(self, features: Features) -> Distances:
+        """Return the distances of the positions and of the whole images."""
+        fine = features.fine
+        deep = F.interpolate(self.deep(features.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
+        position = self.position(fine[:, : self.position_channels])
+        positions = [self.per_stride(fine * self.stride_weights), self.per_channel(fine), deep, position]
+        composition = None if self.composition is None else self.composition(self._stride_16(fine))
+        return Distances(positions, composition, None if self.context is None else self.context(fine))
+
+    def _stride_16(self, fine: Tensor) -> Tensor:
+        return fine[:, -self.stride_16_channels :]
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _drop_missing_context(densities: Densities, tensors: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Remove the context prediction if the state dict to load lacks it: the images decide whether there is one."""
+    if not any(name.startswith(f"{prefix}context.") for name in tensors):
+        densities.context = None
