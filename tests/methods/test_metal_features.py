@@ -122,6 +122,9 @@ def test_invalid_settings_and_a_single_image_are_refused() -> None:
         MetalFeaturesConfig(context_steps=-1)
     with pytest.raises(ConfigError, match="context_components"):
         MetalFeaturesConfig(context_components=0)
+    for sigma in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="context_sigma"):
+            MetalFeaturesConfig(context_sigma=sigma)
     with pytest.raises(DataError, match="at least 2"):
         fitted(1)
 
@@ -313,7 +316,7 @@ def test_context_prediction_can_count_in_the_score() -> None:
     assert not torch.equal(new.values, in_map.out_of_fold_residuals(cookies(8, SIZE)).values)
 
 
-@pytest.mark.parametrize(("between", "expected"), [(0.0, 0.0), (0.04, 0.0), (0.1, (0.1 / 0.15) ** 2), (0.3, 1.0)])
+@pytest.mark.parametrize(("between", "expected"), [(0.0, 0.0), (0.07, 0.0), (0.1, (0.1 / 0.125) ** 4), (0.3, 1.0)])
 def test_the_weight_of_context_prediction_follows_the_variance_between_images(between: float, expected: float) -> None:
     """Distances whose logarithm has the given fraction of its variance between images, the rest within them."""
     model, images = MetalFeatures(MetalFeaturesConfig(image_size=SIZE)), 40

@@ -100,6 +100,7 @@ def test_the_header_of_a_read_model_keeps_its_format_and_has_new_names(runs: Pat
             "composition": False,
             "positional_mean": False,
             "context_components": 16,
+            "context_sigma": 0.0,
             "context_in_score": True,
         },
     }
@@ -159,7 +160,7 @@ def test_a_model_from_before_context_prediction_chosen_by_the_images_is_read(tmp
     file = model.save(tmp_path / FILE_NAME)
     metadata, tensors = stored_files(file)
     header = json.loads(metadata["metalad"])
-    for setting in ("context_components", "context_in_score"):
+    for setting in ("context_components", "context_sigma", "context_in_score"):
         del header["config"][setting]
     text = json.dumps(header, sort_keys=True)
     old = {name: tensor for name, tensor in tensors.items() if name not in CONTEXT}

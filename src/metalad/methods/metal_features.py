@@ -51,9 +51,9 @@ from metalad.runtime.settings import auto_size, setting
 TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
-FULL_CONTEXT, MIN_CONTEXT = 0.15, 0.1
+FULL_CONTEXT, CONTEXT_POWER, MIN_CONTEXT = 0.125, 4, 0.1
 """Context prediction has the weight 1 where the means of the images explain at least the first fraction of the variance
-of the fine distances; below that the weight falls with the square of the fraction. One less than the second is 0."""
+of the fine distances; below that the weight falls with this power of the fraction. One less than the third is 0."""
 MAX_PIXELS = 1024 * 256**2
 """Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
 
@@ -83,11 +83,14 @@ class MetalFeaturesConfig(DetectorConfig):
         400, "training steps of a blind transformer that predicts features, where good images call for it; 0: without"
     )
     context_components: int = setting(COMPONENTS, "principal components of the features that it predicts")
+    context_sigma: float = setting(1.0, "Gaussian filter over its distances, in its positions (16 pixels); 0 = none")
     context_in_score: bool = setting(False, "count it in the image score, too")
 
     def __post_init__(self) -> None:
         """Check settings that depend on each other."""
         super().__post_init__()
+        if not 0 <= self.context_sigma < math.inf:  # NaN, too
+            raise ConfigError(f"context_sigma is {self.context_sigma}; it must be a finite number, at least 0")
         if self.codebook_size < 1 or self.context_components < 1 or self.copies < 0 or self.context_steps < 0:
             raise ConfigError(
                 "codebook_size and context_components must be at least 1, copies and context_steps at least 0"
@@ -333,7 +336,7 @@ class MetalFeatures(FittedDetector):
         """Return the weight of context prediction, given the distances of held-out images without copies."""
         per_stride, per_channel = self.log_distance.normalized(held_out.positions)[:2]
         fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
-        weight = (variance_explained_by_image(fine) / FULL_CONTEXT).square().clamp_max(1)
+        weight = (variance_explained_by_image(fine) / FULL_CONTEXT).pow(CONTEXT_POWER).clamp_max(1)
         return weight if self.config.predicts_context and weight >= MIN_CONTEXT else torch.zeros_like(weight)
 
     def _held_out_context(
@@ -357,7 +360,7 @@ class MetalFeatures(FittedDetector):
             selection=config.selection,
             share=share,
             composition=config.composition,
-            context_components=config.context_components if context else 0,
+            context=(config.context_components, config.context_sigma) if context else None,
         )
 
     def _fitted_densities(
@@ -378,6 +381,7 @@ class MetalFeatures(FittedDetector):
             self.config.context_steps,
             seed,
             self.config.context_components,
+            self.config.context_sigma,
         )
 
     def _distances_without(

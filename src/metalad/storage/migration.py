@@ -35,6 +35,7 @@ MISSING: Mapping[str, Mapping[str, Any]] = {
         "positional_mean": False,
         "context_steps": 0,
         "context_components": 16,
+        "context_sigma": 0.0,
         "context_in_score": True,
     },
 }

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from metalad.detectors.density.context import COMPONENTS, MAX_POSITIONS, REACH, ContextPrediction
 
@@ -53,6 +54,19 @@ def test_an_untrained_model_predicts_the_mean(components: int) -> None:
     )
     upsampled = torch.nn.functional.interpolate(torch.from_numpy(expected)[:, None], GRID, mode="bilinear")[:, 0]
     torch.testing.assert_close(distances.double(), upsampled, rtol=1e-3, atol=1e-3)
+
+
+def test_distances_are_smoothed_on_the_pooled_grid() -> None:
+    plain = fitted(fields(8), 5)
+    smoothing = ContextPrediction(CHANNELS, GRID, smoothing_sigma=1.5)
+    smoothing.mean, smoothing.directions = plain.mean, plain.directions
+    smoothing.load_state_dict(plain.state_dict())
+    components = plain.components(fields(2, 1))
+    with torch.no_grad():
+        distances = torch.linalg.vector_norm(components - plain.expected(components), dim=2).reshape(2, *plain.grid)
+        expected = gaussian_filter(distances.numpy(), (0, 1.5, 1.5), mode="reflect", truncate=4)
+        upsampled = torch.nn.functional.interpolate(torch.from_numpy(expected)[:, None], GRID, mode="bilinear")[:, 0]
+        torch.testing.assert_close(smoothing(fields(2, 1)), upsampled, rtol=1e-4, atol=1e-5)
 
 
 def test_training_reduces_the_distances_on_new_images() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metalad.detectors.density.pca import leading_eigenvectors
 from metalad.nn.attention import MaskedEncoder, perceptron
+from metalad.nn.smoothing import Smoothing
 from metalad.runtime.progress import counted
 from metalad.training.loop import Training
 
@@ -44,10 +45,13 @@ class ContextPrediction(nn.Module):
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, channels: int, grid: tuple[int, int], components: int = COMPONENTS) -> None:
+    def __init__(
+        self, channels: int, grid: tuple[int, int], components: int = COMPONENTS, smoothing_sigma: float = 0.0
+    ) -> None:
         """Create the layers for feature maps with `channels` channels and `grid` positions down and across.
 
         components: predicted values per position at most; not more than channels.
+        smoothing_sigma: standard deviation of the Gaussian filter over the distances, in pooled positions.
         """
         super().__init__()
         self.component_count = min(components, channels)
@@ -65,6 +69,7 @@ class ContextPrediction(nn.Module):
             neighbours=True,
             reach=REACH,
         )
+        self.smoothing = Smoothing(*self.grid, smoothing_sigma)
         self.decoder = perceptron(WIDTH, HIDDEN, self.component_count)
         self.register_buffer("mean", None)
         self.register_buffer("directions", None)
@@ -78,6 +83,7 @@ class ContextPrediction(nn.Module):
         steps: int,
         seed: int,
         components: int = COMPONENTS,
+        smoothing_sigma: float = 0.0,
     ) -> "ContextPrediction":
         """Return a model that is trained on the features of good images, with the mean absolute error.
 
@@ -87,11 +93,11 @@ class ContextPrediction(nn.Module):
             channel_weights: multiplied with the deviations of each channel.
             steps: of gradient descent.
             seed: of the initial weights and the batches. The global random generator is not affected.
-            components: predicted values per position.
+            components, smoothing_sigma: see `__init__`.
         """
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
-            model = cls(len(channel_weights), grid, components).to(channel_weights.device)
+            model = cls(len(channel_weights), grid, components, smoothing_sigma).to(channel_weights.device)
             pooled = [model._pooled(maps) for maps in batches]
             model._fit_components(pooled, channel_weights)
             model._train(torch.cat([model._projected(maps) for maps in pooled]), steps)
@@ -101,7 +107,8 @@ class ContextPrediction(nn.Module):
         """Return the distance at each position, interpolated bilinearly between the pooled positions."""
         components = self.components(maps)
         distances = torch.linalg.vector_norm(components - self.expected(components), dim=2)
-        return F.interpolate(distances.reshape(-1, 1, *self.grid), maps.shape[-2:], mode="bilinear")[:, 0]
+        smoothed = self.smoothing(distances.reshape(-1, *self.grid))
+        return F.interpolate(smoothed[:, None], maps.shape[-2:], mode="bilinear")[:, 0]
 
     def expected(
         self, components: Float[Tensor, "batch positions components"]

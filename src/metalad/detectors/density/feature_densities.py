@@ -84,7 +84,7 @@ class Densities(nn.Module):
         selection: Selection,
         share: float = 0.5,
         composition: bool = False,
-        context_components: int = 0,
+        context: tuple[int, float] | None = None,
     ) -> None:
         """Construct the models, unfitted.
 
@@ -95,7 +95,7 @@ class Densities(nn.Module):
             selection: of these entries.
             share: of these entries that `per_stride` gets, within `MIN_SHARE`.
             composition: whether there is a density of whole images.
-            context_components: see `ContextPrediction`; 0: without it.
+            context: components and filter of a `ContextPrediction`; None: without it.
         """
         super().__init__()
         stride_weights = torch.cat([torch.full((width,), 1 / math.sqrt(width)) for width in widths])
@@ -108,7 +108,7 @@ class Densities(nn.Module):
         self.deep = Codebook(min(codebook_size, DEEP_CODEBOOK_SIZE))
         self.position = PositionalGaussian()
         self.composition = Composition(widths[2], grid) if composition else None
-        self.context = ContextPrediction(sum(widths), grid, context_components) if context_components else None
+        self.context = None if context is None else ContextPrediction(sum(widths), grid, *context)
         self.register_load_state_dict_pre_hook(_drop_missing_context)  # type: ignore[no-untyped-call]
 
     def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
