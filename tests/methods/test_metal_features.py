@@ -244,12 +244,15 @@ print(peak(np.concatenate([images ^ number for number in range(40)])) - few)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_fitting_holds_the_features_of_all_images_once() -> None:
-    """Images and residuals, and vectors of the composition, take about as much again; the sample has a fixed size."""
+    """Images, residuals, vectors of the composition and pooled features take up to 1.7 times as much again.
+
+    The sample has a fixed size. A second copy of the features would exceed the limit.
+    """
     features = 800 * 4 * (16 * 16 * 176 + 4 * 4 * 320)
     sample = MAX_CORESET_POINTS * 4 * 176
     root = Path(__file__).parents[2]
     output = subprocess.run([sys.executable, "-c", MEASURE_MEMORY], cwd=root, capture_output=True, check=True)
-    assert features < int(output.stdout) - sample < 2.25 * features
+    assert features < int(output.stdout) - sample < 2.9 * features
 
 
 # Context prediction
