@@ -356,3 +356,14 @@ def test_a_saved_model_has_the_same_context_prediction(tmp_path: Path) -> None:
         again = metalad.load(model.save(tmp_path / f"{steps}.safetensors"))
         image = cookies(9, SIZE)[8]
         assert np.array_equal(again.predict(image).anomaly_map, model.predict(image).anomaly_map)
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_an_exported_model_has_the_same_context_prediction(tmp_path: Path) -> None:
+    config = MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64, context_steps=20)
+    model = metalad.fit(list(cookies(8, SIZE)), method=config)
+    exported = metalad.load(metalad.export(model, tmp_path / "model.onnx").path)
+    image = cookies(9, SIZE)[8]
+    expected, found = model.predict(image), exported.predict(image)
+    assert found.score == pytest.approx(expected.score, rel=1e-4)
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-4 * expected.score)
