@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_invalid_settings_and_a_single_image_are_refused() -> None:
         MetalFeaturesConfig(context_steps=-1)
     with pytest.raises(ConfigError, match="context_components"):
         MetalFeaturesConfig(context_components=0)
-    for sigma in (-1.0, float("nan"), float("inf")):
+    for sigma in (-1.0, float("nan"), 9.0):
         with pytest.raises(ConfigError, match="context_sigma"):
             MetalFeaturesConfig(context_sigma=sigma)
     with pytest.raises(DataError, match="at least 2"):
@@ -367,3 +368,24 @@ def test_an_exported_model_has_the_same_context_prediction(tmp_path: Path) -> No
     expected, found = model.predict(image), exported.predict(image)
     assert found.score == pytest.approx(expected.score, rel=1e-4)
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-4 * expected.score)
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_context_prediction_is_trained_in_inference_mode_too() -> None:
+    with torch.inference_mode():
+        model = fitted()
+    assert torch.equal(model.densities.context.directions, fitted().densities.context.directions)  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_few_images_have_no_context_prediction() -> None:
+    assert fitted(metal_features.MIN_CONTEXT_IMAGES - 1).densities.context is None
+    assert fitted(metal_features.MIN_CONTEXT_IMAGES).densities.context is not None
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_a_state_dict_without_a_context_prediction_that_has_a_weight_is_refused() -> None:
+    model = fitted()
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("densities.context.")}
+    with pytest.raises(RuntimeError, match=r"densities\.context"):
+        copy.deepcopy(model).load_state_dict(tensors)

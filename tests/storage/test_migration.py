@@ -172,6 +172,17 @@ def test_a_model_from_before_context_prediction_chosen_by_the_images_is_read(tmp
     assert (again.settings["context_components"], again.settings["context_in_score"]) == (16, True)
 
 
+@pytest.mark.parametrize("names", [["x"], ["density_weights"], ["density_weights", "log_distance.mean"]])
+def test_tensors_of_another_method_are_named_as_such(tmp_path: Path, names: list[str]) -> None:
+    config = MetalFeaturesConfig(image_size=(64, 96), smoothing_sigma=2.0, codebook_size=64)
+    file = metalad.fit(list(cookies(8, (64, 96))), method=config).save(tmp_path / FILE_NAME)
+    metadata, tensors = stored_files(file)
+    few = {name: tensors.get(name, tensors["density_weights"]) for name in names}
+    save_file(few, file, metadata | {"sha256": model_file._digest(metadata["metalad"], few)})
+    with pytest.raises(ModelFileError, match="its tensors are not those of metal_features"):
+        read_model(file)
+
+
 def test_a_metal_model_without_the_settings_of_today_has_one_distance_of_the_residuals(tmp_path: Path) -> None:
     """Models that were written before the residuals had a distance each lack three settings."""
     older: dict[str, Any] = {"reconstruction_errors": "joint", "high_pass": False, "composition": False}

@@ -21,8 +21,8 @@ class Residuals(NamedTuple):
         of each group are whitened without the others, and have a distance of their own.
     weights: of each part, then of each further distance, in the calibrated map's mean; equal for all images of a fitted
         model. None: all weights are 1.
-    localization: the map that localizes anomalies before smoothing, where it is not the one that gives the image score;
-        of a method whose raw map is calibrated already.
+    localization: the map before smoothing that localizes anomalies, by both scorings, where another one gives the image
+        score; of a method that is `self_calibrated`, in the config's image size.
     """
 
     values: Float[Tensor, "batch channels height width"]

@@ -16,7 +16,7 @@ same image, has a part in the map that localizes the anomaly (see `ContextPredic
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +54,9 @@ MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 FULL_CONTEXT, CONTEXT_POWER, MIN_CONTEXT = 0.125, 4, 0.1
 """Context prediction has the weight 1 where the means of the images explain at least the first fraction of the variance
 of the fine distances; below that the weight falls with this power of the fraction. One less than the third is 0."""
+MIN_CONTEXT_IMAGES = 8
+"""With fewer images there is no context prediction: half of them are too few to train it and to estimate the weight."""
+MAX_CONTEXT_SIGMA = 8.0
 MAX_PIXELS = 1024 * 256**2
 """Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
 
@@ -89,8 +92,8 @@ class MetalFeaturesConfig(DetectorConfig):
     def __post_init__(self) -> None:
         """Check settings that depend on each other."""
         super().__post_init__()
-        if not 0 <= self.context_sigma < math.inf:  # NaN, too
-            raise ConfigError(f"context_sigma is {self.context_sigma}; it must be a finite number, at least 0")
+        if not 0 <= self.context_sigma <= MAX_CONTEXT_SIGMA:  # NaN, too
+            raise ConfigError(f"context_sigma is {self.context_sigma}; it must lie between 0 and {MAX_CONTEXT_SIGMA:g}")
         if self.codebook_size < 1 or self.context_components < 1 or self.copies < 0 or self.context_steps < 0:
             raise ConfigError(
                 "codebook_size and context_components must be at least 1, copies and context_steps at least 0"
@@ -115,8 +118,8 @@ class MetalFeatures(FittedDetector):
         squared: small where that is less than half. The positional Gaussian and the per-stride codebook have the weight
         w, the per-channel codebook 1 - w, the deep codebook 1/2.
     context_weight: that of context prediction, relative to these; 0 without it.
-    context_scale: of the map with context prediction, so that its 99 % quantile on good images is that of the map
-        without it.
+    context_scale: factor of the log-distance with context prediction, so that the difference between its 99 % quantile
+        and its mean on good images is that of the log-distance without it.
     """
 
     name = "metal_features"
@@ -143,6 +146,7 @@ class MetalFeatures(FittedDetector):
         self.register_buffer("density_weights", torch.ones(len(NAMES)))
         self.register_buffer("context_weight", torch.tensor(0.0))
         self.register_buffer("context_scale", torch.tensor(1.0))
+        self.register_load_state_dict_pre_hook(_drop_unused_context)  # type: ignore[no-untyped-call]
 
     @classmethod
     def required_images(cls) -> int:
@@ -181,10 +185,10 @@ class MetalFeatures(FittedDetector):
             held_out = Distances.concatenate(distances).select(order.argsort())
             self.log_distance.fit(held_out.positions)
             self.context_weight = self._context_weight(held_out.select(every[: len(pixels)]))
-            if self.context_weight > 0:
-                held_out = held_out._replace(context=self._held_out_context(features, half, seed))
             self._fit_scales(held_out, len(pixels))
-            self.densities = self._fitted_densities(features, every, seed, context=held_out.context is not None)
+            if self.context_weight > 0:
+                self._fit_context_scales(features, held_out, half, seed)
+            self.densities = self._fitted_densities(features, every, seed, context=bool(self.context_weight > 0))
         return self._out_of_fold(pixels, features)
 
     def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
@@ -205,14 +209,14 @@ class MetalFeatures(FittedDetector):
     def residuals(self, images: Float[Tensor, "batch 3 height width"]) -> Residuals:
         """Return the mean normalized log-distance of each pixel: 1 is about the 99 % quantile of good positions.
 
-        The excess of good images at the position is subtracted (see `PositionalMean`).
+        The excess at the position of the mean without context prediction is subtracted (see `PositionalMean`).
         `Residuals.score` is the contribution of the composition to the image score; None without it.
         `Residuals.localization` is the map with context prediction; None without it, or if it counts in the score.
         """
         return self._residuals_from(self.densities(self.features(images)))
 
     def raw_map(self, residuals: Residuals) -> Float[Tensor, "batch height width"]:
-        """Return the mean normalized log-distance itself."""
+        """Return the mean normalized log-distance that gives the score."""
         return residuals.values[:, 0]
 
     def _image_score(
@@ -225,7 +229,6 @@ class MetalFeatures(FittedDetector):
         """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""
         chosen = subsampled_indices(len(pixels), MAX_OUT_OF_FOLD)
         offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
-
         in_score = self.config.context_in_score and bool(self.context_weight > 0)
 
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
@@ -237,21 +240,16 @@ class MetalFeatures(FittedDetector):
         return self._residuals_by_folds(pixels[chosen], residuals_without)
 
     def _residuals_from(self, distances: Distances) -> Residuals:
-        scored, localizing = self._log_distances(distances)
-        values = self._as_map(scored)
-        localization = None if localizing is scored else self._as_map(localizing)[:, 0]
-        if self.composition_score is None or distances.composition is None:
-            return Residuals(values, localization=localization)
-        contribution = self.composition_score(distances.composition, level(scored))
-        return Residuals(values, score=contribution, localization=localization)
-
-    def _log_distances(self, distances: Distances) -> tuple[Tensor, Tensor]:
-        """Return the mean normalized log-distance that gives the score, and the one that localizes anomalies."""
         mean = self.log_distance(distances.positions, self.density_weights)
+        score = None
+        if self.composition_score is not None and distances.composition is not None:
+            score = self.composition_score(distances.composition, level(mean))
         if distances.context is None:
-            return mean, mean
-        joined = self.context_scale * self._with_context(mean, distances.context)
-        return (joined if self.config.context_in_score else mean), joined
+            return Residuals(self._as_map(mean), score=score)
+        joined = self._as_map(self.context_scale * self._with_context(mean, distances.context))
+        if self.config.context_in_score:
+            return Residuals(joined, score=score)
+        return Residuals(self._as_map(mean), score=score, localization=joined[:, 0])
 
     def _with_context(self, mean: Tensor, context: Tensor) -> Tensor:
         (log_distance,) = self.context_log_distance.normalized([context])
@@ -316,15 +314,22 @@ class MetalFeatures(FittedDetector):
 
         images: their number without copies.
         """
-        if held_out.context is not None:
-            self.context_log_distance.fit([held_out.context])
-            mean = self.log_distance(held_out.positions, self.density_weights)
-            self.context_scale = tail(mean) / tail(self._with_context(mean, held_out.context))
-        scored, _ = self._log_distances(held_out)
+        mean = self.log_distance(held_out.positions, self.density_weights)
         if self.positional_mean is not None:
-            self.positional_mean.fit(scored, images)
+            self.positional_mean.fit(mean, images)
         if self.composition_score is not None and held_out.composition is not None:
-            self.composition_score.fit(held_out.composition, level(scored), images)
+            self.composition_score.fit(held_out.composition, level(mean), images)
+
+    def _fit_context_scales(
+        self, features: Features, held_out: Distances, half: Int[Tensor, " images"], seed: int
+    ) -> None:
+        """Fit the scales of context prediction on one half of the images, by one that is fitted on the other half."""
+        prediction = self._fitted_context(features, torch.nonzero(half == 0)[:, 0], seed)
+        others = torch.nonzero(half == 1)[:, 0]
+        context = torch.cat([prediction(batch.fine) for batch in features.batches(others)])
+        self.context_log_distance.fit([context])
+        mean = self.log_distance(held_out.select(others).positions, self.density_weights)
+        self.context_scale = tail(mean) / tail(self._with_context(mean, context))
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
         """Return the weights of the densities, given the fraction of the variance that position explains."""
@@ -336,20 +341,10 @@ class MetalFeatures(FittedDetector):
         """Return the weight of context prediction, given the distances of held-out images without copies."""
         per_stride, per_channel = self.log_distance.normalized(held_out.positions)[:2]
         fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
+        if not self.config.predicts_context or len(fine) < MIN_CONTEXT_IMAGES:
+            return torch.zeros_like(self.context_weight)
         weight = (variance_explained_by_image(fine) / FULL_CONTEXT).pow(CONTEXT_POWER).clamp_max(1)
-        return weight if self.config.predicts_context and weight >= MIN_CONTEXT else torch.zeros_like(weight)
-
-    def _held_out_context(
-        self, features: Features, half: Int[Tensor, " images"], seed: int
-    ) -> Float[Tensor, "images down across"]:
-        """Return the distances of each half of the images by a context prediction that is fitted on the other half."""
-        distances = features.fine.new_empty(len(features.fine), *features.fine.shape[-2:])
-        every = torch.arange(len(features.fine))
-        for side in counted((0, 1), "scales", "half"):
-            prediction = self._fitted_context(features, every[half != side], seed)
-            for images in torch.split(every[half == side], BATCH_SIZE):
-                distances[images] = prediction(features.fine[images])
-        return distances
+        return weight if weight >= MIN_CONTEXT else torch.zeros_like(weight)
 
     def _unfitted_densities(self, share: float = 0.5, *, context: bool) -> Densities:
         config = self.config
@@ -396,3 +391,10 @@ class MetalFeatures(FittedDetector):
         """Return the distances of other images by densities that are fitted on the first ones."""
         densities = self._fitted_densities(features, fitted_on, seed, context=context)
         return Distances.concatenate([densities(batch) for batch in features.batches(others)])
+
+
+def _drop_unused_context(model: MetalFeatures, tensors: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Remove the context prediction before a state dict is loaded in which its weight is 0."""
+    weight = tensors.get(f"{prefix}context_weight")
+    if weight is not None and not weight > 0:
+        model.densities.context = None

@@ -157,10 +157,13 @@ def _complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, T
 def _with_separate_context(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors in which context prediction has a weight and a scale of its own, not those of the fourth density.
 
-    Without context prediction its weight is 0.
+    Without context prediction its weight is 0. Tensors that are not those of the method are returned as they are.
     """
-    vectors = {name: tensors[name] for name in ("density_weights", "log_distance.mean", "log_distance.scale")}
+    names = ("density_weights", "log_distance.mean", "log_distance.scale")
+    vectors = {name: tensors[name] for name in names if name in tensors}
     has_context = "densities.context.mean" in tensors
+    if [len(values) for values in vectors.values()] != 3 * [5 if has_context else 4]:
+        return dict(tensors)
     own = torch.tensor([0, 1, 2, 4] if has_context else [0, 1, 2, 3])
     separate = {name: values[own] for name, values in vectors.items()}
     weight, mean, scale = (values[3] if has_context else torch.tensor(0.0) for values in vectors.values())

@@ -95,7 +95,8 @@ class ContextPrediction(nn.Module):
             seed: of the initial weights and the batches. The global random generator is not affected.
             components, smoothing_sigma: see `__init__`.
         """
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        devices = [channel_weights.device] if channel_weights.is_cuda else []
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(seed)
             model = cls(len(channel_weights), grid, components, smoothing_sigma).to(channel_weights.device)
             pooled = [model._pooled(maps) for maps in batches]

@@ -1,8 +1,8 @@
 """Density models of a pretrained network's features, fitted on those of good images."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,6 @@ class Densities(nn.Module):
         self.position = PositionalGaussian()
         self.composition = Composition(widths[2], grid) if composition else None
         self.context = None if context is None else ContextPrediction(sum(widths), grid, *context)
-        self.register_load_state_dict_pre_hook(_drop_missing_context)  # type: ignore[no-untyped-call]
 
     def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
         """Fit all models but the context prediction on the features of the chosen images, which are good."""
@@ -136,11 +135,6 @@ class Densities(nn.Module):
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the parts as one; None unless all batches have it."""
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
-
-
-def _drop_missing_context(densities: Densities, tensors: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Remove the context prediction if the state dict to load lacks it: the images decide whether there is one."""
-    if not any(name.startswith(f"{prefix}context.") for name in tensors):
-        densities.context = None
+    return torch.cat(present) if present and len(present) == len(parts) else None
