@@ -86,7 +86,7 @@ class MetalFeaturesConfig(DetectorConfig):
         400, "training steps of a blind transformer that predicts features, where good images call for it; 0: without"
     )
     context_components: int = setting(COMPONENTS, "principal components of the features that it predicts")
-    context_sigma: float = setting(1.0, "Gaussian filter over its distances, in its positions (16 pixels); 0 = none")
+    context_sigma: float = setting(0.75, "Gaussian filter over its distances, in its positions (16 pixels); 0 = none")
     context_in_score: bool = setting(False, "count it in the image score, too")
 
     def __post_init__(self) -> None:
@@ -323,12 +323,14 @@ class MetalFeatures(FittedDetector):
     def _fit_context_scales(
         self, features: Features, held_out: Distances, half: Int[Tensor, " images"], seed: int
     ) -> None:
-        """Fit the scales of context prediction on one half of the images, by one that is fitted on the other half."""
-        prediction = self._fitted_context(features, torch.nonzero(half == 0)[:, 0], seed)
-        others = torch.nonzero(half == 1)[:, 0]
-        context = torch.cat([prediction(batch.fine) for batch in features.batches(others)])
+        """Fit the scales of context prediction on each half of the images, by one that is fitted on the other half."""
+        context = torch.empty_like(held_out.positions[0])
+        for side in counted((0, 1), "context scales", "half"):
+            prediction = self._fitted_context(features, torch.nonzero(half != side)[:, 0], seed)
+            for images in torch.split(torch.nonzero(half == side)[:, 0], BATCH_SIZE):
+                context[images] = prediction(features.fine[images])
         self.context_log_distance.fit([context])
-        mean = self.log_distance(held_out.select(others).positions, self.density_weights)
+        mean = self.log_distance(held_out.positions, self.density_weights)
         self.context_scale = tail(mean) / tail(self._with_context(mean, context))
 
     def _weights(self, explained: Float[Tensor, ""]) -> Float[Tensor, " densities"]:
