@@ -118,8 +118,7 @@ class MetalFeatures(FittedDetector):
         squared: small where that is less than half. The positional Gaussian and the per-stride codebook have the weight
         w, the per-channel codebook 1 - w, the deep codebook 1/2.
     context_weight: that of context prediction, relative to these; 0 without it.
-    context_scale: factor of the log-distance with context prediction, so that the difference between its 99 % quantile
-        and its mean on good images is that of the log-distance without it.
+    context_scale: of the mean with context prediction, so that its 99 % quantile less its mean on good images is kept.
     """
 
     name = "metal_features"
@@ -310,10 +309,7 @@ class MetalFeatures(FittedDetector):
         return maps
 
     def _fit_scales(self, held_out: Distances, images: int) -> None:
-        """Fit what depends on the mean, given distances of held-out images, then of their copies.
-
-        images: their number without copies.
-        """
+        """Fit what depends on the mean; distances of held-out images, then of copies. images: number without copies."""
         mean = self.log_distance(held_out.positions, self.density_weights)
         if self.positional_mean is not None:
             self.positional_mean.fit(mean, images)
