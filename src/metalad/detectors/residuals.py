@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metalad.nn.parts import concatenated
+
 
 class Residuals(NamedTuple):
     """The residuals of a batch, and what some methods return with them.
@@ -40,14 +42,10 @@ class Residuals(NamedTuple):
     @classmethod
     def concatenate(cls, batches: Sequence["Residuals"]) -> "Residuals":
         """Return several batches as one, on the CPU, with those of its parts that all batches have."""
-
-        def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
-            present = [part.cpu() for part in parts if part is not None]
-            return torch.cat(present) if present and len(present) == len(parts) else None
-
-        values = torch.cat([batch.values.cpu() for batch in batches])
+        on_cpu = [batch._map(Tensor.cpu) for batch in batches]
+        values = torch.cat([batch.values for batch in on_cpu])
         names = ("reconstruction", "score", "distances", "weights", "localization")
-        further = {name: concatenated([getattr(batch, name) for batch in batches]) for name in names}
+        further = {name: concatenated([getattr(batch, name) for batch in on_cpu]) for name in names}
         return cls(values, **further, parts=batches[0].parts)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Residuals":

@@ -337,10 +337,10 @@ class MetalFeatures(FittedDetector):
 
     def _context_weight(self, held_out: Distances) -> Float[Tensor, ""]:
         """Return the weight of context prediction, given the distances of held-out images without copies."""
-        per_stride, per_channel = self.log_distance.normalized(held_out.positions)[:2]
-        fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
-        if not self.config.predicts_context or len(fine) < MIN_CONTEXT_IMAGES:
+        if not self.config.predicts_context or len(held_out.positions[0]) < MIN_CONTEXT_IMAGES:
             return torch.zeros_like(self.context_weight)
+        per_stride, per_channel = self.log_distance.normalized(held_out.positions[:2])
+        fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
         weight = (variance_explained_by_image(fine) / FULL_CONTEXT).pow(CONTEXT_POWER).clamp_max(1)
         return weight if weight >= MIN_CONTEXT else torch.zeros_like(weight)
 

@@ -15,3 +15,9 @@ def empty_like(maps: Tensor, shape: Sequence[int]) -> Tensor:
     """Return an empty tensor for maps of another shape, with the same type, device and order of axes in memory."""
     order = torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=maps.dtype, device=maps.device, memory_format=order)
+
+
+def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the parts of several batches as one tensor; None unless all batches have it."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present and len(present) == len(parts) else None

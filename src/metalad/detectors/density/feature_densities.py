@@ -13,6 +13,7 @@ from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, 
 from metalad.detectors.density.composition import Composition
 from metalad.detectors.density.context import ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian
+from metalad.nn.parts import concatenated
 
 NAMES = ("per_stride", "per_channel", "deep", "position")
 """The densities of positions, in the order of their distances; context prediction has a distance of its own."""
@@ -56,7 +57,7 @@ class Distances(NamedTuple):
     def concatenate(cls, batches: Sequence["Distances"]) -> "Distances":
         """Return several batches as one."""
         positions = [torch.cat(kind) for kind in zip(*(batch.positions for batch in batches), strict=True)]
-        return cls(positions, *(_joined([getattr(batch, name) for batch in batches]) for name in cls._fields[1:]))
+        return cls(positions, *(concatenated([getattr(batch, name) for batch in batches]) for name in cls._fields[1:]))
 
     def select(self, images: Int[Tensor, " images"]) -> "Distances":
         """Return those of the chosen images."""
@@ -132,9 +133,3 @@ class Densities(nn.Module):
 
     def _stride_16(self, fine: Tensor) -> Tensor:
         return fine[:, -self.stride_16_channels :]
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the parts as one; None unless all batches have it."""
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present and len(present) == len(parts) else None
