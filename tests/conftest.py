@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 from _pytest.nodeid import NodeId
 
+from metalad.runtime.packages import disable_telemetry
 from tests.slow import SLOW
 
+disable_telemetry()  # before test modules import onnxruntime
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -207,6 +207,21 @@ def test_a_silent_source_is_opened_again(monkeypatch: pytest.MonkeyPatch, caplog
     stream.close()
 
 
+def test_closing_waits_for_the_frame_that_is_read_but_not_for_a_source_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python aborts if it ends while a thread is in OpenCV."""
+    monkeypatch.setattr(live, "CLOSE_SECONDS", 0.5)
+    for seconds, ends in ((0.1, True), (2.0, False)):
+        capture = Capture(10**6, seconds=seconds)
+        stream = stream_of(capture)
+        stream.open()
+        start = time.monotonic()
+        stream.close()
+        assert capture.released.is_set() is ends
+        assert time.monotonic() - start < 1.5
+
+
 def test_a_camera_that_is_not_there_is_refused() -> None:
     stream = stream_of(Capture(0, is_opened=False))
     with pytest.raises(DataError, match="cannot open camera:0"):

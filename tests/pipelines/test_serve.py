@@ -1,5 +1,6 @@
 """`metalad serve`: what it refuses to start with, and the process, which answers accepted requests after SIGTERM."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -114,6 +115,27 @@ def test_the_process_serves_logs_and_answers_every_accepted_request_after_sigter
     accepted, answered, closed = re.search(r"stopped: (\d+) requests accepted, (\d+) answered, (\d+)", log).groups()  # type: ignore[union-attr]
     assert (int(accepted), closed) == (int(answered), "0")
     assert int(answered) == len(found) + 1
+
+
+def test_a_second_signal_ends_the_process_without_answers(process: Process, tmp_path: Path) -> None:
+    write_image(tmp_path / "0.png", picture(0))
+    content, answered = (tmp_path / "0.png").read_bytes(), threading.Event()
+
+    def client() -> None:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            while True:
+                answer_of(process.port, content)
+                answered.set()
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert answered.wait(30)
+    process.process.send_signal(signal.SIGINT)
+    assert process.stop() == 0
+    for thread in threads:
+        thread.join(30)
+    assert "Traceback" not in "".join(process.lines)
 
 
 WITHOUT_TORCH = """

@@ -20,6 +20,7 @@ SILENT_SECONDS = 10.0
 """A source that gives no frame for this long is opened again."""
 FIRST_WAIT, MAX_WAIT = 1.0, 30.0
 """Seconds between two attempts to open a lost source: the first, which is doubled each time, and the longest."""
+CLOSE_SECONDS = 2.0
 TICK = 0.2
 _CAMERA = re.compile(r"camera:(\d{1,3})", re.IGNORECASE)
 # `Path` turns the two slashes of a URL into one.
@@ -77,6 +78,7 @@ class LiveStream:
         self._number = 0
         self._heard = time.monotonic()
         self._generation = 0
+        self._thread: threading.Thread | None = None
         self.dropped = 0
 
     def open(self) -> None:
@@ -91,8 +93,13 @@ class LiveStream:
         self._start(capture)
 
     def close(self) -> None:
-        """Let the thread end after its current frame."""
+        """End the thread after its current frame, or leave it to itself if none arrives soon.
+
+        A thread that returns from OpenCV while Python ends aborts the process.
+        """
         self._generation += 1
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
 
     def take(self, timeout: float = TICK) -> LiveFrame | None:
         """Return the newest frame that was not yet taken; None if there is none within `timeout` seconds.
@@ -122,9 +129,10 @@ class LiveStream:
     def _start(self, capture: Any) -> None:
         self._generation += 1
         self._heard = time.monotonic() + OPEN_SECONDS
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._read, args=(capture, self._generation), name="metalad-camera", daemon=True
-        ).start()
+        )
+        self._thread.start()
 
     def _read(self, capture: Any, generation: int) -> None:
         wait = FIRST_WAIT

@@ -42,6 +42,8 @@ class OpenvinoEngine(ExportedEngine):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ModelFileError(f"{xml}: OpenVINO {openvino.__version__} cannot run it ({reason})") from error
+        # Two threads that use this property for the first time at once wait for each other forever (OpenVINO 2026.4).
+        _ = openvino.Tensor(np.zeros(1, np.uint8)).data
         shape = self._model.input(0).get_partial_shape()
         self._size = (shape[1].get_length(), shape[2].get_length())
         self._local = threading.local()

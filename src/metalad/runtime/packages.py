@@ -1,6 +1,8 @@
 """Packages that only some commands need: the extras of metalad, and what `metalad-runtime` leaves out."""
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 
 from metalad.runtime.errors import ConfigError
@@ -18,6 +20,7 @@ def require_packages(user: str, packages: Mapping[str, str], remedy: str) -> Non
     Raises:
         ConfigError: packages are missing, or one is installed but cannot be imported.
     """
+    disable_telemetry()
     missing = []
     for module, package in packages.items():
         try:
@@ -32,6 +35,17 @@ def require_packages(user: str, packages: Mapping[str, str], remedy: str) -> Non
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise ConfigError(f"{user} needs {', '.join(missing)}, which {verb} not installed; {remedy}")
+
+
+def disable_telemetry() -> None:
+    """Keep onnxruntime, OpenVINO and Ray, if they are imported later, from reporting their use over the network.
+
+    All do so by default, onnxruntime with properties of the model. `ORT_DISABLE_TELEMETRY=0` and
+    `RAY_USAGE_STATS_ENABLED=1` in the environment, or an import of `openvino_telemetry` before, keep their defaults.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without it
 
 
 def _is_absent(module: str, error: Exception) -> bool:

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from metalad.runtime.errors import ConfigError
+from metalad.runtime.packages import disable_telemetry
 from metalad.runtime.streams import open_closed_streams
 
 LOCAL = "local"
@@ -295,6 +296,7 @@ def _cancel(ray: Any, references: Sequence[Any]) -> None:
 
 def _connect(address: str, threads: int, workers: int | None) -> Any:
     try:
+        disable_telemetry()
         import ray
     except ImportError:
         raise ConfigError('--ray needs Ray, which is not installed; `pip install "metalad[ray]"`') from None

@@ -89,9 +89,10 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads; the process cannot end before `close`."""
         names = (f"metalad-serve-{number}" for number in range(self.workers))
-        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        # No daemons: a thread that returns from onnxruntime, OpenVINO or torch while Python ends aborts the process.
+        self._threads = [threading.Thread(target=self._work, name=name) for name in names]
         for thread in self._threads:
             thread.start()
 
