@@ -1,4 +1,6 @@
 import copy
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import metalad
 from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook
-from metalad.detectors.density.feature_densities import MAX_CORESET_POINTS, Densities, Distances
+from metalad.detectors.density.feature_densities import MAX_CORESET_POINTS, NAMES, Densities, Distances
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
 from metalad.methods import metal_features
@@ -340,6 +342,22 @@ def test_without_variance_between_images_there_is_no_context_prediction(monkeypa
     assert float(model.context_weight) == 0
     assert model.densities.context is None
     assert model.residuals(to_batch(cookies(1, SIZE))).localization is None
+
+
+@pytest.mark.usefixtures("always_with_context")
+@pytest.mark.parametrize(("steps", "context"), [(0, 0.0), (5, 1.0)])
+def test_the_log_states_the_weights_that_the_images_decided(
+    caplog: pytest.LogCaptureFixture, steps: int, context: float
+) -> None:
+    caplog.set_level("INFO")
+    config = MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64, context_steps=steps)
+    metalad.fit(list(cookies(8, SIZE)), method=config)
+    match = re.search(r"weights that the good images decided: ({.*})", caplog.text)
+    assert match is not None
+    weights = json.loads(match[1])
+    assert list(weights) == [*NAMES, "context"]
+    assert 0 < weights["per_stride"] == weights["position"] == pytest.approx(1 - weights["per_channel"], abs=2e-4)
+    assert (weights["deep"], weights["context"]) == (0.5, context)
 
 
 def test_images_too_small_for_context_prediction_have_none() -> None:

@@ -7,7 +7,7 @@ closed form from `FittedDetector`. `docs/architecture.md` shows which method is 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -141,6 +141,11 @@ class Detector(nn.Module, ABC):
     def further_hashes(self) -> tuple[str, ...]:
         """Hashes (see `metalad.data.likeness.pixel_hash`) of learnt images other than the training images."""
         return ()
+
+    @property
+    def decided_weights(self) -> Mapping[str, float]:
+        """The weights of distances that the good images decided, by name, for the log; empty if there are none."""
+        return {}
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ good image; heads that initially attend to one neighbor; and an auxiliary densit
 error.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -183,6 +184,16 @@ class Metal(Reconstructor):
         self.has_separate_residuals = self.appearance is not None and config.reconstruction_errors == "separate"
         if self.has_separate_residuals:
             self.register_buffer("explained", None)
+
+    @property
+    def decided_weights(self) -> Mapping[str, float]:
+        """The weights of both reconstruction errors, or of their joint one, and of the densities of appearance."""
+        if self.appearance is None:
+            return {}
+        errors = ("transformer", "components") if self.has_separate_residuals else ("errors",)
+        densities = ("position", "patch", "high_pass")  # the last one may be missing
+        values = [*self._residual_weights().tolist(), *self.appearance.weights().tolist()]
+        return dict(zip((*errors, *densities), values, strict=False))
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Fit photometric normalization and, for `target="deviations"`, mean and scale of the good images.

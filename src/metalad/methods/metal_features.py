@@ -3,15 +3,14 @@
 A frozen network trained on ImageNet gives a feature vector at each position of an image. Two codebooks of fine features
 (each stride with equal weight, or each channel) and one of deep features measure the distance from the nearest entry;
 those of fine features are coresets, which keep rare features. A Gaussian at each position measures the distance from
-what is usual there. Distances of held-out good images normalize each density (see `NormalizedLogDistance`), and their
-weighted mean is the map. The weights depend on how much of the features' variance position explains: little on textures
-and objects that turn. The two codebooks of fine features divide their entries by weight. Where good images have a large
-map value on average, a part of that is subtracted (see `PositionalMean`). The image score is the map's maximum, to
-which the composition of the whole image contributes (see `Composition`).
+what is usual there. The map is the weighted mean of these distances, normalized on held-out good images (see
+`NormalizedLogDistance`). The weights, and the entries of both codebooks, depend on how much of the features' variance
+position explains: little on textures and objects that turn. A part of the map's mean on good images is subtracted (see
+`PositionalMean`). The image score is the map's maximum, joined with the composition of the whole image.
 
-Where good images differ from each other in the level of the map, as natural surfaces do, the codebooks do not cover the
-content of a new image. There a blind transformer, which predicts the features of a position from those around it in the
-same image, has a part in the map that localizes the anomaly (see `ContextPrediction`), but not in the score.
+Where good images differ in the level of the map, as natural surfaces do, the codebooks do not cover the content of a
+new image. There a blind transformer, which predicts the features of a position from those around it in the same image,
+has a part in the map that localizes the anomaly (see `ContextPrediction`), but not in the score.
 """
 
 import itertools
@@ -152,6 +151,11 @@ class MetalFeatures(FittedDetector):
         """Return the fewest good images in all: those that `fit` needs for both halves."""
         return cls.min_images
 
+    @property
+    def decided_weights(self) -> Mapping[str, float]:
+        """The weights of the densities and of context prediction."""
+        return dict(zip((*NAMES, "context"), [*self.density_weights.tolist(), float(self.context_weight)], strict=True))
+
     def fit(self, pixels: UInt8[np.ndarray, "images height width 3"], seed: int) -> Residuals:
         """Fit densities on half of the images, their scales on the other half, and the densities on all images.
 
@@ -180,8 +184,7 @@ class MetalFeatures(FittedDetector):
                 self._distances_without(features, every[half != side], every[half == side], seed)
                 for side in counted((0, 1), "scales", "half")
             ]
-            order = torch.cat([every[half == side] for side in (0, 1)])
-            held_out = Distances.concatenate(distances).select(order.argsort())
+            held_out = Distances.concatenate(distances).select(half.argsort(stable=True).argsort())
             self.log_distance.fit(held_out.positions)
             self.context_weight = self._context_weight(held_out.select(every[: len(pixels)]))
             self._fit_scales(held_out, len(pixels))
@@ -287,8 +290,7 @@ class MetalFeatures(FittedDetector):
         fits_standardization: fit mean and deviation of each channel on them first.
         """
         maps: Features | None = None
-        parts: list[Features] = []
-        filled = 0
+        parts, filled = list[Features](), 0
         for batch in self._with_copies(pixels, np.random.default_rng(seed)):
             new = self._maps(batch)
             if maps is None:
