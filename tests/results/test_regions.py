@@ -117,6 +117,16 @@ def test_regions_are_ordered_by_peak_and_limited() -> None:
     assert [region.box[0] for region in regions] == [2 * int(np.argmax(peaks == peak)) for peak in range(count, 20, -1)]
 
 
+@pytest.mark.parametrize("peak", [1.0, 3.0])
+def test_specks_are_left_out_unless_they_have_the_highest_peak(peak: float) -> None:
+    anomaly_map = np.zeros((200, 300), np.float32)
+    anomaly_map[20:22, 10:13] = 2  # 6 of 60,000 pixels
+    anomaly_map[100, 50:55] = peak  # 5
+    anomaly_map[150, 250] = 1
+    areas = [region.area for region in find_regions(anomaly_map, THRESHOLD)]
+    assert areas == ([6] if peak < 2 else [5, 6])
+
+
 def test_regions_of_equal_peaks_are_in_reading_order() -> None:
     anomaly_map = np.zeros((5, 5), np.float32)
     anomaly_map[::2, ::2] = 1

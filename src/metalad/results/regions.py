@@ -12,6 +12,9 @@ from metalad.results.components import Components
 
 MAX_REGIONS = 100
 """Regions returned of one image at most: those with the highest peaks. A noisy map can have thousands."""
+MIN_FRACTION = 1e-4
+"""A region with a smaller fraction of the image's pixels is left out, unless it has the highest peak. Where a map that
+follows the edges of the image is near the threshold, noise of the image gives regions of a few pixels."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,18 @@ def above(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) ->
 
 
 def find_regions(anomaly_map: Float32[np.ndarray, "height width"], threshold: float) -> tuple[Region, ...]:
-    """Return the regions above the threshold, the highest peak first, at most `MAX_REGIONS`."""
+    """Return the regions above the threshold, the highest peak first, at most `MAX_REGIONS`; see `MIN_FRACTION`."""
     mask = above(anomaly_map, threshold)
     if not mask.any():
         return ()
     box = _bounding_box(mask)
     components = Components.of(mask[box])
     peaks = components.maxima(anomaly_map[box])
-    highest = np.argsort(-peaks, kind="stable")[:MAX_REGIONS].tolist()
-    return tuple(_region(components, index, float(peaks[index]), box) for index in highest)
+    highest = np.argsort(-peaks, kind="stable")
+    is_shown = components.areas[highest] >= MIN_FRACTION * mask.size
+    is_shown[0] = True  # an image with a pixel above the threshold has a region
+    shown = highest[is_shown][:MAX_REGIONS].tolist()
+    return tuple(_region(components, index, float(peaks[index]), box) for index in shown)
 
 
 def _bounding_box(mask: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:

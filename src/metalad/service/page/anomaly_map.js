@@ -8,7 +8,7 @@ const ZERO = 104;
 const STEPS = 24;
 const OCTAVES = Math.log2(3);
 const STRENGTH = 0.72;
-const MAX_REGIONS = 100;
+const MAX_REGIONS = 100, MIN_FRACTION = 1e-4;
 
 // matplotlib's inferno at equal steps.
 export const COLORS = [
@@ -63,7 +63,8 @@ export const withPaths = (regions) => regions.map((region) => ({
   ...region, path: `M${region.polygon.map((vertex) => vertex.join(" ")).join("L")}Z`,
 }));
 
-// Regions above another threshold, the highest peak first; pixels are connected by their sides.
+// Regions above another threshold, the highest peak first; pixels are connected by their sides. As in the service, a
+// region with less than MIN_FRACTION of the pixels is left out, unless it has the highest peak.
 // width, height: of the image. threshold: the model's. ratio: the threshold divided by it.
 export function regionsAbove(map, { width, height, threshold, ratio }) {
   const level = ZERO + STEPS * Math.log2(ratio), labels = new Int32Array(map.values.length), found = [];
@@ -72,7 +73,8 @@ export function regionsAbove(map, { width, height, threshold, ratio }) {
     if (map.values[start] > level && !labels[start]) found.push(fill(map, level, labels, start, found.length + 1));
   }
   found.sort((first, second) => second.peak - first.peak || second.count - first.count);
-  return found.slice(0, MAX_REGIONS).map((region) => ({
+  const isShown = ({ count }, index) => index === 0 || count >= MIN_FRACTION * map.values.length;
+  return found.filter(isShown).slice(0, MAX_REGIONS).map((region) => ({
     box: [region.left * scale[0], region.top * scale[1], (region.right - region.left + 1) * scale[0],
       (region.bottom - region.top + 1) * scale[1]].map(Math.round),
     area: Math.round(region.count * scale[0] * scale[1]),
