@@ -1,5 +1,6 @@
 """Frames of videos, cameras and streams."""
 
+import subprocess
 import sys
 import threading
 import time
@@ -133,12 +134,13 @@ class Capture:
 
     def __init__(self, frames: int, *, is_opened: bool = True, seconds: float = 0.0) -> None:
         self.left, self.is_opened, self.seconds = frames, is_opened, seconds
-        self.count, self.released = 0, threading.Event()
+        self.count, self.entered, self.released = 0, threading.Event(), threading.Event()
 
     def isOpened(self) -> bool:  # noqa: N802
         return self.is_opened
 
     def grab(self) -> bool:
+        self.entered.set()
         time.sleep(self.seconds)
         self.left -= 1
         self.count += 1
@@ -211,15 +213,43 @@ def test_closing_waits_for_the_frame_that_is_read_but_not_for_a_source_that_hang
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Python aborts if it ends while a thread is in OpenCV."""
-    monkeypatch.setattr(live, "CLOSE_SECONDS", 0.5)
-    for seconds, ends in ((0.1, True), (2.0, False)):
+    for limit, seconds, ends in ((10.0, 0.2, True), (0.2, 2.0, False)):
+        monkeypatch.setattr(live, "CLOSE_SECONDS", limit)
         capture = Capture(10**6, seconds=seconds)
         stream = stream_of(capture)
         stream.open()
-        start = time.monotonic()
+        assert capture.entered.wait(5)
         stream.close()
         assert capture.released.is_set() is ends
-        assert time.monotonic() - start < 1.5
+        stream.close()
+
+
+def test_a_source_that_is_closed_at_once_is_released() -> None:
+    for _ in range(20):
+        capture = Capture(10**6)
+        stream = stream_of(capture)
+        stream.open()
+        stream.close()
+        assert capture.released.is_set()
+
+
+OPEN_AT_THE_END = """
+import time
+from metalad.data.live import LiveSource, LiveStream
+from tests.data.test_video import Capture
+class SlowToEnd(Capture):
+    def release(self):
+        time.sleep(0.5)
+        print("released", flush=True)
+frames = LiveStream(LiveSource("camera:0", 0), open_capture=lambda _: SlowToEnd(10**6, seconds=0.01)).frames()
+next(frames)
+"""
+
+
+def test_a_source_that_is_left_open_is_closed_when_python_ends() -> None:
+    command = [sys.executable, "-c", OPEN_AT_THE_END]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout == "released\n"
 
 
 def test_a_camera_that_is_not_there_is_refused() -> None:

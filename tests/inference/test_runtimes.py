@@ -17,13 +17,18 @@ for file in sys.argv[1:]:
     metalad.load(file).predict(np.zeros((64, 64, 3), np.uint8))
 """
 FIRST_INFERENCES_AT_ONCE = """
-import sys, threading
+import sys, threading, time
 import numpy as np
+import numpy.lib
 import metalad
-sys.setswitchinterval(1e-6)
+class Slow(numpy.lib.NumpyVersion):  # which OpenVINO uses in its first inference
+    def __init__(self, version):
+        time.sleep(0.5)
+        super().__init__(version)
+numpy.lib.NumpyVersion = Slow
 model = metalad.load(sys.argv[1])
 picture = np.zeros((64, 64, 3), np.uint8)
-threads = [threading.Thread(target=model.predict, args=(picture,)) for _ in range(4)]
+threads = [threading.Thread(target=model.predict, args=(picture,)) for _ in range(2)]
 for thread in threads:
     thread.start()
 """
@@ -68,18 +73,20 @@ def run(code: str, *files: Path, home: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
+def require_success(done: subprocess.CompletedProcess[str]) -> None:
+    # onnxruntime may warn of the machine's devices.
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_runtimes_keep_no_identifier_and_report_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run(SCORE + "assert 'openvino_telemetry.main' not in sys.modules", *files, home=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    require_success(run(SCORE + "assert 'openvino_telemetry.main' not in sys.modules", *files, home=tmp_path))
     assert list(tmp_path.rglob("*")) == []  # what reports its use keeps an identifier and a queue in the home folder
 
 
 def test_threads_may_run_their_first_inferences_at_once(files: tuple[Path, Path], tmp_path: Path) -> None:
-    for _ in range(3):
-        done = run(FIRST_INFERENCES_AT_ONCE, files[1], home=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
+    require_success(run(FIRST_INFERENCES_AT_ONCE, files[1], home=tmp_path))
 
 
 def test_a_service_may_end_while_threads_compute(files: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run(END_DURING_INFERENCE, *files, home=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    require_success(run(END_DURING_INFERENCE, *files, home=tmp_path))

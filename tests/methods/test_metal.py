@@ -375,7 +375,7 @@ def test_calibrated_map_is_the_weighted_mean_normalized_log_distance(selection: 
     assert weights[:2] == pytest.approx(model.explained.tolist())
     names = ("transformer", "components", "position", "patch", "high_pass")
     assert residuals.weights is not None
-    assert model.decided_weights == pytest.approx(dict(zip(names, residuals.weights[0].tolist(), strict=False)))
+    assert model.distance_weights == pytest.approx(dict(zip(names, residuals.weights[0].tolist(), strict=False)))
     assert weights[2] == 1
     assert weights[3] == 1 if selection == "k-means" else 0 < weights[3] < 0.9
     mean_log = np.average(normalized, axis=0, weights=np.maximum(weights, MIN_WEIGHT))

@@ -346,13 +346,13 @@ def test_without_variance_between_images_there_is_no_context_prediction(monkeypa
 
 @pytest.mark.usefixtures("always_with_context")
 @pytest.mark.parametrize(("steps", "context"), [(0, 0.0), (5, 1.0)])
-def test_the_log_states_the_weights_that_the_images_decided(
+def test_the_log_states_the_weights_of_the_distances(
     caplog: pytest.LogCaptureFixture, steps: int, context: float
 ) -> None:
     caplog.set_level("INFO")
     config = MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64, context_steps=steps)
     metalad.fit(list(cookies(8, SIZE)), method=config)
-    match = re.search(r"weights that the good images decided: ({.*})", caplog.text)
+    match = re.search(r"weights of the distances: ({.*})", caplog.text)
     assert match is not None
     weights = json.loads(match[1])
     assert list(weights) == [*NAMES, "context"]

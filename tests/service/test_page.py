@@ -478,3 +478,19 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(open_page: "Callable[..
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     page.keyboard.press("?")
     assert serious() == []
+
+
+@pytest.mark.parametrize(("peak", "areas"), [(120, [24]), (200, [20, 24])])
+def test_specks_above_another_threshold_are_left_out_as_by_the_service(
+    open_page: "Callable[..., Page]", peak: int, areas: list[int]
+) -> None:
+    """A map of 60,000 pixels of 2 × 2 pixels of the image, with regions of 6, 5 and 1 of them."""
+    script = """async ([peak]) => {
+      const { regionsAbove } = await import("/page/anomaly_map.js");
+      const map = { width: 300, height: 200, values: new Uint8Array(60000) };
+      for (const index of [6010, 6011, 6012, 6310, 6311, 6312]) map.values[index] = 150;
+      for (let x = 50; x < 55; x += 1) map.values[30000 + x] = peak;
+      map.values[45250] = 120;
+      return regionsAbove(map, { width: 600, height: 400, threshold: 1, ratio: 1 }).map(({ area }) => area);
+    }"""
+    assert open_page().evaluate(script, [peak]) == areas

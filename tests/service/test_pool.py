@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+import metalad
 from metalad.service.pool import Slots, WorkerPool
 from metalad.service.problems import Problem
+from tests.service.clients import client_of
 
 
 def refused(slots: Slots, count: int, size: int = 0) -> int:
@@ -64,3 +66,26 @@ def test_jobs_run_in_order_and_canceled_or_late_ones_do_not() -> None:
         return ran
 
     assert asyncio.run(run()) == [3, 4]
+
+
+def test_a_service_whose_threads_cannot_all_be_started_ends(
+    model: metalad.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started threads that nothing ends would keep the process alive."""
+    whole, started = threading.Thread.start, list[threading.Thread]()
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "metalad-serve-1":
+            raise RuntimeError("can't start new thread")
+        whole(thread)
+        if thread.name.startswith("metalad-serve"):
+            started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("metalad.service.application._threads", lambda registry: (2, 2))  # noqa: ARG005
+    assert model.path is not None
+    with pytest.raises(RuntimeError, match="can't start"), client_of(model.path):
+        pass
+    assert len(started) == 1
+    started[0].join(30)
+    assert not started[0].is_alive()

@@ -1,5 +1,6 @@
 """Frames of cameras and network streams, by OpenCV: the newest one at a time, with reconnection."""
 
+import atexit
 import re
 import threading
 import time
@@ -21,6 +22,7 @@ SILENT_SECONDS = 10.0
 FIRST_WAIT, MAX_WAIT = 1.0, 30.0
 """Seconds between two attempts to open a lost source: the first, which is doubled each time, and the longest."""
 CLOSE_SECONDS = 2.0
+"""Longest wait for the frame that is being read when a source is closed."""
 TICK = 0.2
 _CAMERA = re.compile(r"camera:(\d{1,3})", re.IGNORECASE)
 # `Path` turns the two slashes of a URL into one.
@@ -91,14 +93,14 @@ class LiveStream:
         if not capture.isOpened():
             raise DataError(f"cannot open {self._source.name}; check that it is connected, and not used elsewhere")
         self._start(capture)
+        atexit.register(self.close)  # a thread that returns from OpenCV while Python ends aborts the process
 
     def close(self) -> None:
-        """End the thread after its current frame, or leave it to itself if none arrives soon.
-
-        A thread that returns from OpenCV while Python ends aborts the process.
-        """
+        """End the thread after its current frame, or leave it to itself if none arrives soon."""
+        atexit.unregister(self.close)
         self._generation += 1
-        if self._thread is not None:
+        # The garbage collector may call this in the thread itself.
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_SECONDS)
 
     def take(self, timeout: float = TICK) -> LiveFrame | None:
@@ -152,6 +154,8 @@ class LiveStream:
                 time.sleep(min(TICK, left))
             self._heard = time.monotonic() + OPEN_SECONDS
             wait = min(2 * wait, MAX_WAIT)
+        if capture is not None:  # closed before the first frame
+            capture.release()
 
     def _read_open(self, capture: Any, generation: int) -> bool:
         """Read frames until the source is lost; return whether there were any."""

@@ -143,8 +143,8 @@ class Detector(nn.Module, ABC):
         return ()
 
     @property
-    def decided_weights(self) -> Mapping[str, float]:
-        """The weights of distances that the good images decided, by name, for the log; empty if there are none."""
+    def distance_weights(self) -> Mapping[str, float]:
+        """The weights of the distances that the map combines, by name, for the log; empty if there are none."""
         return {}
 
     @property

@@ -34,7 +34,7 @@ def write_graph(graph: "ModelProto", path: Path) -> None:
     require_writer(path.suffix)
     import openvino
 
-    # Not `openvino.convert_model`, which reports its use over the network.
+    # Not `openvino.convert_model`, which reports its use over the network, unless that is turned off.
     model = openvino.Core().read_model(graph.SerializeToString(), b"")
     # fp16 is in the graph already, where it was decided which constants keep 32 bits.
     openvino.save_model(model, path, compress_to_fp16=False)

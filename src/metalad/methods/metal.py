@@ -186,7 +186,7 @@ class Metal(Reconstructor):
             self.register_buffer("explained", None)
 
     @property
-    def decided_weights(self) -> Mapping[str, float]:
+    def distance_weights(self) -> Mapping[str, float]:
         """The weights of both reconstruction errors, or of their joint one, and of the densities of appearance."""
         if self.appearance is None:
             return {}

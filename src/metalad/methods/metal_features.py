@@ -152,7 +152,7 @@ class MetalFeatures(FittedDetector):
         return cls.min_images
 
     @property
-    def decided_weights(self) -> Mapping[str, float]:
+    def distance_weights(self) -> Mapping[str, float]:
         """The weights of the densities and of context prediction."""
         return dict(zip((*NAMES, "context"), [*self.density_weights.tolist(), float(self.context_weight)], strict=True))
 

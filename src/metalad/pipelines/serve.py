@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from metalad.runtime.errors import ConfigError, RunError
@@ -203,7 +204,13 @@ def _server(config: "uvicorn.Config", announce: Callable[[], None]) -> "uvicorn.
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Announces when it listens, and ends normally after a signal."""
+        """Announces when it listens, and ends normally after a signal, or without the answers after a second one."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            if self.force_exit:  # each request that is canceled would be logged with a traceback
+                for name in ("uvicorn.error", "asyncio"):
+                    logging.getLogger(name).setLevel(logging.CRITICAL)
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)

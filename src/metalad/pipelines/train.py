@@ -244,8 +244,8 @@ def calibrated_model(
     training, validation = pixels
     summary = calibrate(detector, training, validation, out_of_fold, run.seed)
     make_contiguous(detector)
-    if weights := detector.decided_weights:
-        _note(folder, f"weights that the good images decided: {_rounded(weights)}")
+    if weights := detector.distance_weights:
+        _note(folder, f"weights of the distances: {_rounded(weights)}")
     if summary.kind == "own":
         _note(folder, "the map is in units of good images; no calibration is needed")
     else:

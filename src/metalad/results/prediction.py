@@ -51,7 +51,7 @@ class Result:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """The connected parts of the mask, the highest peak first; see `metalad.results.regions`."""
+        """The connected parts of the mask, the highest peak first; see `metalad.results.regions.find_regions`."""
         return find_regions(self.anomaly_map, self.threshold)
 
     def overlay(self) -> Image.Image:

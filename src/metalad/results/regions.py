@@ -13,8 +13,8 @@ from metalad.results.components import Components
 MAX_REGIONS = 100
 """Regions returned of one image at most: those with the highest peaks. A noisy map can have thousands."""
 MIN_FRACTION = 1e-4
-"""A region with a smaller fraction of the image's pixels is left out, unless it has the highest peak. Where a map that
-follows the edges of the image is near the threshold, noise of the image gives regions of a few pixels."""
+"""A region with a smaller fraction of the image's pixels is left out, unless it has the highest peak. The guided filter
+transfers detail of the image to the map: where the map is near the threshold, noise gives regions of a few pixels."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,10 @@ class Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Start the worker threads and the task that checks the models' files, and end them."""
-        self.pool.start()
         upkeep = asyncio.create_task(self._upkeep())
-        self.is_ready = True
         try:
+            self.pool.start()
+            self.is_ready = True
             yield
         finally:
             self.is_ready = False

@@ -41,7 +41,12 @@ SCHEMAS: Object = {
             "is_anomalous": {"type": "boolean"},
             "height": {"type": "integer"},
             "width": {"type": "integer"},
-            "regions": {"type": "array", "items": {"$ref": "#/components/schemas/Region"}},
+            "regions": {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/Region"},
+                "description": "connected parts of the image above the threshold, the highest peak first, at most 100; "
+                "those with fewer than 1/10,000 of the image's pixels are left out, except the first",
+            },
             "caution": {"type": "string", "description": "severity of the model's caution about its own threshold"},
             "notes": {
                 "type": "array",

@@ -89,7 +89,7 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Start the threads; the process cannot end before `close`."""
+        """Start the threads; the process cannot end before `close`, also if one of them cannot be started."""
         names = (f"metalad-serve-{number}" for number in range(self.workers))
         # No daemons: a thread that returns from onnxruntime, OpenVINO or torch while Python ends aborts the process.
         self._threads = [threading.Thread(target=self._work, name=name) for name in names]

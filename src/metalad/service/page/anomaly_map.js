@@ -64,7 +64,7 @@ export const withPaths = (regions) => regions.map((region) => ({
 }));
 
 // Regions above another threshold, the highest peak first; pixels are connected by their sides. As in the service, a
-// region with less than MIN_FRACTION of the pixels is left out, unless it has the highest peak.
+// region with fewer than MIN_FRACTION of the pixels is left out, unless it has the highest peak.
 // width, height: of the image. threshold: the model's. ratio: the threshold divided by it.
 export function regionsAbove(map, { width, height, threshold, ratio }) {
   const level = ZERO + STEPS * Math.log2(ratio), labels = new Int32Array(map.values.length), found = [];
