@@ -191,9 +191,8 @@ class Metal(Reconstructor):
         if self.appearance is None:
             return {}
         errors = ("transformer", "components") if self.has_separate_residuals else ("errors",)
-        densities = ("position", "patch", "high_pass")  # the last one may be missing
         values = [*self._residual_weights().tolist(), *self.appearance.weights().tolist()]
-        return dict(zip((*errors, *densities), values, strict=False))
+        return dict(zip((*errors, *self.appearance.names), values, strict=True))
 
     def prepare(self, stage: str, pixels: Pixels, seed: int) -> None:
         """Fit photometric normalization and, for `target="deviations"`, mean and scale of the good images.

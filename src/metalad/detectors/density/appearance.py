@@ -170,6 +170,11 @@ class AppearanceDensity(nn.Module):
         contribution = None if self.composition is None else self.composition(edges, position)
         return Appearance(torch.cat(maps, 1), contribution)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The densities of each pixel, in the order of their distances and weights."""
+        return ("position", "patch") if self.high_pass is None else ("position", "patch", "high_pass")
+
     def weights(self) -> Float[Tensor, " densities"]:
         """Return the weights of the distances of each pixel."""
         one = torch.ones((), device=self.scale.device)
