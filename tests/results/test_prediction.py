@@ -16,7 +16,7 @@ from PIL import Image
 from metalad.results.prediction import NOTEBOOK_SIDE, Result, SavedPrediction
 from metalad.results.regions import Region, find_regions
 from metalad.runtime.errors import ImageError, RunError
-from metalad.visualization.maps import verdict_overlay
+from tests.overlays import exact_overlay
 
 SIZE = (60, 90)
 IMAGE = np.stack([np.add.outer(np.arange(60) * a, np.arange(90) * b) for a, b in ((1, 1), (2, 0), (0, 2))], 2).astype(
@@ -79,7 +79,7 @@ def test_regions_are_computed_once() -> None:
 def test_the_overlay_is_the_map_over_the_image() -> None:
     overlay = result().overlay()
     assert overlay.size == (90, 60)
-    np.testing.assert_array_equal(np.array(overlay), verdict_overlay(IMAGE, some_map(), 0.5))
+    np.testing.assert_array_equal(np.array(overlay), exact_overlay(IMAGE, some_map(), 0.5))
     assert (np.array(overlay) == (0, 229, 204)).all(-1).any()
     np.testing.assert_array_equal(np.array(result(1e9).overlay()), IMAGE)
 

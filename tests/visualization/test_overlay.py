@@ -11,7 +11,6 @@ from PIL import Image
 
 from metalad.data.images import resize_map
 from metalad.runtime.errors import RunError
-from metalad.visualization.maps import verdict_overlay
 from metalad.visualization.overlay import (
     JPEG_MAX_SIDE,
     MAP_STEPS,
@@ -22,6 +21,7 @@ from metalad.visualization.overlay import (
     save_picture,
     to_steps,
 )
+from tests.overlays import exact_overlay
 
 
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20))
@@ -55,11 +55,11 @@ def test_an_overlay_drawn_in_bands_equals_the_overlay_drawn_at_once(peak: float,
     relative = resize_map(small / small.max() * np.float32(peak), size)
     steps = np.rint(relative * MAP_STEPS).astype(np.float32) / MAP_STEPS
     drawn = draw_overlay(image, steps)
-    np.testing.assert_array_equal(drawn, verdict_overlay(image, steps, 1.0))
+    np.testing.assert_array_equal(drawn, exact_overlay(image, steps, 1.0))
     assert (drawn != image).any() == (peak > 0.125)
     np.testing.assert_array_equal(image, before)
     one_color_apart = 12  # gray levels
-    difference = np.abs(draw_overlay(image, relative).astype(int) - verdict_overlay(image, relative, 1.0))
+    difference = np.abs(draw_overlay(image, relative).astype(int) - exact_overlay(image, relative, 1.0))
     assert difference.max() <= one_color_apart
     assert (difference > 0).mean() < 0.05
 

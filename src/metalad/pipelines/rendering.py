@@ -12,7 +12,7 @@ from metalad.data.reading import Reading
 from metalad.detectors.base import Detector, Scoring
 from metalad.detectors.inference import DetectorEngine
 from metalad.inference.stream import InferredImage, Predictor, infer_one
-from metalad.visualization.maps import verdict_overlay
+from metalad.visualization.overlay import draw_overlay, in_thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class Rendering:
         return row, column
 
     def overlay(self, threshold: float) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the map over the image; see `metalad.visualization.maps.verdict_overlay`."""
-        return verdict_overlay(self.image, self.anomaly_map, threshold)
+        """Return the map over the image; see `metalad.visualization.overlay.draw_overlay`."""
+        return draw_overlay(self.image, in_thresholds(self.anomaly_map, threshold))
 
 
 def render(inferred: InferredImage[Any], truth: Bool[np.ndarray, "height width"] | None, scoring: Scoring) -> Rendering:

@@ -72,30 +72,14 @@ def heat_map(
     return looked_up(_color_table(), _color_index(anomaly_map, low, high))
 
 
-def overlay(
-    image: UInt8[np.ndarray, "height width 3"],
-    anomaly_map: Float32[np.ndarray, "height width"],
-    low: Number,
-    high: Number,
-    mask_outline: Bool[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Blend the colored map into the image; the opacity increases with the map value and is 0 at `low` and below.
-
-    The opacity is a smoothstep function of the value (slope 0 at `low`). With a linear function, a map whose values
-    are all near the threshold would cover the whole image.
-
-    `mask_outline` is a region (the ground truth, or where the map exceeds a threshold). Its inner edge is drawn.
-    """
-    blended = blend(image, color_layer(anomaly_map, low, high))
-    if mask_outline is not None:
-        blended[contour(mask_outline, width=outline_width(image.shape[0], image.shape[1]))] = OUTLINE_COLOUR
-    return blended
-
-
 def color_layer(
     anomaly_map: Float32[np.ndarray, "height width"], low: Number, high: Number
 ) -> UInt8[np.ndarray, "height width 4"]:
-    """Return the colors of a map and their opacities, as RGBA; see `overlay`."""
+    """Return the colors of a map and their opacities, as RGBA; the opacity is 0 at `low` and below.
+
+    It is a smoothstep function of the value (slope 0 at `low`). With a linear function, a map whose values are all near
+    the threshold would cover the whole image.
+    """
     index = _color_index(anomaly_map, low, high)
     return np.concatenate([looked_up(_color_table(), index), looked_up(_opacity_table(), index)[..., None]], axis=2)
 
@@ -110,32 +94,12 @@ def blend(
     return np.array(blended)
 
 
-def verdict_overlay(
-    image: UInt8[np.ndarray, "height width 3"],
-    anomaly_map: Float32[np.ndarray, "height width"],
-    threshold: Number,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Overlay a map on its image with colors relative to the threshold, and outline where the map exceeds it.
-
-    The colors span one third of the threshold to three times the threshold on a logarithmic scale; the threshold is
-    the middle of the scale. Values just below the threshold stay visible, and very high values do not hide the others.
-    """
-    ratio = _octaves(anomaly_map, threshold)
-    return overlay(image, ratio, -RATIO_OCTAVES, RATIO_OCTAVES, anomaly_map > threshold)
-
-
 def verdict_heat(
     anomaly_map: Float32[np.ndarray, "height width"], threshold: Number
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Color a map relative to the threshold, with the colors of `verdict_overlay` but without the image."""
-    return heat_map(_octaves(anomaly_map, threshold), -RATIO_OCTAVES, RATIO_OCTAVES)
-
-
-def _octaves(
-    anomaly_map: Float32[np.ndarray, "height width"], threshold: Number
-) -> Float32[np.ndarray, "height width"]:
-    ratio = np.log2(np.maximum(anomaly_map, np.finfo(np.float32).tiny) / np.float32(threshold))
-    return np.asarray(ratio, dtype=np.float32)
+    """Color a map relative to the threshold, with the colors of `metalad.visualization.overlay.draw_overlay`."""
+    octaves = np.log2(np.maximum(anomaly_map, np.finfo(np.float32).tiny) / np.float32(threshold))
+    return heat_map(octaves, -RATIO_OCTAVES, RATIO_OCTAVES)
 
 
 def color_stops(count: int = 9) -> list[str]:

@@ -54,9 +54,11 @@ def to_steps(relative: Float32[np.ndarray, "height width"]) -> UInt16[np.ndarray
 def draw_overlay(
     image: UInt8[np.ndarray, "height width 3"], relative: Float32[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return `metalad.visualization.maps.verdict_overlay` of a map in units of the threshold.
+    """Blend a map in units of the threshold into its image, and outline where it exceeds the threshold.
 
-    The colors are those of the values of a map file, whose logarithms are in a table.
+    The colors span one third of the threshold to three times the threshold on a logarithmic scale; the threshold is
+    the middle of the scale. Values just below the threshold stay visible, and very high values do not hide the others.
+    They are the colors of the values of a map file (see `to_steps`), whose logarithms are in a table.
     """
     drawn = image.copy()
     for top in range(0, len(image), BAND):
