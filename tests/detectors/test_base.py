@@ -96,14 +96,16 @@ def test_an_uncalibrated_detector_raises_for_calibrated_scores_only() -> None:
 
 def test_residuals_are_selected_and_concatenated_with_all_their_parts() -> None:
     values, reconstruction, distances = (torch.rand(5, channels, 4, 4) for channels in (2, 3, 1))
-    whole = Residuals(values, reconstruction, torch.rand(5), distances, 2, torch.rand(5, 3), torch.rand(5, 4, 4))
+    whole = Residuals(
+        values, reconstruction, torch.rand(5), torch.rand(5), distances, 2, torch.rand(5, 3), torch.rand(5, 4, 4)
+    )
     again = Residuals.concatenate((whole.select(torch.arange(2)), whole.select(torch.arange(5) >= 2)))
     for one, other in zip(whole, again, strict=True):
         assert one is not None
         assert other is not None
         assert one == other if isinstance(one, int) else torch.equal(one, torch.as_tensor(other))
     bare = Residuals.concatenate((Residuals(whole.values), Residuals(whole.values)))
-    assert bare._replace(values=whole.values) == (whole.values, None, None, None, 1, None, None)
+    assert bare._replace(values=whole.values) == (whole.values, None, None, None, None, 1, None, None)
     mixed = Residuals.concatenate((whole, Residuals(whole.values, parts=2)))
     assert len(mixed.values) == 10
-    assert mixed._replace(values=whole.values) == (whole.values, None, None, None, 2, None, None)
+    assert mixed._replace(values=whole.values) == (whole.values, None, None, None, None, 2, None, None)

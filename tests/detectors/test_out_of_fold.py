@@ -9,8 +9,9 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from metalad.data.folds import number_of_folds
 from metalad.detectors import out_of_fold
-from metalad.detectors.base import SCORINGS, Detector, DetectorConfig, fold_of_each, number_of_folds
+from metalad.detectors.base import SCORINGS, Detector, DetectorConfig
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.out_of_fold import _raised_to_held_out_level, calibrate, level_of_all
 from metalad.detectors.residuals import Residuals
@@ -262,26 +263,6 @@ def test_scores_of_few_images_have_the_level_of_new_images() -> None:
     level = np.median(scores(detector)[SCORINGS.index("raw")])
     assert refitted > 1.01 * new
     assert abs(math.log(level / new)) < abs(math.log(refitted / new))
-
-
-@pytest.mark.parametrize(
-    ("images", "folds"), [(2, 2), (9, 9), (10, 10), (20, 10), (28, 7), (40, 5), (200, 5), (1000, 5)]
-)
-def test_few_images_get_more_folds(images: int, folds: int) -> None:
-    different = np.arange(12 * images, dtype="<u2").view(np.uint8).reshape(images, 2, 4, 3)
-    fold = fold_of_each(different)
-    assert set(fold.tolist()) == set(range(folds))
-    assert np.bincount(fold).max() - np.bincount(fold).min() <= 1
-
-
-def test_identical_images_are_in_the_same_fold() -> None:
-    images = pixels(0, 12, NEW)
-    images[7] = images[2]
-    fold = fold_of_each(images)
-    assert fold[7] == fold[2]
-    assert set(fold.tolist()) == set(range(10))
-    # Of copies of one image alone there is no other to fit on.
-    assert fold_of_each(np.repeat(images[:1], 4, 0)).tolist() == [0, 1, 2, 3]
 
 
 def test_too_few_images_for_a_fit_and_a_score_are_refused() -> None:

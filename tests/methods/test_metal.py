@@ -332,6 +332,12 @@ def test_single_row_of_patches_raises() -> None:
         MetalConfig(image_size=(16, 64), reduction=1, patch_size=16, smoothing_sigma=1.0)
 
 
+def test_a_reduced_image_smaller_than_the_window_of_ssim_raises() -> None:
+    with pytest.raises(ConfigError, match=r"reduced image, 10x32, is smaller than the window of SSIM, 11x11"):
+        MetalConfig(image_size=(20, 64), reduction=2, patch_size=2, smoothing_sigma=1.0)
+    MetalConfig(image_size=(22, 64), reduction=2, patch_size=1, smoothing_sigma=1.0)
+
+
 def test_empty_tokens_raise() -> None:
     with pytest.raises(ConfigError, match="use each of squares, rows, columns"):
         MetalConfig(tokens=())
@@ -387,13 +393,15 @@ def test_composition_counts_in_the_calibrated_image_score_only() -> None:
     model, images = with_auxiliary_density()
     with torch.no_grad():
         residuals = model.residuals(images)
-        assert residuals.score is not None
+        assert residuals.contribution is not None
         for scoring in SCORINGS:
-            joined, alone = (model.predict(images, of, scoring) for of in (residuals, residuals._replace(score=None)))
+            joined, alone = (
+                model.predict(images, of, scoring) for of in (residuals, residuals._replace(contribution=None))
+            )
             assert torch.equal(joined.anomaly_map, alone.anomaly_map)
-            expected = alone.score if scoring == "raw" else torch.hypot(alone.score, residuals.score)
+            expected = alone.score if scoring == "raw" else torch.hypot(alone.score, residuals.contribution)
             torch.testing.assert_close(joined.score, expected)
-    assert (residuals.score > 0).any()
+    assert (residuals.contribution > 0).any()
 
 
 def test_the_weight_of_a_reconstruction_is_the_variance_that_it_explains() -> None:
@@ -412,7 +420,7 @@ def test_joint_residuals_are_one_distance_of_weight_1() -> None:
     model.conclude(pixels[:8], pixels[8:])
     residuals = model.residuals_of(pixels)
     assert residuals.parts == 1
-    assert residuals.score is None
+    assert residuals.contribution is None
     assert residuals.weights is not None
     assert residuals.weights.shape == (12, 3)
     assert (residuals.weights[:, :2] == 1).all()

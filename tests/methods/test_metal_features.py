@@ -13,10 +13,11 @@ import torch.nn.functional as F
 import metalad
 from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
-from metalad.detectors.density import codebook
-from metalad.detectors.density.feature_densities import MAX_CORESET_POINTS, NAMES, Densities, Distances
+from metalad.detectors.density import codebook, gaussian
+from metalad.detectors.density.feature_densities import IMAGE_WEIGHTS, MAX_CORESET_POINTS, NAMES, Densities, Distances
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
+from metalad.detectors.residuals import Residuals
 from metalad.methods import metal_features
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn import backbone_tiles
@@ -27,11 +28,15 @@ from tests.cookies import cookies
 SIZE = (64, 96)
 
 
-def fitted(images: int = 8, seed: int = 0, **changes: object) -> MetalFeatures:
+def fitted_out_of_fold(pixels: np.ndarray, seed: int = 0, **changes: object) -> tuple[MetalFeatures, Residuals]:
+    """Return a fitted model, and the out-of-fold residuals of its images."""
     values = {"image_size": SIZE, "smoothing_sigma": 2.0, "codebook_size": 64, "context_steps": 20} | changes
     model = MetalFeatures(MetalFeaturesConfig(**values))  # type: ignore[arg-type]
-    model.fit(cookies(images, SIZE), seed)
-    return model
+    return model, model.fit(pixels, seed)
+
+
+def fitted(images: int = 8, seed: int = 0, **changes: object) -> MetalFeatures:
+    return fitted_out_of_fold(cookies(images, SIZE), seed, **changes)[0]
 
 
 def test_features_are_standardized_over_the_good_images() -> None:
@@ -133,10 +138,9 @@ def test_invalid_settings_and_a_single_image_are_refused() -> None:
 
 
 def test_out_of_fold_residuals_come_from_densities_fitted_without_the_image() -> None:
-    model, pixels = fitted(codebook_size=4096, context_steps=0), cookies(8, SIZE)
-    densities = model.densities
-    new, descriptions = model.out_of_fold_residuals(pixels), model.residuals_of(pixels)
-    assert model.densities is densities
+    pixels = cookies(8, SIZE)
+    model, new = fitted_out_of_fold(pixels, codebook_size=4096, context_steps=0)
+    descriptions = model.residuals_of(pixels)
     assert new.values.shape == descriptions.values.shape
     assert (model.image_scores(new, "raw") > model.image_scores(descriptions, "raw")).all()
 
@@ -145,9 +149,30 @@ def test_out_of_fold_residuals_keep_the_order_of_images() -> None:
     """An image of noise among the others has the highest score at its own index."""
     pixels = cookies(9, SIZE)
     pixels[6] = np.random.default_rng(0).integers(0, 255, pixels[6].shape)
-    model = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0, codebook_size=64))
-    model.fit(pixels, 0)
-    assert int(model.image_scores(model.out_of_fold_residuals(pixels), "raw").argmax()) == 6
+    model, out_of_fold = fitted_out_of_fold(pixels)
+    assert int(model.image_scores(out_of_fold, "raw").argmax()) == 6
+
+
+def test_out_of_fold_residuals_are_those_of_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9 images, 7 are held, and 3 are scored: the first, the middle one, which is noise, and the last."""
+    monkeypatch.setattr(metal_features, "MAX_PIXELS", 7 * 2 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr(metal_features, "MAX_OUT_OF_FOLD", 3)
+    pixels = cookies(9, SIZE)
+    pixels[4] = np.random.default_rng(0).integers(0, 255, pixels[4].shape)
+    model, out_of_fold = fitted_out_of_fold(pixels)
+    scores = model.image_scores(out_of_fold, "raw")
+    assert len(scores) == 3
+    assert int(scores.argmax()) == 1
+
+
+def test_a_scale_does_not_depend_on_copies_of_images() -> None:
+    """Each image twice: the copies are in the same half, and the scales are those of the images once."""
+    pixels = cookies(8, SIZE)
+    once, twice = (
+        fitted_out_of_fold(images, copies=0, context_steps=0, selection="k-means")[0].log_distance.scale
+        for images in (pixels, pixels[[0, 1, 0, 2, 3, 1, 4, 2, 5, 3, 6, 4, 7, 5, 6, 7]])
+    )
+    torch.testing.assert_close(twice, once, rtol=0.3, atol=0)
 
 
 def test_both_scorings_are_the_normalized_log_distance() -> None:
@@ -163,12 +188,6 @@ def test_both_scorings_are_the_normalized_log_distance() -> None:
     assert model.threshold(0.01, "raw") == model.threshold(0.01, "calibrated")
 
 
-def test_fitting_returns_the_out_of_fold_residuals() -> None:
-    model, pixels = MetalFeatures(MetalFeaturesConfig(image_size=SIZE, smoothing_sigma=2.0)), cookies(8, SIZE)
-    returned = model.fit(pixels, 0)
-    assert torch.equal(returned.values, model.out_of_fold_residuals(pixels).values)
-
-
 def test_the_score_joins_the_maps_maximum_and_the_composition() -> None:
     """The score is never below the map's maximum, so an image that passes has no pixel above the threshold."""
     model, images = fitted(), to_batch(cookies(10, SIZE)[8:])
@@ -176,10 +195,10 @@ def test_the_score_joins_the_maps_maximum_and_the_composition() -> None:
     with torch.no_grad():
         residuals = model.residuals(images)
         prediction = model.predict(images, residuals, "calibrated")
-    assert residuals.score is not None
+    assert residuals.contribution is not None
     largest = model.smoothing(residuals.values[:, 0]).amax((1, 2))
-    torch.testing.assert_close(prediction.score, (largest.square() + residuals.score.square()).sqrt())
-    assert (residuals.score > 0).all()
+    torch.testing.assert_close(prediction.score, (largest.square() + residuals.contribution.square()).sqrt())
+    assert (residuals.contribution > 0).all()
     assert (prediction.anomaly_map.amax((1, 2)) < prediction.score).all()
 
 
@@ -190,14 +209,38 @@ def test_without_composition_maps_are_equal_and_the_score_is_the_maximum() -> No
         residuals = without.residuals(images)
         one, other = with_it(images), without.predict(images, residuals, "calibrated")
     assert torch.equal(one.anomaly_map, other.anomaly_map)
-    assert residuals.score is None
+    assert residuals.contribution is None
     assert torch.equal(other.score, without.smoothing(residuals.values[:, 0]).amax((1, 2)))
     assert one.score > other.score
 
 
+def test_the_subspace_is_fitted_without_copies_and_counts_where_images_do_not_differ_in_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gaussian, "FULL_VARIATION", 1e9)
+    pixels, size = cookies(8, SIZE), 8 * (SIZE[0] // 8) * (SIZE[1] // 8)
+    model = fitted(context_steps=0)
+    assert model.composition_score is not None
+    assert model.densities.subspace is not None
+    with torch.no_grad():
+        vectors = model.features(to_batch(pixels)).fine.permute(0, 2, 3, 1).reshape(size, -1)
+    centered = (vectors - vectors.mean(0)).double()
+    residual = (centered @ model.densities.subspace.complement.double()).square().sum() / centered.square().sum()
+    assert 0.004 < float(residual) <= 0.005 * (1 + 1e-3)
+    assert model.composition_score.weights.tolist() == pytest.approx(IMAGE_WEIGHTS)
+
+
+@pytest.mark.usefixtures("always_with_context")
+def test_where_images_differ_in_level_the_subspace_does_not_count() -> None:
+    model = fitted(context_steps=0)
+    assert model.composition_score is not None
+    assert model.composition_score.weights.tolist() == pytest.approx([*IMAGE_WEIGHTS[:-1], 0.0])
+
+
 def test_the_composition_is_fitted_without_the_images_that_it_scores_out_of_fold() -> None:
-    model, pixels = fitted(context_steps=0), cookies(8, SIZE)
-    out_of_fold, in_sample = model.out_of_fold_residuals(pixels).score, model.residuals_of(pixels).score
+    pixels = cookies(8, SIZE)
+    model, residuals = fitted_out_of_fold(pixels, context_steps=0)
+    out_of_fold, in_sample = residuals.contribution, model.residuals_of(pixels).contribution
     assert out_of_fold is not None
     assert in_sample is not None
     assert (out_of_fold > in_sample).sum() >= 5
@@ -225,12 +268,12 @@ def test_scores_and_maps_of_a_large_image_in_tiles_are_those_of_the_whole(monkey
 
 MEASURE_MEMORY = """
 import numpy as np
-from metalad.methods import metal_features
+from metalad.detectors.density import gaussian
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.pipelines.benchmark.machine import peak_memory
 from tests.cookies import cookies
 
-metal_features.FULL_CONTEXT = 1e-9
+gaussian.FULL_VARIATION = 1e-9
 
 def peak(images):
     config = MetalFeaturesConfig(
@@ -264,16 +307,17 @@ def test_fitting_holds_the_features_of_all_images_once() -> None:
 @pytest.fixture
 def always_with_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give context prediction the weight 1 on any images."""
-    monkeypatch.setattr(metal_features, "FULL_CONTEXT", 1e-9)
+    monkeypatch.setattr(gaussian, "FULL_VARIATION", 1e-9)
 
 
 @pytest.mark.usefixtures("always_with_context")
 def test_context_prediction_changes_neither_scores_nor_thresholds_but_the_map() -> None:
     """It localizes; the score and its threshold come from the other densities, bit for bit."""
     images = to_batch(cookies(10, SIZE)[8:])
-    with_it, without = fitted(context_steps=20), fitted(context_steps=0)
-    for model in (with_it, without):
-        calibrate(model, cookies(8, SIZE), cookies(10, SIZE)[8:], model.out_of_fold_residuals(cookies(8, SIZE)))
+    pixels = cookies(8, SIZE)
+    (with_it, _), (without, _) = both = [fitted_out_of_fold(pixels, context_steps=steps) for steps in (20, 0)]
+    for model, out_of_fold in both:
+        calibrate(model, pixels, cookies(10, SIZE)[8:], out_of_fold)
     assert float(with_it.context_weight) == 1
     assert with_it.densities.context is not None
     assert without.densities.context is None
@@ -313,13 +357,15 @@ def test_the_localizing_map_is_the_weighted_mean_with_context_prediction() -> No
 @pytest.mark.usefixtures("always_with_context")
 def test_context_prediction_can_count_in_the_score() -> None:
     images = to_batch(cookies(10, SIZE)[8:])
-    in_score, in_map = fitted(context_in_score=True, positional_mean=False), fitted(positional_mean=False)
+    pixels = cookies(8, SIZE)
+    (in_score, new), (in_map, others) = (
+        fitted_out_of_fold(pixels, context_in_score=counts, positional_mean=False) for counts in (True, False)
+    )
     residuals = in_score.residuals(images)
     assert residuals.localization is None
     torch.testing.assert_close(residuals.values[:, 0], in_map.residuals(images).localization)
-    new = in_score.out_of_fold_residuals(cookies(8, SIZE))
     assert new.localization is None
-    assert not torch.equal(new.values, in_map.out_of_fold_residuals(cookies(8, SIZE)).values)
+    assert not torch.equal(new.values, others.values)
 
 
 @pytest.mark.parametrize(("between", "expected"), [(0.0, 0.0), (0.07, 0.0), (0.1, (0.1 / 0.125) ** 4), (0.3, 1.0)])
@@ -333,7 +379,8 @@ def test_the_weight_of_context_prediction_follows_the_variance_between_images(be
     distances = ((1 - between) ** 0.5 * within + between**0.5 * levels[:, None, None]).exp()
     held_out = Distances([distances] * 4)
     model.log_distance.fit(held_out.positions)
-    assert float(model._context_weight(held_out)) == pytest.approx(expected, rel=1e-4)
+    weight = model._context_weight(model._variation_of_level(held_out), images)
+    assert float(weight) == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_variance_between_images_there_is_no_context_prediction(monkeypatch: pytest.MonkeyPatch) -> None:

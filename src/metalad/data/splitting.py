@@ -91,3 +91,9 @@ def subsampled_indices(count: int, limit: int) -> Int[np.ndarray, " _limit"]:
     if count <= limit:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(int)
+
+
+def subsampled_around(count: int, limit: int, chosen: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " _limit"]:
+    """Return the chosen indices, and others evenly spaced between them, at most `limit` of `count` in all, sorted."""
+    others = np.setdiff1d(np.arange(count), chosen)
+    return np.sort(np.concatenate([chosen, others[subsampled_indices(len(others), limit - len(chosen))]]))

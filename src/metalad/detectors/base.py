@@ -5,7 +5,6 @@ score and the threshold are shared. A method trained by gradient descent derives
 closed form from `FittedDetector`. `docs/architecture.md` shows which method is called when.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from metalad.data.folds import fold_of_each
 from metalad.data.framing import Framing
 from metalad.detectors.calibration import Calibration
 from metalad.detectors.residuals import Residuals
@@ -34,11 +34,6 @@ from metalad.training.loop import Learner, Training
 SCORINGS: tuple[Scoring, ...] = ("calibrated", "raw")
 
 BATCH_SIZE = 32
-FOLDS = 5
-"""Smallest number of folds of the out-of-fold residuals: what overfits its images is fitted on four fifths of them."""
-MOST_FOLDS = 10
-IMAGES_IN_ALL_FOLDS = 200
-"""Fewer images get more folds, up to `MOST_FOLDS`, while all folds together are fitted on about this many images."""
 TOP_FRACTION = 0.01
 """Fraction of a map's pixels whose mean is the image score "top-k"."""
 
@@ -352,18 +347,3 @@ class FittedDetector(Detector):
 
 def _maximum(maps: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch 1 1"]:
     return maps.amax((1, 2), keepdim=True)
-
-
-def number_of_folds(images: int) -> int:
-    """Return 5, up to 10 for few images, and one for each image for fewer than 10."""
-    return min(images, max(FOLDS, min(MOST_FOLDS, IMAGES_IN_ALL_FOLDS // images)))
-
-
-def fold_of_each(pixels: Pixels, folds: int | None = None) -> Int[np.ndarray, " images"]:
-    """Return the fold of each image, by default of `number_of_folds`; identical images are in the same fold."""
-    folds = folds or number_of_folds(len(pixels))
-    first: dict[bytes, int] = {}
-    numbers = [first.setdefault(hashlib.sha256(image.tobytes()).digest(), len(first)) for image in pixels]
-    if len(first) < 2:  # copies of one image
-        return np.arange(len(pixels)) % folds
-    return np.array(numbers) % min(folds, len(first))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring, number_of_folds
+from metalad.data.folds import number_of_folds
+from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
 from metalad.inference.threshold import MEDIAN_VARIANCE, MIN_IMAGES
@@ -16,7 +17,8 @@ from metalad.nn.pixels import Pixels, subsampled
 
 MAX_IMAGES = 512
 """Residuals are held in memory at once: of at most this many training images and as many held-out ones."""
-FOLDS = 5
+CALIBRATION_FOLDS = 5
+"""Parts of the residuals, of which each is scored by a calibration that is fitted on the others."""
 MIN_IMAGES_FOR_LEVEL = 8
 """With fewer images, half of them are too few to fit on, and the medians that are compared are too uncertain."""
 OVERFIT_FRACTION = 0.5
@@ -121,7 +123,7 @@ def _cross_validated_scores(
 
 def _folds(count: int) -> Iterator[Tensor]:
     index = torch.arange(count)
-    folds = min(FOLDS, count)
+    folds = min(CALIBRATION_FOLDS, count)
     for fold in range(folds):
         yield index % folds == fold
 

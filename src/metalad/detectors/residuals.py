@@ -9,6 +9,9 @@ from torch import Tensor
 
 from metalad.nn.parts import concatenated
 
+OPTIONAL = ("reconstruction", "score", "contribution", "distances", "weights", "localization")
+"""Fields of `Residuals` that are tensors of a batch, or None."""
+
 
 class Residuals(NamedTuple):
     """The residuals of a batch, and what some methods return with them.
@@ -17,6 +20,7 @@ class Residuals(NamedTuple):
     reconstruction: RGB in [0, 1], where a method makes one; calibration by content depends on it, because a
         reconstruction does not show the defect.
     score: the method's own image score, where its paper has one; positive, higher = more anomalous.
+    contribution: of the whole image to its score, joined with that of the map; never negative.
     distances: further distances of each pixel, such as those of an auxiliary density model, each on its own scale and
         never negative; the calibrated map joins them with the residual.
     parts: number of equal groups of the residual's channels, such as the residuals of two reconstructions; the channels
@@ -30,6 +34,7 @@ class Residuals(NamedTuple):
     values: Float[Tensor, "batch channels height width"]
     reconstruction: Float[Tensor, "batch 3 height width"] | None = None
     score: Float[Tensor, " batch"] | None = None
+    contribution: Float[Tensor, " batch"] | None = None
     distances: Float[Tensor, "batch densities height width"] | None = None
     parts: int = 1
     weights: Float[Tensor, "batch parts_and_densities"] | None = None
@@ -44,17 +49,9 @@ class Residuals(NamedTuple):
         """Return several batches as one, on the CPU, with those of its parts that all batches have."""
         on_cpu = [batch._map(Tensor.cpu) for batch in batches]
         values = torch.cat([batch.values for batch in on_cpu])
-        names = ("reconstruction", "score", "distances", "weights", "localization")
-        further = {name: concatenated([getattr(batch, name) for batch in on_cpu]) for name in names}
+        further = {name: concatenated([getattr(batch, name) for batch in on_cpu]) for name in OPTIONAL}
         return cls(values, **further, parts=batches[0].parts)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Residuals":
-        return Residuals(
-            change(self.values),
-            None if self.reconstruction is None else change(self.reconstruction),
-            None if self.score is None else change(self.score),
-            None if self.distances is None else change(self.distances),
-            self.parts,
-            None if self.weights is None else change(self.weights),
-            None if self.localization is None else change(self.localization),
-        )
+        further = {name: None if (part := getattr(self, name)) is None else change(part) for name in OPTIONAL}
+        return Residuals(change(self.values), **further, parts=self.parts)

@@ -18,8 +18,8 @@ class Agreement:
     """Scores of the same images by a detector and by its exported file, and how much they differ.
 
     expected, scores: by the detector, and by the file. threshold: that both are compared with.
-    map_difference: the largest difference of a map's pixel, relative to the map's highest value or the threshold,
-        whichever is higher.
+    map_difference: the largest difference of a map's pixel, relative to the map's highest value or that of all scores,
+        whichever is higher. Not to the threshold: an extrapolated one can be far above all scores.
     """
 
     expected: Float64[np.ndarray, " images"]
@@ -58,12 +58,15 @@ def compare_engines(
 ) -> Agreement:
     """Score images one by one with both engines."""
     scores: list[Sequence[float]] = []
-    map_difference = 0.0
+    differences: list[float] = []
+    peaks: list[float] = []
     for image in counted(pixels, "compare", "image", len(pixels)):
         expected, found = (engine.infer(image[None], (scoring,)) for engine in (detector, exported))
         scores.append([float(each.scores[scoring][0]) for each in (expected, found)])
         expected_map, found_map = (each.maps[scoring][0].astype(np.float64) for each in (expected, found))
-        difference = np.abs(expected_map - found_map).max() / max(threshold, expected_map.max())
-        map_difference = max(map_difference, float("inf") if np.isnan(difference) else float(difference))
+        differences.append(float(np.abs(expected_map - found_map).max()))
+        peaks.append(float(expected_map.max()))
     both = np.array(scores, np.float64)
+    relative = np.array(differences) / np.maximum(peaks, max(both[:, 0].max(), SMALLEST_SCORE))
+    map_difference = float(np.where(np.isnan(relative), np.inf, relative).max())
     return Agreement(both[:, 0], both[:, 1], threshold, map_difference)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from metalad.runtime.errors import ConfigError
 from metalad.runtime.packages import require_packages
 from metalad.storage.exported_metadata import KEY, ExportedMetadata, openvino_digest, with_metadata
 
@@ -26,7 +27,7 @@ def write_graph(graph: "ModelProto", path: Path) -> None:
     """Write a graph without metadata: as ONNX, or, if the path ends with .xml, as OpenVINO's .xml and .bin.
 
     Raises:
-        ConfigError: openvino is needed, and not installed.
+        ConfigError: openvino is needed, and not installed, or cannot read the graph.
     """
     if path.suffix == ".onnx":
         path.write_bytes(graph.SerializeToString())
@@ -35,7 +36,11 @@ def write_graph(graph: "ModelProto", path: Path) -> None:
     import openvino
 
     # Not `openvino.convert_model`, which reports its use over the network, unless that is turned off.
-    model = openvino.Core().read_model(graph.SerializeToString(), b"")
+    try:
+        model = openvino.Core().read_model(graph.SerializeToString(), b"")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"OpenVINO cannot read the graph of this model ({reason}); export it as .onnx") from error
     # fp16 is in the graph already, where it was decided which constants keep 32 bits.
     openvino.save_model(model, path, compress_to_fp16=False)
 

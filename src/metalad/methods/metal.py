@@ -28,7 +28,7 @@ from metalad.detectors.reconstruction import Reconstructor
 from metalad.detectors.residuals import Residuals
 from metalad.nn.attention import Mask, MaskedEncoder, perceptron
 from metalad.nn.augmentation import augment, check_augmentation
-from metalad.nn.losses import l1_ssim_loss, mean_ssim
+from metalad.nn.losses import WINDOW, l1_ssim_loss, mean_ssim
 from metalad.nn.photometric import PhotometricNormalization
 from metalad.nn.pixels import Pixels, batches
 from metalad.runtime.errors import ConfigError
@@ -104,6 +104,11 @@ class MetalConfig(DetectorConfig):
         height, width = self.residual_size
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
             raise ConfigError(f"patch_size {self.patch_size} does not divide the reduced image, {height}x{width}")
+        if min(height, width) < WINDOW:
+            raise ConfigError(
+                f"the reduced image, {height}x{width}, is smaller than the window of SSIM, {WINDOW}x{WINDOW} pixels; "
+                "choose a larger image_size or a smaller reduction"
+            )
         known = get_args(Token)
         if not self.tokens or len(set(self.tokens)) < len(self.tokens) or not set(self.tokens) <= set(known):
             raise ConfigError(f"tokens is {','.join(self.tokens)!r}; use each of {', '.join(known)} at most once")
@@ -230,8 +235,8 @@ class Metal(Reconstructor):
         """Return the residuals at the size of the reduced image.
 
         Channels 0 to 2 are reconstruction minus image. With an auxiliary density model, channels 3 to 5 are its
-        principal-component reconstruction minus image, `distances` holds its distances, and `score` the contribution of
-        the composition to the calibrated image score.
+        principal-component reconstruction minus image, `distances` holds its distances, and `contribution` that of the
+        composition to the calibrated image score.
         """
         images = self.normalized(images)
         target_image = reduced(images, self.config.reduction)
@@ -245,7 +250,7 @@ class Metal(Reconstructor):
         return Residuals(
             torch.cat([residual, pca_residual], 1),
             expected,
-            score=contribution,
+            contribution=contribution,
             distances=distances,
             parts=residual_weights.shape[0],
             weights=torch.cat([residual_weights, self.appearance.weights()]).expand(images.shape[0], -1),
@@ -281,7 +286,7 @@ class Metal(Reconstructor):
     ) -> Float[Tensor, " batch"]:
         """Return the map's score; a calibrated one is joined with the contribution of the composition."""
         score = super()._image_score(residuals, maps, smoothed, scoring)
-        return score if scoring == "raw" else joined_score(score, residuals.score)
+        return score if scoring == "raw" else joined_score(score, residuals.contribution)
 
     def target_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 down across"]:
         """Return the network's target for RGB images in [0, 1]: photometrically normalized and reduced."""

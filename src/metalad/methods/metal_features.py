@@ -6,11 +6,13 @@ those of fine features are coresets, which keep rare features. A Gaussian at eac
 what is usual there. The map is the weighted mean of these distances, normalized on held-out good images (see
 `NormalizedLogDistance`). The weights, and the entries of both codebooks, depend on how much of the features' variance
 position explains: little on textures and objects that turn. A part of the map's mean on good images is subtracted (see
-`PositionalMean`). The image score is the map's maximum, joined with the composition of the whole image.
+`PositionalMean`). The image score is the map's maximum, joined with distances of the whole image: by its composition,
+and by the subspace of features (see `Densities`).
 
 Where good images differ in the level of the map, as natural surfaces do, the codebooks do not cover the content of a
-new image. There a blind transformer, which predicts the features of a position from those around it in the same image,
-has a part in the map that localizes the anomaly (see `ContextPrediction`), but not in the score.
+new image. There the subspace does not count, and a blind transformer, which predicts the features of a position from
+those around it in the same image, has a part in the map that localizes the anomaly (see `ContextPrediction`), but not
+in the score.
 """
 
 import itertools
@@ -27,32 +29,33 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from metalad.data.corruptions import perturbed
+from metalad.data.folds import fold_of_each
+from metalad.data.splitting import subsampled_around, subsampled_indices
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import Selection
 from metalad.detectors.density.composition import CompositionScore, joined_score, level
 from metalad.detectors.density.context import COMPONENTS, POOLED, REACH, ContextPrediction
-from metalad.detectors.density.feature_densities import BATCH_SIZE, NAMES, Densities, Distances, Features
-from metalad.detectors.density.gaussian import variance_explained_by_image, variance_explained_by_position
+from metalad.detectors.density.feature_densities import BATCH_SIZE, IMAGE_WEIGHTS, NAMES, Densities, Distances, Features
+from metalad.detectors.density.gaussian import level_variation, variance_explained_by_position
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map, tail
 from metalad.detectors.density.positional_mean import PositionalMean
 from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
 from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
-from metalad.nn.networks import Tap, channels_of
+from metalad.nn.network import TAPS
+from metalad.nn.networks import channels_of
 from metalad.nn.parts import empty_like
 from metalad.nn.photometric import PhotometricNormalization
-from metalad.nn.pixels import Pixels, batches, subsampled, subsampled_indices, to_batch
+from metalad.nn.pixels import batches, to_batch
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
 from metalad.runtime.settings import auto_size, setting
 
-TAPS: tuple[Tap, ...] = ("s4", "s8", "s16", "s32")
 MIN_CONTEXT_SIDE = 8 * ((2 * REACH + 1) * POOLED + 1)
 """Pixels of one pooled position more than are hidden at once, so that each can be predicted from another."""
-FULL_CONTEXT, CONTEXT_POWER, MIN_CONTEXT = 0.125, 4, 0.1
-"""Context prediction has the weight 1 where the means of the images explain at least the first fraction of the variance
-of the fine distances; below that the weight falls with this power of the fraction. One less than the third is 0."""
+MIN_CONTEXT = 0.1
+"""A smaller weight of context prediction is 0."""
 MIN_CONTEXT_IMAGES = 8
 """With fewer images there is no context prediction: half of them are too few to train it and to estimate the weight."""
 MAX_CONTEXT_SIGMA = 8.0
@@ -114,8 +117,8 @@ class MetalFeatures(FittedDetector):
     """A frozen backbone, densities of its features, and the mean of their normalized log-distances.
 
     density_weights: the weight of each density. w is the fraction of the features' variance that position explains,
-        squared: small where that is less than half. The positional Gaussian and the per-stride codebook have the weight
-        w, the per-channel codebook 1 - w, the deep codebook 1/2.
+        squared. The positional Gaussian and the per-stride codebook have the weight w, the per-channel codebook 1 - w,
+        the deep codebook 1/2.
     context_weight: that of context prediction, relative to these; 0 without it.
     context_scale: of the mean with context prediction, so that its 99 % quantile less its mean on good images is kept.
     """
@@ -139,7 +142,7 @@ class MetalFeatures(FittedDetector):
         self.log_distance = NormalizedLogDistance(len(NAMES))
         self.context_log_distance = NormalizedLogDistance(1)
         self.positional_mean = PositionalMean() if config.positional_mean else None
-        self.composition_score = CompositionScore() if config.composition else None
+        self.composition_score = CompositionScore(IMAGE_WEIGHTS) if config.composition else None
         self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
         self.register_buffer("density_weights", torch.ones(len(NAMES)))
         self.register_buffer("context_weight", torch.tensor(0.0))
@@ -170,14 +173,17 @@ class MetalFeatures(FittedDetector):
         self.backbone.load(self.config.weights)
         self.backbone.to(self.device)
         held = (1 + self.config.copies) * math.prod(self.config.image_size)
-        pixels = subsampled(pixels, max(self.min_images, MAX_PIXELS // held))
+        limit = max(self.min_images, MAX_PIXELS // held)
+        scored = subsampled_indices(len(pixels), min(limit, MAX_OUT_OF_FOLD))
+        chosen = subsampled_around(len(pixels), limit, scored)
+        pixels = pixels[chosen] if len(chosen) < len(pixels) else pixels
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
-            features = self._features_of_all(pixels, seed, fits_standardization=True)
-            # An image's copies are in the same half: a density must not be fitted on what its scale is fitted on.
+            features = self._features_of_all(pixels, seed)
+            # All copies of an image are in the same half: a density must not be fitted on what its scale is fitted on.
             every = torch.arange(len(features.fine))
-            half = every % len(pixels) % 2
+            half = torch.from_numpy(fold_of_each(pixels, 2)).repeat(1 + self.config.copies)
             on_position = features.fine[: len(pixels), : self.densities.position_channels]
             self.density_weights = self._weights(variance_explained_by_position(on_position))
             distances = [
@@ -186,18 +192,15 @@ class MetalFeatures(FittedDetector):
             ]
             held_out = Distances.concatenate(distances).select(half.argsort(stable=True).argsort())
             self.log_distance.fit(held_out.positions)
-            self.context_weight = self._context_weight(held_out.select(every[: len(pixels)]))
+            variation = self._variation_of_level(held_out.select(every[: len(pixels)]))
+            self.context_weight = self._context_weight(variation, len(pixels))
+            if self.composition_score is not None:
+                self.composition_score.weights[-1] = IMAGE_WEIGHTS[-1] * (1 - variation)
             self._fit_scales(held_out, len(pixels))
             if self.context_weight > 0:
                 self._fit_context_scales(features, held_out, half, seed)
             self.densities = self._fitted_densities(features, every, seed, context=bool(self.context_weight > 0))
-        return self._out_of_fold(pixels, features)
-
-    def out_of_fold_residuals(self, training: Pixels, seed: int = 0) -> Residuals:  # noqa: ARG002 (seed 0)
-        """Return residuals of the training images from densities that were fitted without them."""
-        with torch.no_grad():
-            features = self._features_of_all(training, seed=0)
-        return self._out_of_fold(training, features)
+        return self._out_of_fold(pixels, features, np.searchsorted(chosen, scored), seed)
 
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are equal)
         """Return True: the densities, which alone can overfit single images, were fitted without the image."""
@@ -212,7 +215,7 @@ class MetalFeatures(FittedDetector):
         """Return the mean normalized log-distance of each pixel: 1 is about the 99 % quantile of good positions.
 
         The excess at the position of the mean without context prediction is subtracted (see `PositionalMean`).
-        `Residuals.score` is the contribution of the composition to the image score; None without it.
+        `Residuals.contribution` is that of the composition to the image score; None without it.
         `Residuals.localization` is the map with context prediction; None without it, or if it counts in the score.
         """
         return self._residuals_from(self.densities(self.features(images)))
@@ -225,33 +228,34 @@ class MetalFeatures(FittedDetector):
         self, residuals: Residuals, maps: Tensor, smoothed: Tensor, scoring: Scoring
     ) -> Float[Tensor, " batch"]:
         """Return the map's score, joined with the contribution of the composition."""
-        return joined_score(super()._image_score(residuals, maps, smoothed, scoring), residuals.score)
+        return joined_score(super()._image_score(residuals, maps, smoothed, scoring), residuals.contribution)
 
-    def _out_of_fold(self, pixels: Pixels, features: Features) -> Residuals:
-        """Return residuals of at most `MAX_OUT_OF_FOLD` images, given the features of all images and their copies."""
-        chosen = subsampled_indices(len(pixels), MAX_OUT_OF_FOLD)
+    def _out_of_fold(
+        self, pixels: np.ndarray, features: Features, scored: Int[np.ndarray, " scored"], seed: int
+    ) -> Residuals:
+        """Return residuals of the chosen images, given the features of all images and their copies."""
         offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
         in_score = self.config.context_in_score and bool(self.context_weight > 0)
 
-        def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
-            others = torch.from_numpy((offsets + chosen[~left_out]).ravel())
-            images = torch.from_numpy(chosen[left_out])  # not their copies
+        def residuals_without(left_out: Bool[np.ndarray, " scored"]) -> Residuals:
+            others = torch.from_numpy((offsets + scored[~left_out]).ravel())
+            images = torch.from_numpy(scored[left_out])  # not their copies
             with torch.no_grad():
-                return self._residuals_from(self._distances_without(features, others, images, seed=0, context=in_score))
+                return self._residuals_from(self._distances_without(features, others, images, seed, context=in_score))
 
-        return self._residuals_by_folds(pixels[chosen], residuals_without)
+        return self._residuals_by_folds(pixels[scored], residuals_without)
 
     def _residuals_from(self, distances: Distances) -> Residuals:
         mean = self.log_distance(distances.positions, self.density_weights)
-        score = None
+        contribution = None
         if self.composition_score is not None and distances.composition is not None:
-            score = self.composition_score(distances.composition, level(mean))
+            contribution = self.composition_score(distances.composition, level(mean))
         if distances.context is None:
-            return Residuals(self._as_map(mean), score=score)
+            return Residuals(self._as_map(mean), contribution=contribution)
         joined = self._as_map(self.context_scale * self._with_context(mean, distances.context))
         if self.config.context_in_score:
-            return Residuals(joined, score=score)
-        return Residuals(self._as_map(mean), score=score, localization=joined[:, 0])
+            return Residuals(joined, contribution=contribution)
+        return Residuals(self._as_map(mean), contribution=contribution, localization=joined[:, 0])
 
     def _with_context(self, mean: Tensor, context: Tensor) -> Tensor:
         (log_distance,) = self.context_log_distance.normalized([context])
@@ -284,13 +288,9 @@ class MetalFeatures(FittedDetector):
                     following = ahead.submit(batch, *parts[number + 1])
                 yield to_batch(images, self.device)
 
-    def _features_of_all(self, pixels: np.ndarray, seed: int, *, fits_standardization: bool = False) -> Features:
-        """Return the standardized features of all images and their copies, which are held once.
-
-        fits_standardization: fit mean and deviation of each channel on them first.
-        """
-        maps: Features | None = None
-        parts, filled = list[Features](), 0
+    def _features_of_all(self, pixels: np.ndarray, seed: int) -> Features:
+        """Fit the standardization, and return the features of all images and their copies, which are held once."""
+        maps, parts, filled = None, list[Features](), 0
         for batch in self._with_copies(pixels, np.random.default_rng(seed)):
             new = self._maps(batch)
             if maps is None:
@@ -302,9 +302,8 @@ class MetalFeatures(FittedDetector):
             parts.append(part)
             filled += len(batch)
         assert maps is not None
-        if fits_standardization:
-            self.fine_standardization.fit(part.fine for part in parts)
-            self.deep_standardization.fit(part.deep for part in parts)
+        self.fine_standardization.fit(part.fine for part in parts)
+        self.deep_standardization.fit(part.deep for part in parts)
         for part in parts:  # in place
             part.fine.copy_(self.fine_standardization(part.fine))
             part.deep.copy_(self.deep_standardization(part.deep))
@@ -337,14 +336,15 @@ class MetalFeatures(FittedDetector):
         weights = {"per_stride": aligned, "per_channel": 1 - aligned, "deep": 0.5, "position": aligned}
         return torch.tensor([weights[name] for name in NAMES], device=explained.device)
 
-    def _context_weight(self, held_out: Distances) -> Float[Tensor, ""]:
-        """Return the weight of context prediction, given the distances of held-out images without copies."""
-        if not self.config.predicts_context or len(held_out.positions[0]) < MIN_CONTEXT_IMAGES:
-            return torch.zeros_like(self.context_weight)
+    def _variation_of_level(self, held_out: Distances) -> Float[Tensor, ""]:
+        """Return the `level_variation` of the fine distances of held-out images, without copies."""
         per_stride, per_channel = self.log_distance.normalized(held_out.positions[:2])
-        fine = self.density_weights[0] * per_stride + self.density_weights[1] * per_channel
-        weight = (variance_explained_by_image(fine) / FULL_CONTEXT).pow(CONTEXT_POWER).clamp_max(1)
-        return weight if weight >= MIN_CONTEXT else torch.zeros_like(weight)
+        return level_variation(self.density_weights[0] * per_stride + self.density_weights[1] * per_channel)
+
+    def _context_weight(self, variation: Float[Tensor, ""], images: int) -> Float[Tensor, ""]:
+        """Return the weight of context prediction, given the variation of the level and the number of images."""
+        used = self.config.predicts_context and images >= MIN_CONTEXT_IMAGES and variation >= MIN_CONTEXT
+        return variation if used else torch.zeros_like(variation)
 
     def _unfitted_densities(self, share: float = 0.5, *, context: bool) -> Densities:
         config = self.config
@@ -364,7 +364,7 @@ class MetalFeatures(FittedDetector):
         """Return densities of the chosen images; a codebook's share of the entries is its weight."""
         share = float(self.density_weights[NAMES.index("per_stride")])
         densities = self._unfitted_densities(share, context=False).to(self.device)
-        densities.fit(features, images, seed)
+        densities.fit(features, images, seed, len(features.fine) // (1 + self.config.copies))
         densities.context = self._fitted_context(features, images, seed) if context else None
         return densities
 

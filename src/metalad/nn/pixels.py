@@ -1,6 +1,5 @@
 """Conversion of uint8 image arrays to tensors."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,8 +29,7 @@ def subsampled(pixels: Pixels, limit: int) -> Pixels:
 
 
 def batches(pixels: Pixels, device: torch.device, size: int = 16, limit: int = 512) -> Iterator[Tensor]:
-    """Yield batches of at most `size` images; every n-th image is used, so that their number is at most `limit`."""
-    step = max(1, math.ceil(len(pixels) / limit))
-    selected = pixels[::step]
+    """Yield batches of at most `size` images, of at most `limit` images that are evenly spaced over all."""
+    selected = subsampled_indices(len(pixels), limit)
     for start in range(0, len(selected), size):
-        yield to_batch(selected[start : start + size], device)
+        yield to_batch(pixels[selected[start : start + size]], device)

@@ -55,8 +55,8 @@ class ExportReport:
 
     size: bytes, of both files for OpenVINO. images: number of images that were compared. difference: the largest
     relative difference of a score; `tolerance` was accepted. map_difference: the largest difference of a map's pixel,
-    relative to the map's highest value or the threshold. changed_verdicts: number of images that are anomalous by one
-    of the two only. auroc, trained_auroc: of the exported and the trained model; None without labelled images.
+    relative to the map's highest value or the highest score. changed_verdicts: number of images that are anomalous by
+    one of the two only. auroc, trained_auroc: of the exported and the trained model; None without labelled images.
     """
 
     path: Path

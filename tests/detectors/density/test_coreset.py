@@ -59,8 +59,16 @@ def test_it_is_plain_greedy_selection_on_clustered_points() -> None:
 
 
 @pytest.mark.parametrize("copies", [5, 300])
-def test_duplicate_points_are_selected_once_each(copies: int) -> None:
-    assert sorted(coreset(torch.ones(copies, 2), copies, 0).tolist()) == list(range(copies))
+def test_of_points_that_are_all_equal_one_is_selected(copies: int) -> None:
+    assert len(coreset(torch.ones(copies, 2), copies, 0)) == 1
+    assert len(coreset(torch.ones(copies, 2), copies, 0, torch.ones(1, 2))) == 0
+
+
+def test_the_selection_ends_with_the_last_distinct_point() -> None:
+    distinct = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    points = distinct.repeat(30, 1)
+    chosen = coreset(points, 500, 0)
+    assert sorted((chosen % 40).tolist()) == list(range(40))
 
 
 def test_a_random_projection_nearly_keeps_distances() -> None:

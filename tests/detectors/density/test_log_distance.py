@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from metalad.detectors.density.log_distance import NormalizedLogDistance
+from metalad.detectors.density.log_distance import SHARPNESS, NormalizedLogDistance, as_map
 from tests.detectors.density.random_maps import noise
 
 
@@ -54,3 +57,12 @@ def test_weights_that_are_fitted_equal_weights_of_the_mean() -> None:
     weighted.fit(distances, torch.tensor([3.0, 0.0]))
     first = plain(distances, torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(weighted(distances), first, atol=0.01, rtol=0.01)
+
+
+def test_the_map_of_an_exported_graph_is_the_softplus_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.linspace(-12, 12, 4001)
+    exact = F.softplus(values.double(), beta=SHARPNESS)
+    for exported in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda exported=exported: exported)
+        torch.testing.assert_close(as_map(values).double(), exact, rtol=3e-6, atol=0)
+    assert float(as_map(torch.tensor(-12.0))) == pytest.approx(math.exp(-48) / 4, rel=1e-5)

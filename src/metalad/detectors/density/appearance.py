@@ -20,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
+from metalad.data.folds import number_of_each
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
 from metalad.detectors.density.edge_composition import EdgeComposition
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
@@ -147,7 +148,7 @@ class AppearanceDensity(nn.Module):
                 copies[with_copy] = edges[len(pixels) :]
                 if not with_copy.all():
                     copies[~with_copy] = edges_of(normalized(copies_of(pixels[~with_copy.numpy(force=True)])))
-                self.composition.fit(own, copies, with_copy)
+                self.composition.fit(own, copies, with_copy, _half_of(pixels).to(device))
             patches = torch.cat([self.patches(batch) for batch in images])
             self.scale.copy_(patches.var((0, 2, 3)).sum().sqrt())
             points = sampled_positions(self._with_coordinates(patches), seed=0, most=CODEBOOK_POINTS[self.selection])
@@ -215,6 +216,15 @@ class AppearanceDensity(nn.Module):
         across = torch.linspace(-1, 1, width, device=patches.device).expand(height, width)
         coordinates = self.scale * torch.stack([down, across])
         return torch.cat([patches, coordinates.expand(batch, -1, -1, -1)], 1)
+
+
+def _half_of(pixels: Pixels) -> Bool[Tensor, " images"]:
+    """Return whether each image is in the first half; identical images are in the same one.
+
+    Pairs of images, if there are more than two: every second image is fitted on with its perturbed copy.
+    """
+    number = torch.from_numpy(number_of_each(pixels))
+    return number // (PERTURBED_EVERY if number.max() > 1 else 1) % 2 == 0
 
 
 def grid_of(height: int, width: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ features is usual somewhere. A whole feature map of such an image is not a combi
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ MIN_EIGENVALUE = 1e-10
 """Components with a smaller fraction of the sum of squares of all maps are rounding errors and are left out."""
 
 WEIGHTS = (0.5, 1 / 3)
-"""Weights of the residual of the whole map and of that of the cell with the largest one."""
+"""Weights of the residual of the whole map and of that of the cell with the largest one, in `CompositionScore`."""
 OFFSET = 1.5
 """A normalized log-distance below -OFFSET does not contribute to the score."""
 HALF_WEIGHT_IMAGES = 100
@@ -75,7 +75,9 @@ class Composition(nn.Module):
     def forward(self, maps: Float[Tensor, "batch channels down across"]) -> Float[Tensor, "batch 2"]:
         """Return the root mean square of the residual of the whole map, and that of the cell where it is largest."""
         centered = self._vectors(maps) - self.mean
-        residual = centered - centered @ self.directions.T @ self.directions
+        residual = centered
+        if len(self.directions):  # OpenVINO has no product with an empty matrix
+            residual = centered - centered @ self.directions.T @ self.directions
         cells = len(self.rows) * len(self.columns)
         energy = residual.reshape(-1, self.channels, cells).square().mean(1)
         return torch.stack([energy.mean(1), energy.amax(1)], 1).sqrt()
@@ -102,7 +104,7 @@ def joined_score(
 
 
 class CompositionScore(nn.Module):
-    """The contribution of a `Composition` to the image score, from its normalized log-distances.
+    """The contribution of distances of whole images to the image score: those of a `Composition`, and others.
 
     Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is the root of the sum of the
     squares of those that are positive. With n good images, all are multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the
@@ -114,8 +116,8 @@ class CompositionScore(nn.Module):
     sum of that and the variance between images: where good images differ in level by themselves, a high level is no
     sign of a perturbation. A level above the mean of good images counts, up to the root mean square of what copies add.
 
-    weight: n / (n + HALF_WEIGHT_IMAGES). mean_level: of good images. max_rise: the level above it that counts at most.
-    slopes: of the two distances.
+    weight: n / (n + HALF_WEIGHT_IMAGES). weights: of the distances. mean_level: of good images. max_rise: the level
+    above it that counts at most. slopes: of the distances.
     """
 
     weight: Tensor
@@ -124,17 +126,19 @@ class CompositionScore(nn.Module):
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self, factor: float = 1.0) -> None:
-        """Construct the score, unfitted. factor: of `WEIGHTS`."""
+    def __init__(self, weights: Sequence[float] = WEIGHTS) -> None:
+        """Construct the score, unfitted. weights: of the distances."""
         super().__init__()
-        self.log_distance = NormalizedLogDistance(len(WEIGHTS))
-        self.register_buffer("weights", factor * torch.tensor(WEIGHTS), persistent=False)
+        self.log_distance = NormalizedLogDistance(len(weights))
+        self.register_buffer("weights", torch.tensor(weights))
         self.register_buffer("weight", torch.tensor(0.0))
         self.register_buffer("mean_level", torch.tensor(0.0))
         self.register_buffer("max_rise", torch.tensor(0.0))
-        self.register_buffer("slopes", torch.zeros(len(WEIGHTS)))
+        self.register_buffer("slopes", torch.zeros(len(weights)))
 
-    def fit(self, distances: Float[Tensor, "held_out 2"], levels: Float[Tensor, " held_out"], images: int) -> None:
+    def fit(
+        self, distances: Float[Tensor, "held_out distances"], levels: Float[Tensor, " held_out"], images: int
+    ) -> None:
         """Fit scales and slopes on held-out good images.
 
         distances, levels: of the images, then of a copy of each, as often as there are copies. images: their number
@@ -144,7 +148,7 @@ class CompositionScore(nn.Module):
         self.weight.fill_(images / (images + HALF_WEIGHT_IMAGES))
         own = levels[:images]
         self.mean_level = own.mean()
-        normalized = self._normalized(distances).reshape(-1, images, len(WEIGHTS))
+        normalized = self._normalized(distances).reshape(-1, images, len(self.weights))
         rise = levels.reshape(-1, images)[1:] - own
         if not rise.any():  # no copies
             self.max_rise.zero_()
@@ -155,7 +159,9 @@ class CompositionScore(nn.Module):
         self.max_rise = between_copies.sqrt()
         self.slopes = slopes.clamp_min(0) * between_copies / (between_copies + between_images)
 
-    def forward(self, distances: Float[Tensor, "batch 2"], levels: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def forward(
+        self, distances: Float[Tensor, "batch distances"], levels: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
         """Return the contribution of each image, which is never negative. levels: see `level`."""
         rise = torch.minimum((levels - self.mean_level).clamp_min(0), self.max_rise)
         explained = self.slopes * rise[:, None]
@@ -163,5 +169,5 @@ class CompositionScore(nn.Module):
         contribution: Tensor = self.weight * squares.sum(1).sqrt()
         return contribution
 
-    def _normalized(self, distances: Tensor) -> Float[Tensor, "batch 2"]:
+    def _normalized(self, distances: Tensor) -> Float[Tensor, "batch distances"]:
         return torch.stack(self.log_distance.normalized(distances.unbind(1)), 1)

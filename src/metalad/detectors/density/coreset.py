@@ -25,8 +25,10 @@ def coreset(
     count: int,
     seed: int,
     given: Float[Tensor, "centers channels"] | None = None,
-) -> Int[Tensor, " count"]:
+) -> Int[Tensor, " _count"]:
     """Select `count` points greedily: the first at random, each next one farthest from all selected ones.
+
+    If fewer points are distinct, only these: the others are at distance 0 from a selected one.
 
     Exact k-center greedy (Gonzalez 1985), several centers at a time, see `_farthest`: a matrix product with all of them
     takes a fraction of the time of as many matrix-vector products.
@@ -47,9 +49,12 @@ def coreset(
 
 
 def _centers(points: Tensor, left: int, distance: Tensor) -> Iterator[int]:
-    """Yield as many points as are `left` to select, given the distance of each point from those selected already."""
+    """Yield as many points as are `left` to select, given the distance of each point from those selected already.
+
+    Fewer, once every point is at distance 0 from one of them.
+    """
     squares = points.square().sum(1)
-    while left:
+    while left and distance.max() > 0:
         chosen = _farthest(points, distance, left)
         yield from chosen
         left -= len(chosen)

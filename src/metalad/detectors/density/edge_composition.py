@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metalad.detectors.density.composition import Composition, CompositionScore, level
+from metalad.detectors.density.composition import WEIGHTS, Composition, CompositionScore, level
 from metalad.detectors.density.gaussian import PositionalGaussian
 
-WEIGHT_FACTOR = 2.0
-"""Factor of the weights of `CompositionScore`: beside the map of `metal`, composition tells more than beside that of
-pretrained features."""
+EDGE_WEIGHTS = tuple(2 * weight for weight in WEIGHTS)
+"""Weights in `CompositionScore`: beside the map of `metal`, composition tells more than beside that of pretrained
+features."""
 
 
 class EdgeComposition(nn.Module):
@@ -23,13 +23,14 @@ class EdgeComposition(nn.Module):
         """Construct the models, unfitted. grid: positions of the maps, down and across."""
         super().__init__()
         self.channels, self.grid = channels, grid
-        self.density, self.score = Composition(channels, grid), CompositionScore(WEIGHT_FACTOR)
+        self.density, self.score = Composition(channels, grid), CompositionScore(EDGE_WEIGHTS)
 
     def fit(
         self,
         own: Float[Tensor, "images channels down across"],
         copies: Float[Tensor, "images channels down across"],
         with_copy: Bool[Tensor, " images"],
+        half: Bool[Tensor, " images"],
     ) -> None:
         """Fit the density, and the scales on each half of the images by models that are fitted on the other half.
 
@@ -37,14 +38,13 @@ class EdgeComposition(nn.Module):
 
         own, copies: standardized edges of the images, and of a perturbed copy of each. with_copy: whether models are
             fitted on the copy, too.
+        half: images of one half; the others are the other one.
         """
         self.density.fit([own, copies[with_copy]])
         images = len(own)
         if images < 2:
             self.score.weight.zero_()
             return
-        # Pairs of images, if there are two or more: every second image is fitted on with its copy.
-        half = torch.arange(images, device=own.device) // (2 if images > 2 else 1) % 2 == 0
         distances, levels = own.new_empty(2, images, 2), own.new_empty(2, images)
         for held_out in (half, ~half):
             fitted_on = torch.cat([own[~held_out], copies[~held_out & with_copy]])

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import Composition
+from metalad.detectors.density.composition import WEIGHTS, Composition
 from metalad.detectors.density.context import ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian
+from metalad.detectors.density.subspace import Subspace
 from metalad.nn.parts import concatenated
 
 NAMES = ("per_stride", "per_channel", "deep", "position")
@@ -24,6 +25,12 @@ DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
 MAX_CORESET_POINTS = 120_000
 """Fine feature vectors that coresets are selected from at most: rare ones must be among them to become entries."""
+SUBSPACE_VARIANCE = 0.995
+"""Fraction of the variance of the fine features that their subspace contains."""
+REFERENCE_FRACTION = 0.2
+"""The largest residual of an image is divided by the one that this fraction of its positions exceeds."""
+IMAGE_WEIGHTS = (*WEIGHTS, 0.5)
+"""Weights of the distances of whole images in `CompositionScore`; the last is that of the subspace, at most."""
 
 
 class Features(NamedTuple):
@@ -45,12 +52,12 @@ class Distances(NamedTuple):
     """Distances of a batch.
 
     positions: of each position of the grid of stride 8, by each density in the order of `NAMES`.
-    composition: of each whole image; None without it.
+    composition: of each whole image, two by its composition and one by the subspace; None without them.
     context: of each position, by context prediction; None without it.
     """
 
     positions: list[Float[Tensor, "batch down across"]]
-    composition: Float[Tensor, "batch 2"] | None = None
+    composition: Float[Tensor, "batch 3"] | None = None
     context: Float[Tensor, "batch down across"] | None = None
 
     @classmethod
@@ -70,8 +77,10 @@ class Densities(nn.Module):
 
     per_stride: codebook of fine features, each stride with equal weight. per_channel: the same, each channel with equal
     weight. Each gets a share of the entries. deep: codebook of stride 32. position: a Gaussian of stride 4 at each
-    position. composition: a subspace of whole maps of stride 16, which gives two distances of an image. context:
-    prediction of the fine features, strides with equal weight, from those around them. The last two may be None.
+    position. composition: a subspace of whole maps of stride 16, which gives two distances of an image. subspace: that
+    of the fine features of all positions; how far the largest residual of an image exceeds its others is a third
+    distance. context: prediction of the fine features, strides with equal weight, from those around them. The last
+    three may be None.
     """
 
     stride_weights: Tensor
@@ -95,7 +104,7 @@ class Densities(nn.Module):
             codebook_size: entries of both codebooks of fine features.
             selection: of these entries.
             share: of these entries that `per_stride` gets, within `MIN_SHARE`.
-            composition: whether there is a density of whole images.
+            composition: whether there are densities of whole images.
             context: components and filter of a `ContextPrediction`; None: without it.
         """
         super().__init__()
@@ -109,18 +118,25 @@ class Densities(nn.Module):
         self.deep = Codebook(min(codebook_size, DEEP_CODEBOOK_SIZE))
         self.position = PositionalGaussian()
         self.composition = Composition(widths[2], grid) if composition else None
+        self.subspace = Subspace() if composition else None
         self.context = None if context is None else ContextPrediction(sum(widths), grid, *context)
 
-    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int) -> None:
-        """Fit all models but the context prediction on the features of the chosen images, which are good."""
+    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int, copies_from: int) -> None:
+        """Fit all models but the context prediction on the features of the chosen images, which are good.
+
+        copies_from: the index of the first perturbed copy. The subspace is fitted without copies: in those directions
+        in which only copies vary, many defects do.
+        """
         most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
         sample = sampled_positions(features.fine, seed, images, most)
         self.per_stride.fit(sample, seed, self.stride_weights.flatten())
         self.per_channel.fit(sample, seed)
         self.deep.fit(sampled_positions(features.deep, seed, images), seed)
         self.position.fit(features.fine[:, : self.position_channels][images])
-        if self.composition is not None:
+        if self.composition is not None and self.subspace is not None:
             self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
+            own = sampled_positions(features.fine, seed, images[images < copies_from])
+            self.subspace.fit([own], SUBSPACE_VARIANCE)
 
     def forward(self, features: Features) -> Distances:
         """Return the distances of the positions and of the whole images."""
@@ -128,8 +144,23 @@ class Densities(nn.Module):
         deep = F.interpolate(self.deep(features.deep)[:, None], fine.shape[-2:], mode="bilinear")[:, 0]
         position = self.position(fine[:, : self.position_channels])
         positions = [self.per_stride(fine * self.stride_weights), self.per_channel(fine), deep, position]
-        composition = None if self.composition is None else self.composition(self._stride_16(fine))
-        return Distances(positions, composition, None if self.context is None else self.context(fine))
+        return Distances(positions, self._of_images(fine), None if self.context is None else self.context(fine))
+
+    def _of_images(self, fine: Tensor) -> Float[Tensor, "batch 3"] | None:
+        if self.composition is None or self.subspace is None:
+            return None
+        vectors = fine.permute(0, 2, 3, 1)
+        residuals = self.subspace(vectors.flatten(0, 2)).reshape(vectors.shape[0], -1)
+        return torch.cat([self.composition(self._stride_16(fine)), peak_ratio(residuals)], 1)
 
     def _stride_16(self, fine: Tensor) -> Tensor:
         return fine[:, -self.stride_16_channels :]
+
+
+def peak_ratio(residuals: Float[Tensor, "batch positions"]) -> Float[Tensor, "batch 1"]:
+    """Return the largest residual of each image, relative to the one that `REFERENCE_FRACTION` of them exceed.
+
+    Compression, noise and contrast change all residuals of an image, most defects a few.
+    """
+    highest = residuals.topk(int(REFERENCE_FRACTION * residuals.shape[1]) + 1, 1).values
+    return highest[:, :1] / highest[:, -1:].clamp_min(torch.finfo(residuals.dtype).tiny)

@@ -16,6 +16,9 @@ PRIOR_IMAGES = 10.0
 RIDGE = 0.05
 """Fraction of the mean variance that is added to every variance."""
 
+FULL_VARIATION, VARIATION_POWER = 0.125, 4
+"""See `level_variation`."""
+
 
 class PositionalGaussian(nn.Module):
     """The Mahalanobis distance of a feature vector from the Gaussian of its position (after Defard 2021).
@@ -65,3 +68,12 @@ def variance_explained_by_position(maps: Float[Tensor, "images channels down acr
 def variance_explained_by_image(maps: Float[Tensor, "images down across"]) -> Float[Tensor, ""]:
     """Return the fraction of the variance of the values that the means of the images explain."""
     return maps.mean((1, 2)).var(correction=0) / maps.var(correction=0).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def level_variation(maps: Float[Tensor, "images down across"]) -> Float[Tensor, ""]:
+    """Return how much the images differ in the level of their maps, from 0 to 1.
+
+    1 where the means of the images explain `FULL_VARIATION` of the variance or more; below that it falls with a power
+    of the fraction.
+    """
+    return (variance_explained_by_image(maps) / FULL_VARIATION).pow(VARIATION_POWER).clamp_max(1)

@@ -20,6 +20,8 @@ distances of 0, whose logarithm is that of rounding errors, and those differ bet
 SHARPNESS = 4.0
 """`beta` of the softplus function that makes a map of normalized log-distances positive."""
 
+LOG1P_TERMS = (1, 3, 5, 7, 9, 11, 13)
+
 
 class NormalizedLogDistance(nn.Module):
     """Combination of several distances into one normalized log-distance.
@@ -87,7 +89,21 @@ def tail(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
 
 def as_map(log_distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Convert normalized log-distances to a positive map: near 0 for negative values, unchanged for large values."""
-    return F.softplus(log_distance, beta=SHARPNESS)
+    if not torch.compiler.is_compiling():
+        return F.softplus(log_distance, beta=SHARPNESS)
+    # In exported graphs: OpenVINO computes log(1 + exp(x)), which loses the digits of small values.
+    scaled = SHARPNESS * log_distance
+    return (F.relu(scaled) + _log1p(torch.exp(-scaled.abs()))) / SHARPNESS
+
+
+def _log1p(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return log(1 + x) for x from 0 to 1 to single precision, as the series of 2 artanh(x / (2 + x))."""
+    ratio = values / (2 + values)
+    square = ratio.square()
+    series = torch.full_like(square, 1 / LOG1P_TERMS[-1])
+    for term in reversed(LOG1P_TERMS[:-1]):
+        series = series * square + 1 / term
+    return 2 * ratio * series
 
 
 def _log(values: Tensor) -> Tensor:

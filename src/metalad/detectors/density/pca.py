@@ -39,6 +39,8 @@ class PrincipalComponents(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Return the projections of the images, which are their nearest points in the subspace."""
+        if not len(self.directions):  # OpenVINO has no product with an empty matrix
+            return self.mean.expand_as(images)
         centered = (images - self.mean).flatten(1)
         return self.mean + (centered @ self.directions.T @ self.directions).reshape(images.shape)
 
