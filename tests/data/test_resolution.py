@@ -89,6 +89,24 @@ def test_line_states_size_scale_and_smallest_defect() -> None:
     assert "32 or more" in line
 
 
+@pytest.mark.parametrize(
+    ("size", "wanted", "end"),
+    [
+        ((1024, 1024), 16.0, "a defect should be 16 or more of their pixels across"),
+        ((300, 400), 3.0, "8 or more of their pixels across, 3 as wanted cannot be reached: images are not enlarged"),
+        ((4000, 6000), 8.0, "8 as wanted cannot be reached: a larger size would take too much time and memory"),
+    ],
+)
+def test_a_line_states_whether_the_wanted_defect_is_reached(size: tuple[int, int], wanted: float, end: str) -> None:
+    (line,) = choose_size([size], 256, 32, smallest_defect=wanted).lines()
+    assert line.endswith(end)
+
+
+def test_a_line_states_that_the_size_of_various_images_is_a_median() -> None:
+    lines = choose_size([(300, 300)] * 5 + [(300, 400)] * 4, 256, 32).lines()
+    assert "images of various sizes, in the median 300x300 (height x width), are resized to 256x256" in lines[0]
+
+
 @pytest.mark.parametrize("value", [0.0, -3.0, math.inf, math.nan])
 def test_impossible_smallest_defect_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match="smallest_defect"):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_the_command_prints_the_comparison(
     shown = capsys.readouterr().out
     assert "cookie: 9 test images, 3 runs" in shown
     assert shown.endswith(f"page: {tmp_path / 'c.html'}\n")
+
+
+def test_names_that_are_not_utf_8_are_those_of_stored_reports(category: Path, runs: list[Path], tmp_path: Path) -> None:
+    """The first run is evaluated by `compare`, which then has its paths as they are; those of a file are escaped."""
+    data = Path(shutil.copytree(category, tmp_path / "data"))
+    image = next((data / "test" / "good").iterdir())
+    try:
+        image.rename(image.with_name(os.fsdecode(b"caf\xe9.jpg")))
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    copies = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs[:2]]
+    for run in copies:
+        shutil.rmtree(run / "evaluation")
+    first, again = (compare(copies, data=data, out=tmp_path / "page.html", images=6) for _ in range(2))
+    assert first.to_json() == again.to_json()
+    assert any("caf\\udce9" in each.path for each in first.reports[0].images)
 
 
 # Errors

@@ -235,6 +235,8 @@ def test_without_good_images_no_corruption_is_evaluated(model: Model, category: 
     report = evaluate(model, data, out=tmp_path / "out", corruptions=True)
     assert report.chosen.per_corruption == ()
     (note,) = [note for note in report.notes if note.startswith("There are no good test images: all 5 count as")]
+    measured = report.chosen.metrics_model
+    assert measured.image_auroc is measured.image_ap is measured.image_f1max is None
     assert "Put good ones into a folder named good" in note
 
 

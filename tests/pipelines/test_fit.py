@@ -266,7 +266,8 @@ def test_impossible_images_are_errors(folder: Path, tmp_path: Path) -> None:
         ([paths[0], 3], r"images\[1\] is a int; give a path, a NumPy array, a Pillow image or a torch tensor"),
         ([paths[0], np.full((9, 9), 9.0)], r"images\[1\] is of float64 with values from 9 to 9; floats must be in"),
         ([np.zeros((3, 9, 9), np.uint8)] * 2, r"images\[0\] is an array \[3, 9, 9\], channels first"),
-        (np.zeros((4, 9, 9, 3), np.uint8), "fit takes a list or an iterable of images"),
+        (np.zeros((4, 9, 9, 3), np.uint8), r"got a batch, \(4, 9, 9, 3\); give its images one by one, as list\(x\)"),
+        (np.zeros((9, 9, 3), np.uint8), "fit takes a list or an iterable of images, got one image"),
     ]
     for images, message in wrong:
         with pytest.raises(DataError, match=message):

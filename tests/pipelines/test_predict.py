@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ from metalad.pipelines.predict.run import _check
 from metalad.pipelines.predict.saving import Writer
 from metalad.pipelines.predict.sources import Source, find_sources
 from metalad.results.prediction import SavedPrediction
+from metalad.runtime.choices import Format
 from metalad.runtime.errors import ConfigError, DataError, ImageError, ModelFileError, RunError
 from tests.noise import draw, draw_many, files_in, noise_run
 
@@ -285,6 +288,20 @@ def test_csv_quotes_names_with_commas_quotes_and_line_breaks(run: Path, tmp_path
     list(predict(run, [image], tmp_path / "out", format="csv"))
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
         assert {row["path"] for row in csv.DictReader(file)} == {str(image)}
+
+
+@pytest.mark.parametrize("format", ["csv", "coco"])
+def test_a_name_that_is_not_utf_8_is_written_with_escapes(run: Path, tmp_path: Path, format: Format) -> None:
+    (tmp_path / "images").mkdir()
+    image = tmp_path / "images" / os.fsdecode(b"Gr\xf6\xdfe.png")
+    try:
+        shutil.copy(draw(tmp_path / "a.png"), image)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    (result,) = predict(run, tmp_path / "images", tmp_path / "out", format=format)  # one path
+    assert result.path == image
+    text = (tmp_path / "out" / f"predictions.{'csv' if format == 'csv' else 'coco.json'}").read_text(encoding="utf-8")
+    assert "Gr\\udcf6\\udcdfe.png" in text
 
 
 def test_coco_has_an_image_for_each_score_and_an_annotation_for_each_region(

@@ -34,6 +34,10 @@ def test_the_text_states_what_is_wrong_and_what_to_do() -> None:
     )
 
 
+def test_very_few_scores_may_be_alike_by_chance() -> None:
+    assert "may pass as good, or most good images be rejected. Give" in str(caution(4, 0.01))
+
+
 def test_it_is_at_the_top_of_the_report_and_in_its_json() -> None:
     scoring = ScoringReport("raw", 3.0, Metrics(), Metrics(), Confusion(0, 0, 1, 1), false_alarm_rate=0.01)
     report = Report("plates", "stub", "run", (8, 8), 1.0, (scoring,), (), caution=caution(5, 0.01))

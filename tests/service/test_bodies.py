@@ -42,6 +42,13 @@ def test_json_gives_its_images_byte_for_byte(files: list[tuple[str, bytes]], nam
     assert uploads_of("application/json", json.dumps(items).encode(), 5) == found
 
 
+def test_base64_may_have_lines_as_command_line_tools_write_them() -> None:
+    content = bytes(range(200))
+    body = json.dumps({"images": [base64.encodebytes(content).decode()]}).encode()
+    assert body.count(b"\\n") > 1
+    assert [upload.content for upload in uploads_of("application/json", body, 1)] == [content]
+
+
 @pytest.mark.parametrize("kind", ["", "image/png", "IMAGE/x-unknown", "application/octet-stream; x=y"])
 def test_other_bodies_are_one_image(kind: str) -> None:
     assert uploads_of(kind, b"\0abc", 1) == [Upload("image", b"\0abc")]

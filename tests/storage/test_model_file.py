@@ -227,6 +227,9 @@ def test_a_safetensors_file_of_another_program_is_refused(refused: Callable[[byt
 
 
 def test_a_missing_model_file_is_an_error_with_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=f"{tmp_path}: no {FILE_NAME} there; give a run folder"):
+        read_model(tmp_path)
+    (tmp_path / "run.json").touch()
     with pytest.raises(ModelFileError, match=f"{tmp_path}: no {FILE_NAME} there; train it first"):
         read_model(tmp_path)
     with pytest.raises(ModelFileError, match="give a run folder or a model file"):

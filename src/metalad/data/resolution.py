@@ -36,6 +36,7 @@ class ChosenSize:
     scale: resized pixels per pixel of a median image. typical: height and width of a median image. distortion: ratio
     between the extreme aspect ratios of the images (90 % of them lie between the extremes). one_scale: the alternative
     that keeps the shape of each image (see `metalad.data.framing`), of at most the same area as `MAX_AREAS` allows.
+    wanted_defect: width of the smallest defect that matters, in pixels of a median image; None if not given.
     """
 
     size: tuple[int, int]
@@ -43,15 +44,17 @@ class ChosenSize:
     typical: tuple[int, int]
     distortion: float
     one_scale: Framing
+    wanted_defect: float | None = None
 
     def lines(self) -> list[str]:
         """Return the choice in words, with a warning where images of different shapes are distorted."""
         height, width = self.size
-        smallest = math.ceil(DEFECT_PIXELS / self.scale)
         own = f"{self.typical[0]}x{self.typical[1]}"
+        which = f"images of {own} (height x width)"
+        if self.distortion > 1:
+            which = f"images of various sizes, in the median {own} (height x width),"
         lines = [
-            f"image_size: images of {own} (height x width) are resized to {height}x{width}, {self.scale:.0%} of their "
-            f"size; a defect should be {smallest} or more of their pixels across (see --smallest-defect)"
+            f"image_size: {which} are resized to {height}x{width}, {self.scale:.0%} of their size; {self._defect()}"
         ]
         if self.distortion > MAX_DISTORTION:
             lines.append(
@@ -60,6 +63,16 @@ class ChosenSize:
                 f"{self._settings_of_one_scale()}, which keep the shape of each"
             )
         return lines
+
+    def _defect(self) -> str:
+        smallest = DEFECT_PIXELS / self.scale
+        text = f"a defect should be {max(1, round(smallest))} or more of their pixels across"
+        if self.wanted_defect is None:
+            return f"{text} (see --smallest-defect)"
+        if smallest <= 1.1 * self.wanted_defect:
+            return text
+        reason = "images are not enlarged" if self.scale > 0.9 else "a larger size would take too much time and memory"
+        return f"{text}, {self.wanted_defect:g} as wanted cannot be reached: {reason}"
 
     def _settings_of_one_scale(self) -> str:
         height, width = self.one_scale.size
@@ -106,7 +119,8 @@ def choose_size(
     low, high = np.quantile(ratios, [0.05, 0.95])
     typical = (round(short * max(ratio, 1.0)), round(short * max(1 / ratio, 1.0)))
     one_scale = _one_scale(shapes, wanted / short, multiple, area)
-    return ChosenSize((height, width), min(height, width) / short, typical, float(high / low), one_scale)
+    scale = min(height, width) / short
+    return ChosenSize((height, width), scale, typical, float(high / low), one_scale, smallest_defect)
 
 
 def _rounded(target: tuple[float, float], multiple: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from metalad.pipelines.used_outputs import require_own_comparison
 from metalad.results.comparison import Comparison, compared
 from metalad.results.pages.comparison_page import ComparedPictures, write_html_comparison
 from metalad.results.report import Report
-from metalad.runtime.errors import ConfigError, DataError, RunError
+from metalad.runtime.errors import ConfigError, DataError, RunError, escaped
 from metalad.runtime.progress import counted
 from metalad.storage.model_file import StoredModel, find_model, read_model
 from metalad.training.device import choose_device
@@ -141,7 +141,7 @@ def _require_unchanged(run: Path, model: StoredModel, report: Report) -> None:
 
 def _samples(run: Path, model: StoredModel, data: Path, comparison: Comparison) -> dict[int, Sample]:
     category = read_category(data, seed=model.header.seed)
-    known = {category.relative(sample): sample for sample in category.test}
+    known = {escaped(category.relative(sample)): sample for sample in category.test}
     found = {}
     for choice in comparison.choices:
         path = comparison.reports[0].images[choice.index].path

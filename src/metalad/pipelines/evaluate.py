@@ -31,7 +31,7 @@ from metalad.pipelines.used_outputs import require_same_report
 from metalad.results.evaluation import Evaluation, MeasuredImage, measure_pixels, size_index
 from metalad.results.pages.report_page import write_html_report
 from metalad.results.report import EvaluatedImage, Report
-from metalad.runtime.errors import DataError, ImageError
+from metalad.runtime.errors import DataError, ImageError, escaped
 from metalad.runtime.files import write_json
 from metalad.runtime.progress import counted, logger
 from metalad.storage.model_file import StoredModel
@@ -269,7 +269,7 @@ def _report(
         ),
         images=tuple(
             EvaluatedImage(
-                path=category.relative(sample),
+                path=escaped(category.relative(sample)),
                 defect=sample.defect,
                 label=sample.abnormal,
                 score=scores[chosen],

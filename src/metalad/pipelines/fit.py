@@ -140,8 +140,12 @@ def _size(value: Any, number: int) -> tuple[int, int]:
 
 
 def _require_several(images: Iterable[Any]) -> None:
-    if isinstance(images, str | Path) or is_image(images):
+    if isinstance(images, str | Path):
         raise DataError("fit takes a list or an iterable of images; use metalad.train for a folder")
+    if is_image(images):
+        shape = tuple(getattr(images, "shape", ()))
+        found = f"a batch, {shape}; give its images one by one, as list(x)" if len(shape) == 4 else "one image"
+        raise DataError(f"fit takes a list or an iterable of images, got {found}")
 
 
 def _load(images: Iterable[Any], framing: Framing, kind: type[Detector]) -> _Loaded:

@@ -13,6 +13,8 @@ CONSEQUENCES: dict[Severity, str] = {
     "warning": "many defects may pass as good",
     "severe": "most defects, or all, may pass as good",
 }
+VERY_FEW = 5
+"""With fewer scores, which may be alike by chance, the threshold can be too low as well."""
 LABELS: dict[Severity, str] = {"caution": "caution", "warning": "WARNING", "severe": "SEVERE WARNING"}
 
 
@@ -42,10 +44,11 @@ def extrapolation_caution(
     if expected >= 1:
         return None
     severity: Severity = "severe" if expected < SEVERE_BELOW else "warning" if expected < WARNING_BELOW else "caution"
+    consequence = CONSEQUENCES[severity] + (", or most good images be rejected" if images < VERY_FEW else "")
     times = f", {threshold / highest:.3g} times their highest score" if highest > 0 else ""
     text = (
         f"the threshold of {threshold:.4g} for {100 * rate:.3g} % false alarms is an extrapolation from {images} good "
-        f"images{times}: {CONSEQUENCES[severity]}. Give {math.ceil(round(1 / rate, 6))} good images or more, or use "
+        f"images{times}: {consequence}. Give {math.ceil(round(1 / rate, 6))} good images or more, or use "
         f"--false-alarms {alternative[0]:g} (threshold {alternative[1]:.4g})"
     )
     return Caution(severity, text)

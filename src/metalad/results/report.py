@@ -15,6 +15,7 @@ from jaxtyping import Float32
 
 from metalad.results.caution import Caution
 from metalad.results.separation import Separation
+from metalad.runtime.errors import escaped
 from metalad.visualization.plots import Curve, curve_plots, percent
 
 
@@ -326,8 +327,7 @@ def _jsonable(value: object) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):
-        # A file name that is not UTF-8 contains lone surrogates, which JSON cannot represent.
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return escaped(value)
     if isinstance(value, Mapping):
         return {_jsonable(str(key)): _jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

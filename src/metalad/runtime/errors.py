@@ -101,3 +101,8 @@ def printable(text: object) -> str:
     """Return a text, such as a file name, with control characters replaced, which could act on the terminal."""
     # Lone surrogates, from names that are not UTF-8, stay: they are escaped on output.
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in str(text))
+
+
+def escaped(text: str) -> str:
+    """Return a text with lone surrogates, from names that are not UTF-8, as \\udc..: text files cannot hold them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -198,7 +198,8 @@ def _of_item(number: int, item: object) -> Upload:
     if not isinstance(text, str):
         raise Problem(422, f"image {number} is not a string in base64")
     try:
-        return Upload(name, base64.b64decode(text, validate=True))
+        joined = "".join(text.split())  # command-line tools write lines
+        return Upload(name, base64.b64decode(joined, validate=True))
     except (binascii.Error, ValueError) as error:
         raise Problem(422, f"image {number} is not valid base64") from error
 

@@ -30,6 +30,7 @@ from metalad.runtime.errors import ModelFileError
 from metalad.runtime.files import write_bytes
 from metalad.runtime.settings import from_json
 from metalad.storage.migration import OLDEST_FORMAT, complete_settings, migrate_header, migrate_tensors
+from metalad.storage.run_folder import SETTINGS_NAME
 
 FILE_NAME = "model.safetensors"
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -82,7 +83,8 @@ def find_model(path: Path) -> Path:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        hint = "train it first, or continue with `--resume`" if path.is_dir() else "give a run folder or a model file"
+        begun = (path / SETTINGS_NAME).is_file()
+        hint = "train it first, or continue with `--resume`" if begun else "give a run folder or a model file"
         raise ModelFileError(f"{path}: no {FILE_NAME} there; {hint}")
     return file
 

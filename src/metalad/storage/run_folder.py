@@ -16,6 +16,11 @@ from metalad.storage.migration import complete_settings, migrate_settings
 
 logger = logging.getLogger("metalad")
 
+SETTINGS_NAME = "run.json"
+"""The settings of a run, which its folder has from the start."""
+OPTIONS: Mapping[str, str] = {"max_epochs": "epochs"}
+"""Names of options that are stored under another name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -46,7 +51,7 @@ class RunFolder:
     def __init__(self, path: Path, *, mute: bool = False) -> None:
         self.path, self.mute = path, mute
         self.model = path / "model.safetensors"
-        self.settings = path / "run.json"
+        self.settings = path / SETTINGS_NAME
         self.checkpoint = path / "checkpoint.safetensors"
         self.history = path / "history.jsonl"
         self._is_new = False
@@ -154,7 +159,10 @@ def require_same(
         if isinstance(value, Mapping) and isinstance(new[name], Mapping):
             require_same(folder, value, new[name], remedy)
         else:
-            raise RunError(f"{folder} was started with {name} {_short(value)}, now it is {_short(new[name])}; {remedy}")
+            option = OPTIONS.get(name, name)
+            raise RunError(
+                f"{folder} was started with {option} {_short(value)}, now it is {_short(new[name])}; {remedy}"
+            )
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from metalad.pipelines.benchmark.cells import Cell
 from metalad.pipelines.benchmark.rows import ResultRow
 from metalad.results.report_text import aligned
-from metalad.runtime.errors import printable
+from metalad.runtime.errors import escaped, printable
 
 UNDEFINED = "–"
 NOTE = (
@@ -92,8 +92,7 @@ def csv_table(lines: Sequence[Line]) -> str:
             numbers.append(statistics.mean(values) if values else "")
             numbers.append(statistics.stdev(values) if len(values) > 1 else "")
         writer.writerow([line.category, line.method, len(line.rows), *numbers])
-    # A file name that is not UTF-8 contains lone surrogates, which no text file can store.
-    return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+    return escaped(text.getvalue())
 
 
 def _mean_text(values: Sequence[float], digits: int) -> str:
@@ -104,7 +103,7 @@ def _mean_text(values: Sequence[float], digits: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    return printable(text).encode("utf-8", "backslashreplace").decode("utf-8").replace("|", "\\|")
+    return escaped(printable(text)).replace("|", "\\|")
 
 
 def _scoring(row: ResultRow) -> Mapping[str, Any]:

@@ -23,7 +23,11 @@ def write_formats(format: str, results: Path) -> None:
     for name, (suffix, write) in _FORMATS.items():
         path = results.with_suffix(suffix)
         if name == format or path.exists():
-            with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            # A file name that is not UTF-8 contains lone surrogates: written as \\udc.., as in the JSON lines.
+            with (
+                replacing(path) as temporary,
+                temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+            ):
                 write(file, results)
 
 

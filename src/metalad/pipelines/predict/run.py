@@ -34,7 +34,7 @@ from metalad.storage.run_folder import require_same
 
 def predict(
     run: "str | Path | Model",
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     scoring: Scoring | None = None,
@@ -64,7 +64,7 @@ def predict(
 
     Args:
         run: a run folder or a model file; in Python also a model that was read from one.
-        paths: image and video files, and folders whose images are found at any depth.
+        paths: image and video files, and folders whose images are found at any depth; one or several.
         out: gets `maps/` and `overlays/`, which mirror the folders of the images.
         scoring: `calibrated` or `raw`; the model's own by default.
         false_alarms: wanted fraction of good images above the threshold; the model's own by default.
@@ -95,7 +95,8 @@ def predict(
     """
     _check(batch_size, workers, format, every)
     use = _use(resume=resume, append=append, overwrite=overwrite)
-    files, folder = [Path(path) for path in paths], Path(out)
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files, folder = [Path(path) for path in given], Path(out)
     model = opened_model(run, "cpu" if workers is not None or ray is not None else device)
     where = "cpu" if model.path is not None and is_exported(model.path) else device
     remote = Remote(where, workers, ray) if workers is not None or ray is not None else None
