@@ -60,7 +60,7 @@ MIN_CONTEXT_IMAGES = 8
 """With fewer images there is no context prediction: half of them are too few to train it and to estimate the weight."""
 MAX_CONTEXT_SIGMA = 8.0
 MAX_PIXELS = 1024 * 256**2
-"""Pixels of the images whose features are held at once, copies included: 0.8 gigabytes."""
+"""Pixels of the images whose features are held at once, copies included: 0.8 gigabytes for Lite0's channels."""
 
 
 @dataclass(frozen=True, kw_only=True)

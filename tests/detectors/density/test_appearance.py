@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from metalad.detectors.density import appearance as module
 from metalad.detectors.density.appearance import (
     CHANNELS,
     CODEBOOK_POINTS,
@@ -18,7 +19,7 @@ from metalad.detectors.density.appearance import (
 )
 from metalad.detectors.density.composition import CompositionScore
 from metalad.nn.fitted import unfitted
-from metalad.nn.pixels import to_batch
+from metalad.nn.pixels import subsampled, to_batch
 from tests.cookies import cookies
 
 SIZE = 64
@@ -232,3 +233,17 @@ def test_fitting_is_reproducible(fitted: AppearanceDensity) -> None:
     again.fit(good(), CPU)
     for name, tensor in fitted.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_of_large_images_fewer_are_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = good()
+    evenly_spaced = subsampled(pixels, 5)
+    few, limited = AppearanceDensity(1), AppearanceDensity(1)
+    few.fit(evenly_spaced, CPU)
+    monkeypatch.setattr(module, "MIN_IMAGES", 1)
+    monkeypatch.setattr(module, "MAX_PIXELS", 5 * SIZE * SIZE)
+    limited.fit(pixels, CPU)
+    torch.testing.assert_close(limited.state_dict(), few.state_dict(), rtol=0, atol=0)
+    monkeypatch.setattr(module, "MIN_IMAGES", len(pixels))
+    limited.fit(pixels, CPU)
+    assert limited.patch.entries.shape[0] > few.patch.entries.shape[0]

@@ -53,8 +53,9 @@ WEIGHT_POWER = 4
 HIGH_PASS_WEIGHT, HIGH_PASS_POWER, MAX_HIGH_PASS_WEIGHT = 20.0, 24, 1.5
 """The weight of high-pass patches is that of the codebook, times the first number, times this power of the fraction of
 their variance that their entries explain; at most the third number."""
-MAX_IMAGES = 512
-"""Maximum number of images for fitting: the features of all of them and of the perturbed copies are in memory."""
+MAX_IMAGES, MAX_PIXELS, MIN_IMAGES = 512, 512 * 2 * 256**2, 32
+"""Maximum number of images for fitting, and of all their pixels: they, their features and the perturbed copies are in
+memory. Of larger images fewer are used, but no fewer than the last number."""
 PERTURBED_EVERY = 2
 """One of this many images is also used as a perturbed copy (lighting, position, focus). The models then tolerate such
 changes, and the copies are too few to broaden the positional Gaussian much."""
@@ -123,10 +124,11 @@ class AppearanceDensity(nn.Module):
     def fit(self, pixels: Pixels, device: torch.device, photometric: nn.Module | None = None) -> None:
         """Fit all models on good images and on perturbed copies of some of them (see `PERTURBED_EVERY`).
 
-        Of more than `MAX_IMAGES` images, an evenly spaced subset is used. photometric: photometric normalization that
-        is applied to the images first.
+        Of more than `MAX_IMAGES` images, or than `MAX_PIXELS` allows, an evenly spaced subset is used. photometric:
+        photometric normalization that is applied to the images first.
         """
-        pixels, rng = subsampled(pixels, MAX_IMAGES), np.random.default_rng(0)
+        limit = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PIXELS // math.prod(pixels.shape[1:3])))
+        pixels, rng = subsampled(pixels, limit), np.random.default_rng(0)
 
         def normalized(images: Pixels) -> Iterator[Tensor]:
             return (batch if photometric is None else photometric(batch) for batch in batches(images, device))
