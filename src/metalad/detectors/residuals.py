@@ -9,9 +9,6 @@ from torch import Tensor
 
 from metalad.nn.parts import concatenated
 
-OPTIONAL = ("reconstruction", "score", "contribution", "distances", "weights", "localization")
-"""Fields of `Residuals` that are tensors of a batch, or None."""
-
 
 class Residuals(NamedTuple):
     """The residuals of a batch, and what some methods return with them.
@@ -55,3 +52,7 @@ class Residuals(NamedTuple):
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Residuals":
         further = {name: None if (part := getattr(self, name)) is None else change(part) for name in OPTIONAL}
         return Residuals(change(self.values), **further, parts=self.parts)
+
+
+OPTIONAL = tuple(name for name in Residuals._fields if name not in ("values", "parts"))
+"""Fields that are tensors of a batch, or None."""

@@ -88,9 +88,13 @@ class Composition(nn.Module):
 
 def level(maps: Float[Tensor, "batch down across"]) -> Float[Tensor, " batch"]:
     """Return the median of each map: compression and noise raise the whole map, most defects a part of it."""
-    positions = maps.flatten(1)
-    # Not torch.median, which the exported formats lack.
-    return positions.topk(positions.shape[1] // 2 + 1, 1).values[:, -1]
+    return exceeded_by(maps.flatten(1), 0.5)
+
+
+def exceeded_by(values: Float[Tensor, "batch positions"], fraction: float) -> Float[Tensor, " batch"]:
+    """Return the value of each image that a fraction of its positions exceed."""
+    # Not torch.quantile or torch.median, which the exported formats lack.
+    return values.topk(int(fraction * values.shape[1]) + 1, 1).values[:, -1]
 
 
 def joined_score(

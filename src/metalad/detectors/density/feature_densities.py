@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import WEIGHTS, Composition
+from metalad.detectors.density.composition import WEIGHTS, Composition, exceeded_by
 from metalad.detectors.density.context import ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian
 from metalad.detectors.density.subspace import Subspace
@@ -162,5 +162,5 @@ def peak_ratio(residuals: Float[Tensor, "batch positions"]) -> Float[Tensor, "ba
 
     Compression, noise and contrast change all residuals of an image, most defects a few.
     """
-    highest = residuals.topk(int(REFERENCE_FRACTION * residuals.shape[1]) + 1, 1).values
-    return highest[:, :1] / highest[:, -1:].clamp_min(torch.finfo(residuals.dtype).tiny)
+    reference = exceeded_by(residuals, REFERENCE_FRACTION).clamp_min(torch.finfo(residuals.dtype).tiny)
+    return (residuals.amax(1) / reference)[:, None]
