@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import re
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +21,14 @@ import metalad
 from metalad.results.regions import find_regions
 from metalad.service.map_layer import STEPS
 from metalad.visualization.maps import color_stops, heat_map
+from tests.browser import launched_browser, needs_browser
 from tests.service.pictures import picture
 from tests.service.running import Served, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-playwright_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = needs_browser
 
 TOKEN = "a token of the tests"
 SQUARES = {"good.png": [], "defect.png": [(20, 30, 14, 250)], "two.png": [(6, 6, 10, 190), (40, 60, 12, 40)]}
@@ -55,12 +51,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    # Of this module alone: until Playwright ends, its event loop runs, and other tests cannot start theirs.
-    with playwright_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield launched
-        launched.close()
+    with launched_browser("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from metalad.results.pages.prediction_page import (
     write_prediction_page,
 )
 from metalad.runtime.errors import RunError
-from tests.results.pages.browser import needs_browser, run_in_browser
+from tests.browser import needs_browser
+from tests.results.pages.browser import run_in_browser
 from tests.results.pages.test_report_page import Page
 
 INFO = PredictionInfo("bottle: padim", "calibrated", 2.0)
@@ -206,7 +207,6 @@ def test_100000_images_can_be_turned_filtered_searched_and_saved(many: Path) -> 
     result = run_in_browser(
         many / PAGE,
         """
-        const until = async (done) => { for (let i = 0; i < 400 && !done(); i += 1) await wait(25); };
         const names = () => visible().map((row) => row.querySelector(".file").textContent);
         const result = {}, receive = window.metaladRows;
         let loaded = 1;
@@ -262,10 +262,10 @@ def test_pictures_are_shown_and_opened(tmp_path: Path, width: int) -> None:
     loaded, opened, chips, overflow = run_in_browser(
         out / PAGE,
         """
-        for (let i = 0; i < 100 && visible().length < 4; i += 1) await wait(20);
+        await until(() => visible().length >= 4);
         const pictures = [...document.querySelectorAll("#image-table img")];
         for (const picture of pictures) picture.loading = "eager";
-        for (let i = 0; i < 100 && pictures.some((picture) => !picture.naturalWidth); i += 1) await wait(20);
+        await until(() => pictures.every((picture) => picture.naturalWidth));
         const opened = [], image = byId("viewer-image");
         const note = async () => {
           do await wait(50); while (!image.complete);
@@ -297,7 +297,5 @@ def test_pictures_are_shown_and_opened(tmp_path: Path, width: int) -> None:
 def test_missing_data_files_are_named(tmp_path: Path) -> None:
     write_prediction_page(write_results(tmp_path, [line("x.png", 3.0)]), INFO)
     (tmp_path / FILES / "00000.js").unlink()
-    script = "await wait(500); return [byId('failed').checkVisibility(), byId('failed').textContent]"
-    shown, text = run_in_browser(tmp_path / PAGE, script)
-    assert shown
-    assert FILES in text
+    script = "await until(() => byId('failed').checkVisibility()); return byId('failed').textContent"
+    assert FILES in run_in_browser(tmp_path / PAGE, script)

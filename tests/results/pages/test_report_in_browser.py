@@ -12,7 +12,8 @@ from metalad.results.pages.report_page import write_html_report
 from metalad.results.report import CorruptionRow, DefectRow, EvaluatedImage, Report
 from metalad.visualization.picture_folder import PictureFolder
 from metalad.visualization.pictures import EmbeddedPicture, embed, embed_crop
-from tests.results.pages.browser import needs_browser, run_in_browser
+from tests.browser import needs_browser
+from tests.results.pages.browser import run_in_browser
 from tests.results.pages.test_report_page import report
 
 pytestmark = needs_browser
