@@ -115,6 +115,25 @@ def test_no_image_is_scored_by_moments_that_include_it() -> None:
     np.testing.assert_allclose(scores(detector)[SCORINGS.index("calibrated")], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_no_image_is_scored_by_moments_that_include_a_copy_of_it(gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training images are overfitted, copies are among held-out images; else, among all of them."""
+    different = pixels(0, 5, NEW)
+    order = np.array([0, 1, 2, 3, 4, 4, 3, 2, 1, 0])
+    images, trained_on = different[order], 8 if gain else 0
+    detector = Stub(gain)
+    monkeypatch.setattr(detector, "training_scores_are_out_of_fold", lambda scoring: True)  # noqa: ARG005
+    training = images[:trained_on] if trained_on else pixels(1, 9, KNOWN)
+    summary = calibrate(detector, training, images[trained_on:])
+    assert summary.kind != "own"
+    residuals, expected = detector.residuals(to_batch(images)), []
+    for number in range(5):
+        detector.calibration = Calibration.fit(summary.kind, residuals.select(torch.from_numpy(order != number)))
+        expected.append(float(detector(to_batch(different[number : number + 1])).score))
+    calibrated = scores(detector)[SCORINGS.index("calibrated")]
+    np.testing.assert_allclose(calibrated, np.array(expected)[order], rtol=1e-5)
+
+
 def test_out_of_fold_residuals_of_fit_replace_those_of_training_images() -> None:
     """A detector that overfits its training images is calibrated on their out-of-fold residuals."""
     detector, other = Stub(0.0), Stub(0.0)

@@ -1,6 +1,7 @@
 """Folds of images, of which each is left out of what it is scored by; identical images are in the same fold."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -25,11 +26,11 @@ def fold_of_each(
     return numbers % min(folds or number_of_folds(len(pixels)), int(numbers.max()) + 1)
 
 
-def number_of_each(pixels: UInt8[np.ndarray, "images height width 3"]) -> Int[np.ndarray, " images"]:
+def number_of_each(pixels: Iterable[UInt8[np.ndarray, "height width 3"]]) -> Int[np.ndarray, " images"]:
     """Return a number for each image, from 0 in the order of first occurrence; identical images have the same.
 
     If all images are identical, each has a number of its own: there are no others.
     """
     first: dict[bytes, int] = {}
     numbers = [first.setdefault(hashlib.sha256(image.tobytes()).digest(), len(first)) for image in pixels]
-    return np.arange(len(pixels)) if len(first) == 1 else np.array(numbers, int)
+    return np.arange(len(numbers)) if len(first) == 1 else np.array(numbers, int)

@@ -1,14 +1,16 @@
 """Calibrate a trained detector, and compute out-of-fold scores of good images for its threshold."""
 
+import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from metalad.data.folds import number_of_folds
+from metalad.data.folds import number_of_each, number_of_folds
 from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
@@ -18,7 +20,8 @@ from metalad.nn.pixels import Pixels, subsampled
 MAX_IMAGES = 512
 """Residuals are held in memory at once: of at most this many training images and as many held-out ones."""
 CALIBRATION_FOLDS = 5
-"""Parts of the residuals, of which each is scored by a calibration that is fitted on the others."""
+"""Parts of the residuals, of which each is scored by a calibration that is fitted on the others; identical images are
+in the same part."""
 MIN_IMAGES_FOR_LEVEL = 8
 """With fewer images, half of them are too few to fit on, and the medians that are compared are too uncertain."""
 OVERFIT_FRACTION = 0.5
@@ -52,17 +55,18 @@ def calibrate(
     half = None
     if out_of_fold is None and isinstance(detector, FittedDetector) and len(training) >= MIN_IMAGES_FOR_LEVEL:
         half = detector.half_fitted_residuals(subsampled(training, MAX_IMAGES), seed)
-    summary, fitted_on, residuals, trained_on = _select(detector, training, old, new)
-    is_new = torch.arange(len(residuals.values)) >= trained_on
+    chosen = _select(detector, training, held_out, old, new)
+    is_new = torch.arange(len(chosen.scored.values)) >= chosen.trained_on
     detector.cpu()  # the residuals are there
     for scoring in SCORINGS:
-        scores = _cross_validated_scores(detector, summary, fitted_on, residuals, scoring)
+        scores = _cross_validated_scores(detector, chosen, scoring)
         raised = _raised_to_held_out_level(scores, is_new.numpy() | detector.training_scores_are_out_of_fold(scoring))
         if half is not None:
-            by_halves = _cross_validated_scores(detector, summary, fitted_on.select(~is_new), half, scoring)
+            by_halves = _cross_validated_scores(detector, chosen.of_training(half), scoring)
             raised[~is_new] *= level_of_all(by_halves, scores[~is_new])
         detector.register_buffer(f"normal_scores_{scoring}", raised)
-    detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, fitted_on)
+    summary = chosen.summary
+    detector.calibration = None if summary.kind == "own" else Calibration.fit(summary.kind, chosen.fitted_on)
     return summary
 
 
@@ -80,25 +84,43 @@ def level_of_all(by_halves: Float[np.ndarray, " images"], by_folds: Float[np.nda
     return math.exp(-max(difference, 0.0) / (folds - 2))
 
 
-def _select(
-    detector: Detector, training: Pixels, old: Residuals, new: Residuals
-) -> tuple[CalibrationSummary, Residuals, Residuals, int]:
-    """Return the calibration's summary, the residuals to fit it on, and those to score, in the same order of images.
+@dataclass(frozen=True)
+class _Selection:
+    """The residuals that calibrate a detector, of the same images in the same order; those of training images first.
 
-    The last value is how many of these are of training images.
+    fitted_on: those that moments are estimated from. scored: those whose scores give the threshold. numbers: of the
+    images; identical ones have the same. trained_on: how many of the images are training images.
     """
-    both = Residuals.concatenate((old, new))
+
+    summary: CalibrationSummary
+    fitted_on: Residuals
+    scored: Residuals
+    numbers: Int[np.ndarray, " images"]
+    trained_on: int
+
+    def of_training(self, scored: Residuals) -> "_Selection":
+        """Return the selection of the training images alone, with other residuals to score."""
+        fitted_on = self.fitted_on.select(torch.arange(len(self.numbers)) < self.trained_on)
+        return _Selection(self.summary, fitted_on, scored, self.numbers[: self.trained_on], self.trained_on)
+
+
+def _select(detector: Detector, training: Pixels, held_out: Pixels, old: Residuals, new: Residuals) -> _Selection:
+    """Select the calibration's kind and residuals, given those of training images and of held-out ones."""
+    both, trained_on = Residuals.concatenate((old, new)), len(old.values)
+    images = subsampled(training, trained_on), subsampled(held_out, len(new.values)) if len(held_out) else held_out
+    numbers = number_of_each(itertools.chain(*images))
     if detector.self_calibrated:
-        return CalibrationSummary("own", {}), both, both, len(old.values)
+        return _Selection(CalibrationSummary("own", {}), both, both, numbers, trained_on)
     if isinstance(detector, FittedDetector):
         # Residuals of unusual images are far larger out-of-fold: they would dominate the moments at their positions.
-        in_sample = scaled_to(detector.residuals_of(subsampled(training, len(old.values))), old)
+        in_sample = scaled_to(detector.residuals_of(images[0]), old)
         fitted_on = Residuals.concatenate((in_sample._replace(distances=old.distances), new))
-        return choose(in_sample, old), fitted_on, both, len(old.values)
+        return _Selection(choose(in_sample, old), fitted_on, both, numbers, trained_on)
     if len(new.values) >= MIN_IMAGES and _overfits(old, new):
-        index = torch.arange(len(new.values))
-        return choose(new.select(index % 2 == 0), new.select(index % 2 == 1)), new, new, 0
-    return choose(old, new), both, both, len(old.values)
+        numbers = number_of_each(images[1])
+        half = torch.from_numpy(numbers % 2 == 0)
+        return _Selection(choose(new.select(half), new.select(~half)), new, new, numbers, 0)
+    return _Selection(choose(old, new), both, both, numbers, trained_on)
 
 
 def _overfits(old: Residuals, new: Residuals) -> bool:
@@ -110,22 +132,21 @@ def _energy(residuals: Residuals) -> float:
 
 
 def _cross_validated_scores(
-    detector: Detector, summary: CalibrationSummary, fitted_on: Residuals, residuals: Residuals, scoring: Scoring
+    detector: Detector, selection: _Selection, scoring: Scoring
 ) -> Float[np.ndarray, " images"]:
-    scores = np.zeros(len(residuals.values))
-    for fold in _folds(len(scores)):
-        if scoring == "calibrated" and summary.kind != "own":
-            detector.calibration = Calibration.fit(summary.kind, fitted_on.select(~fold))
+    scores = np.zeros(len(selection.numbers))
+    for fold in _folds(selection.numbers):
+        if scoring == "calibrated" and selection.summary.kind != "own":
+            detector.calibration = Calibration.fit(selection.summary.kind, selection.fitted_on.select(~fold))
         with torch.no_grad():
-            scores[fold.numpy()] = detector.image_scores(residuals.select(fold), scoring).numpy()
+            scores[fold.numpy()] = detector.image_scores(selection.scored.select(fold), scoring).numpy()
     return scores
 
 
-def _folds(count: int) -> Iterator[Tensor]:
-    index = torch.arange(count)
-    folds = min(CALIBRATION_FOLDS, count)
+def _folds(numbers: Int[np.ndarray, " images"]) -> Iterator[Bool[Tensor, " images"]]:
+    folds = min(CALIBRATION_FOLDS, int(numbers.max()) + 1)
     for fold in range(folds):
-        yield index % folds == fold
+        yield torch.from_numpy(numbers % folds == fold)
 
 
 def _raised_to_held_out_level(scores: Float[np.ndarray, " images"], is_new: np.ndarray) -> Float[Tensor, " images"]:
