@@ -206,9 +206,8 @@ def _metrics(scores: np.ndarray, labels: np.ndarray, pixels: PixelMetrics) -> Me
         pixel_ap=_defined(pixels.average_precision),
         pixel_f1max=_defined(lambda: pixels.f1_max()[0]),
         image_auroc=_defined(lambda: auroc(scores, labels)),
-        # Without a good image both are 1, whatever the scores.
-        image_ap=None if labels.all() else _defined(lambda: average_precision(scores, labels)),
-        image_f1max=None if labels.all() else _defined(lambda: f1_max(scores, labels)[0]),
+        image_ap=_defined(lambda: average_precision(scores, labels)),
+        image_f1max=_defined(lambda: f1_max(scores, labels)[0]),
     )
 
 

@@ -288,21 +288,12 @@ def test_a_small_region_counts_as_much_as_a_large_one() -> None:
 @pytest.mark.parametrize("truth", [True, False])
 def test_metrics_with_one_label_are_undefined(truth: bool) -> None:
     scores, labels = np.array([0.5, 1.0, 2.0]), np.full(3, truth)
-    for metric in (auroc, auroc_up_to, roc_curve):
+    for metric in (auroc, auroc_up_to, roc_curve, average_precision, f1_max, pr_curve):
         with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
             metric(scores, labels)
     for overlap in (aupro, pro_curve):
         with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
             overlap([scores[None]], [labels[None]])
-
-
-def test_precision_is_undefined_without_positives_and_1_without_negatives() -> None:
-    scores, labels = np.array([0.5, 1.0]), np.ones(2, bool)
-    for metric in (average_precision, f1_max, pr_curve):
-        with pytest.raises(UndefinedMetric, match="nothing abnormal"):
-            metric(scores, ~labels)
-    assert average_precision(scores, labels) == 1
-    assert f1_max(scores, labels) == (1, 0.5)
 
 
 def test_metrics_without_scores_are_undefined() -> None:

@@ -384,7 +384,8 @@ def test_the_largest_numbers_are_accepted(value: np.float32) -> None:
 @pytest.mark.parametrize("truth", [True, False])
 def test_metrics_of_pixels_with_one_label_are_undefined(truth: bool) -> None:
     pixels = counted([(np.ones((2, 3), np.float32), np.full((2, 3), truth))])
-    for metric in (pixels.auroc, pixels.auroc_up_to, pixels.aupro, pixels.roc_curve, pixels.pro_curve):
+    of_rates = (pixels.auroc, pixels.auroc_up_to, pixels.aupro, pixels.roc_curve, pixels.pro_curve)
+    for metric in (*of_rates, pixels.average_precision, pixels.f1_max, pixels.pr_curve):
         with pytest.raises(UndefinedMetric, match="nothing normal" if truth else "nothing abnormal"):
             metric()
     with pytest.raises(UndefinedMetric):

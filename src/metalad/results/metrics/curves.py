@@ -75,12 +75,11 @@ class Counts:
         """Return the precision-recall curve, without scikit-learn's appended point at recall 0.
 
         Raises:
-            UndefinedMetric: no positives.
+            UndefinedMetric: no positives, or no negatives: precision would be 1 whatever the scores.
         """
+        recall, _ = self._rate(self.positives)[1:], self._rate(self.negatives)
         found = np.cumsum(self.positives)
-        if not len(found) or found[-1] <= 0:
-            raise UndefinedMetric("there is nothing abnormal among the labels")
-        return PrCurve(found / found[-1], found / (found + np.cumsum(self.negatives)), self.scores)
+        return PrCurve(recall, found / (found + np.cumsum(self.negatives)), self.scores)
 
     def average_precision(self) -> float:
         """Return Σ (Rₙ − Rₙ₋₁) Pₙ, as scikit-learn defines it."""

@@ -51,12 +51,20 @@ def auroc_up_to(scores: Scores, labels: Labels, max_fpr: float = MAX_FPR) -> flo
 
 
 def pr_curve(scores: Scores, labels: Labels) -> PrCurve:
-    """Return the precision-recall curve, one point a distinct score."""
+    """Return the precision-recall curve, one point a distinct score.
+
+    Raises:
+        UndefinedMetric: all labels are the same. ValueError: scores not finite, or not as many as labels.
+    """
     return _count(scores, labels).pr()
 
 
 def average_precision(scores: Scores, labels: Labels) -> float:
-    """Return the average precision, Σ (Rₙ − Rₙ₋₁) Pₙ, in [0, 1]; chance is the part of positives."""
+    """Return the average precision, Σ (Rₙ − Rₙ₋₁) Pₙ, in [0, 1]; chance is the part of positives.
+
+    Raises:
+        UndefinedMetric: all labels are the same; where all are positive, scikit-learn returns 1.
+    """
     return _count(scores, labels).average_precision()
 
 
