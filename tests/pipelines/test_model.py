@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import pickle
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -205,6 +206,16 @@ def test_a_large_image_is_read_again_for_the_same_overlay(
     monkeypatch.setattr("metalad.inference.stream.HELD_PIXELS", 10)
     same(tiny.predict(cookie), held)
     same(tiny.predict(read_image(cookie)), held)
+
+
+@pytest.mark.parametrize("held_pixels", [1, 10**9])
+def test_results_can_be_pickled_with_their_image(
+    tiny: Model, cookie: Path, monkeypatch: pytest.MonkeyPatch, held_pixels: int
+) -> None:
+    """As a process pool does that calls `predict`; an image that is not held is read again."""
+    monkeypatch.setattr("metalad.inference.stream.HELD_PIXELS", held_pixels)
+    for result in (tiny.predict(cookie), *tiny.predict([cookie, np.asarray(Image.open(cookie))])):
+        same(pickle.loads(pickle.dumps(result)), result)
 
 
 def test_a_result_does_not_change_with_the_array_that_it_was_computed_from(tiny: Model, cookie: Path) -> None:

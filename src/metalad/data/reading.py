@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from metalad.data.decoding import count_pages, decode_file, is_16_bit_file
@@ -60,6 +61,10 @@ class Reading:
     def __init__(self, white_level: int = FULL_RANGE, *, strict: bool = False) -> None:
         self.white_level, self.strict = white_level, strict
         self.notes = NoteCounter()
+
+    def __reduce__(self) -> tuple[Callable[[], "Reading"], tuple[()]]:
+        """Pickle without the notes: those of another process cannot join these."""
+        return partial(Reading, self.white_level, strict=self.strict), ()
 
 
 def range_note(highest: int, white_level: int) -> str | None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
@@ -159,8 +160,13 @@ def decode(
     except ImageError as error:
         return UnreadableImage(source, error)
     height, width, _ = image.shape
-    held = height * width <= HELD_PIXELS
-    return DecodedImage(source, framing.place(image), (height, width), (lambda: image) if held else load, framing)
+    # A partial, not a lambda: results that can draw their overlay are pickled.
+    again = partial(_held, image) if height * width <= HELD_PIXELS else load
+    return DecodedImage(source, framing.place(image), (height, width), again, framing)
+
+
+def _held(image: Image) -> Image:
+    return image
 
 
 def infer_stream(
@@ -186,7 +192,7 @@ def infer_stream(
     ahead = max(predictor.batch_size, threads.workers)
 
     def decoded(source: Source) -> DecodedImage[Source] | UnreadableImage[Source]:
-        return decode(source, lambda: load(source), predictor.framing)
+        return decode(source, partial(load, source), predictor.framing)
 
     try:
         read = _in_order(pool, decoded, sources, ahead)
