@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from metalad.detectors.density.nearest import nearest
+from metalad.detectors.density.nearest import _in_one_pass, nearest
 from metalad.nn import backbones
 from metalad.nn.backbones import Backbone
 from metalad.nn.networks import Convolution
@@ -45,6 +45,11 @@ def main() -> None:
     points, centers = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centers).argmin(1))
     print(f"nearest of 1,024 centers, to cdist: {best(lambda: nearest(points, centers)) / whole:.2f}")
+    for count, channels in ((5000, 176), (5000, 98), (20_000, 27)):
+        queries, bank = torch.randn(2048, channels), torch.randn(count, channels)
+        one_pass = best(partial(_in_one_pass, queries, bank, bank.square().sum(1)))
+        ratio = best(partial(nearest, queries, bank)) / one_pass
+        print(f"nearest of {count:,} with {channels} channels, two passes to one: {ratio:.2f}")
 
 
 def norm_as_a_layer(conv: Convolution, maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -5,19 +5,43 @@ from metalad.detectors.density import nearest as module
 from metalad.detectors.density.nearest import nearest
 from tests.detectors.density.random_maps import noise
 
+CHUNKS = [(2048, 512), (7, 512), (7, 7), (1, 7), (1, 1)]
+"""Bank vectors of a search in one pass at most, and of a chunk of a search in two passes."""
 
-@pytest.mark.parametrize(("queries_at_once", "bank_chunk"), [(2048, 2048), (2048, 7), (11, 2048), (11, 7), (1, 1)])
+
+def set_chunks(monkeypatch: pytest.MonkeyPatch, one_pass: int, chunk: int) -> None:
+    monkeypatch.setattr(module, "ONE_PASS_BANK", one_pass)
+    monkeypatch.setattr(module, "BANK_CHUNK", chunk)
+
+
+@pytest.mark.parametrize(("one_pass", "chunk"), CHUNKS)
+@pytest.mark.parametrize("queries_at_once", [2048, 11, 1])
 def test_nearest_is_correct_across_chunks(
-    queries_at_once: int, bank_chunk: int, monkeypatch: pytest.MonkeyPatch
+    queries_at_once: int, one_pass: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", queries_at_once)
-    monkeypatch.setattr(module, "BANK_CHUNK", bank_chunk)
+    set_chunks(monkeypatch, one_pass, chunk)
+    queries, bank = noise(40, 3), noise(30, 3, seed=1)
+    assert torch.equal(nearest(queries, bank), torch.cdist(queries, bank).argmin(1))
+    assert nearest(queries[:0], bank).shape == (0,)
+
+
+def test_a_large_bank_is_searched_in_two_passes() -> None:
+    queries, bank = noise(300, 16), noise(5000, 16, seed=1)
+    assert torch.equal(nearest(queries, bank), torch.cdist(queries.double(), bank.double()).argmin(1))
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_an_exported_graph_has_no_sizes_that_depend_on_values(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_chunks(monkeypatch, 7, 7)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(torch, "bincount", None if compiling else torch.bincount)
     queries, bank = noise(40, 3), noise(30, 3, seed=1)
     assert torch.equal(nearest(queries, bank), torch.cdist(queries, bank).argmin(1))
 
 
-@pytest.mark.parametrize("bank_chunk", [2048, 2])
-def test_of_equal_vectors_the_first_is_the_nearest(bank_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BANK_CHUNK", bank_chunk)
+@pytest.mark.parametrize(("one_pass", "chunk"), [*CHUNKS, (1, 2)])
+def test_of_equal_vectors_the_first_is_the_nearest(one_pass: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_chunks(monkeypatch, one_pass, chunk)
     bank = torch.tensor([[5.0], [1.0], [1.0], [1.0]])
     assert nearest(torch.tensor([[0.0], [9.0]]), bank).tolist() == [1, 0]
