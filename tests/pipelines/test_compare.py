@@ -193,6 +193,17 @@ def test_runs_that_were_not_evaluated_need_data(runs: list[Path], tmp_path: Path
         compare([runs[1], bare], out=tmp_path / "page.html")
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_runs_are_evaluated(
+    category: Path, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalad.pipelines.compare.evaluate", None)
+    copies = [copied(run, tmp_path / run.name) for run in runs]
+    for copy in copies:
+        shutil.rmtree(copy / "evaluation")
+    with pytest.raises(RunError, match=r"cannot write .*: a file exists where a folder is needed"):
+        compare(copies, data=category, out=tmp_path)
+
+
 def test_a_damaged_report_or_one_of_another_model_is_an_error(runs: list[Path], tmp_path: Path) -> None:
     other = copied(runs[0], tmp_path / "other")
     shutil.copy(runs[1] / "model.safetensors", other / "model.safetensors")

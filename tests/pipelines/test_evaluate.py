@@ -24,7 +24,7 @@ from metalad.pipelines.model import Model
 from metalad.pipelines.train import train
 from metalad.results.metrics import aupro, auroc, auroc_up_to, average_precision, f1_max
 from metalad.results.report import METRIC_NAMES, Report
-from metalad.runtime.errors import ConfigError, DataError, ImageError
+from metalad.runtime.errors import ConfigError, DataError, ImageError, RunError
 from tests.tiny import TINY, tiny_category
 
 
@@ -174,6 +174,15 @@ def test_pictures_are_written_at_full_size_unless_thumbnails_have_it(
     evaluate(model, small, out=again, overwrite=True)
     assert not (again / "report_files").exists()
     assert "data-peak=" not in (again / "report.html").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_images_are_scored(
+    model: Model, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("metalad.pipelines.evaluate.infer_stream", None)
+    with pytest.raises(RunError, match=r"cannot write .*report\.html: a file exists where a folder is needed"):
+        evaluate(model, category, out=tmp_path / "file" / "out")
 
 
 def test_the_report_contains_the_threshold_of_many_rates(report: Report, model: Model) -> None:

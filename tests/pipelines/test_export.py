@@ -92,6 +92,15 @@ def test_an_existing_file_is_replaced_only_with_overwrite(model: metalad.Model, 
     assert (tmp_path / "model.onnx").read_text() == "mine"
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_graph_is_made(
+    model: metalad.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("metalad.pipelines.export.onnx_graph", None)
+    with pytest.raises(RunError, match=r"cannot write .*: a file exists where a folder is needed"):
+        metalad.export(model, tmp_path / "file" / "model.onnx")
+
+
 def test_a_missing_openvino_is_reported_before_the_graph_is_made(
     model: metalad.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalad.runtime.errors import RunError
-from metalad.runtime.files import os_errors_as_run_errors, replacing, write_bytes, write_json, write_text
+from metalad.runtime.files import (
+    os_errors_as_run_errors,
+    replacing,
+    require_writable,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -72,6 +79,24 @@ def test_file_in_place_of_a_folder_raises_run_error(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt", tmp_path / "folder"):
         with pytest.raises(RunError, match="a file exists where a folder is needed, or the reverse"):
             write_text(path, "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_work_and_nothing_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt", tmp_path / "folder"):
+        with pytest.raises(RunError, match=f"cannot write {path}: a file exists where a folder is needed"):
+            require_writable(path)
+    require_writable(tmp_path / "file")
+    require_writable(tmp_path / "new" / "deep" / "a.txt")
+    asked = []
+    monkeypatch.setattr(os, "access", lambda folder, mode: asked.append((folder, mode)))
+    with pytest.raises(RunError, match="no permission; choose a folder that you may write"):
+        require_writable(tmp_path / "new" / "deep" / "a.txt")
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
     assert names(tmp_path) == ["file", "folder"]
 
 

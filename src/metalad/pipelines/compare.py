@@ -16,6 +16,7 @@ from metalad.results.comparison import Comparison, compared
 from metalad.results.pages.comparison_page import ComparedPictures, write_html_comparison
 from metalad.results.report import Report
 from metalad.runtime.errors import ConfigError, DataError, RunError, escaped
+from metalad.runtime.files import require_writable
 from metalad.runtime.progress import counted
 from metalad.storage.model_file import StoredModel, find_model, read_model
 from metalad.training.device import choose_device
@@ -55,6 +56,7 @@ def compare(
     if images < 0:
         raise ConfigError(f"images is {images}; it must be 0 or more")
     require_own_comparison(Path(out), overwrite=overwrite)
+    require_writable(Path(out))
     paths = [Path(run) for run in runs]
     names = run_names(paths)
     folder = None if data is None else Path(data)

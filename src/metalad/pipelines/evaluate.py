@@ -32,7 +32,7 @@ from metalad.results.evaluation import Evaluation, MeasuredImage, measure_pixels
 from metalad.results.pages.report_page import write_html_report
 from metalad.results.report import EvaluatedImage, Report
 from metalad.runtime.errors import DataError, ImageError, escaped
-from metalad.runtime.files import write_json
+from metalad.runtime.files import require_writable, write_json
 from metalad.runtime.progress import counted, logger
 from metalad.storage.model_file import StoredModel
 from metalad.visualization.picture_folder import PictureFolder
@@ -98,6 +98,7 @@ def evaluate(
     rate = None if threshold is not None else stored.rate(false_alarms)
     if out is not None:
         require_same_report(Path(out), _run_name(stored), category.root, overwrite=overwrite)
+        require_writable(Path(out) / PAGE)
     folder = None if out is None else PictureFolder(Path(out) / PAGE)
     closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
     reader = CopyReader(Reading(stored.header.white_level, strict=strict), stored.header.image_hashes)

@@ -27,7 +27,7 @@ from metalad.pipelines.model import Model, stored_model
 from metalad.results.metrics.exact import auroc
 from metalad.runtime.choices import ExportFormat, ExportPrecision
 from metalad.runtime.errors import ConfigError, RunError
-from metalad.runtime.files import write_bytes
+from metalad.runtime.files import require_writable, write_bytes
 from metalad.runtime.progress import bars, logger
 from metalad.runtime.settings import check_choice
 from metalad.runtime.versions import versions
@@ -177,6 +177,7 @@ def _check(path: Path, format: str, precision: str, calibration_data: str | Path
     for each in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
         if each.exists() and not overwrite:
             raise RunError(f"{each} exists; give another name, or --overwrite to replace it")
+    require_writable(path)
     require_writer(path.suffix)  # here, because the graph that needs it is ready only after a minute
 
 

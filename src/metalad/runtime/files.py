@@ -7,6 +7,7 @@ incomplete file exists under the final name.
 import contextlib
 import errno
 import json
+import os
 import secrets
 import stat
 from collections.abc import Iterator
@@ -33,6 +34,25 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Check that a file can be created, before the work whose result it is to hold; create nothing.
+
+    Raises:
+        RunError: the nearest existing folder above `path` cannot be written, a file is in the place of a folder, or
+            `path` is a folder.
+    """
+    with os_errors_as_run_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for folder in path.parents:
+            if folder.is_dir():
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return
+            if os.path.lexists(folder):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
 def special_kind(path: Path) -> str | None:
