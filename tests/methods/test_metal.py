@@ -484,7 +484,7 @@ def test_out_of_fold_contributions_have_the_weight_of_all_images(monkeypatch: py
     def recorded(self: Metal, pixels: Pixels) -> Residuals:
         assert self.appearance is not None
         assert self.appearance.composition is not None
-        weights.append(float(self.appearance.composition.score.weight))
+        weights.append(float(self.appearance.composition.score.shrinkage))
         return original(self, pixels)
 
     monkeypatch.setattr(Metal, "residuals_of", recorded)

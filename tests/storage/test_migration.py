@@ -138,22 +138,6 @@ def test_other_formats_are_refused(runs: Path, tmp_path: Path, number: int) -> N
         read_model(tmp_path)
 
 
-def test_from_a_composition_without_slopes_nothing_is_subtracted(tmp_path: Path) -> None:
-    """Models that were written before the level of an image was subtracted lack three tensors."""
-    config = MetalFeaturesConfig(image_size=(64, 96), smoothing_sigma=2.0, codebook_size=64)
-    file = metalad.fit(list(cookies(8, (64, 96))), method=config).save(tmp_path / FILE_NAME)
-    metadata, tensors = stored_files(file)
-    new = {f"composition_score.{name}" for name in ("slopes", "mean_level", "max_rise")}
-    assert new < set(tensors)
-    old = {name: tensor for name, tensor in tensors.items() if name not in new}
-    save_file(old, file, metadata | {"sha256": model_file._digest(metadata["metalad"], old)})
-    detector = read_model(tmp_path).detector
-    assert isinstance(detector, MetalFeatures)
-    assert detector.composition_score is not None
-    assert detector.composition_score.slopes.tolist() == [0, 0]
-    assert detector.composition_score.weight == tensors["composition_score.weight"]
-
-
 def test_a_model_from_before_context_prediction_chosen_by_the_images_is_read(tmp_path: Path) -> None:
     config = MetalFeaturesConfig(image_size=(64, 96), smoothing_sigma=2.0, codebook_size=64, context_steps=0)
     model = metalad.fit(list(cookies(8, (64, 96))), method=config)

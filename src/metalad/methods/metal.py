@@ -265,7 +265,7 @@ class Metal(Reconstructor):
         def residuals_without(left_out: Bool[np.ndarray, " images"]) -> Residuals:
             self.appearance = self._new_density().to(self.device)
             self.appearance.fit(training[~left_out], self.device, self.photometric)
-            self.appearance.use_composition_weight_of(auxiliary_density)
+            self.appearance.use_shrinkage_of(auxiliary_density)
             return self.residuals_of(training[left_out])
 
         try:

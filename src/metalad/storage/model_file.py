@@ -149,11 +149,7 @@ def _complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, T
     """Return tensors of any format with those that did not exist when they were written."""
     if method != "metal_features":
         return dict(tensors)
-    completed = dict(tensors) if "context_weight" in tensors else _with_separate_context(tensors)
-    if "composition_score.weight" not in tensors:
-        return completed
-    numbers = {f"composition_score.{name}": torch.zeros(()) for name in ("mean_level", "max_rise")}
-    return {**numbers, "composition_score.slopes": torch.zeros(2), **completed}
+    return dict(tensors) if "context_weight" in tensors else _with_separate_context(tensors)
 
 
 def _with_separate_context(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,10 +90,12 @@ def normalized_by_numpy(distances: Tensor) -> np.ndarray:
     return normalized
 
 
-def test_the_contribution_is_the_root_of_the_sum_of_squares() -> None:
-    score, distances, levels = CompositionScore(), (0.5 * random(40, 2)).exp(), random(40)
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_contribution_is_the_sum_or_the_root_of_the_sum_of_squares(order: int) -> None:
+    score, distances, levels = CompositionScore(order=order), (0.5 * random(40, 2)).exp(), random(40)
     score.fit(distances, levels, 40)
-    expected = np.sqrt((np.maximum((normalized_by_numpy(distances) + OFFSET) * WEIGHTS, 0) ** 2).sum(1))
+    terms = np.maximum((normalized_by_numpy(distances) + OFFSET) * WEIGHTS, 0)
+    expected = terms.sum(1) if order == 1 else np.sqrt((terms**2).sum(1))
     np.testing.assert_allclose(score(distances, levels).numpy(), 40 / 140 * expected, rtol=1e-5)
     assert float(score(torch.full((1, 2), 1e-6), torch.zeros(1))) == 0
 
@@ -104,7 +106,7 @@ def test_the_contribution_grows_with_the_number_of_good_images() -> None:
     many.fit(distances.repeat(500, 1), torch.zeros(10_000), 10_000)
     high, level_of_high = torch.full((1, 2), 50.0), torch.zeros(1)
     assert float(few(high, level_of_high)) < 0.2 * float(many(high, level_of_high))
-    assert float(few.weight) == pytest.approx(10 / (10 + HALF_WEIGHT_IMAGES))
+    assert float(few.shrinkage) == pytest.approx(10 / (10 + HALF_WEIGHT_IMAGES))
 
 
 def test_what_the_level_explains_is_subtracted() -> None:
@@ -121,7 +123,7 @@ def test_what_the_level_explains_is_subtracted() -> None:
     np.testing.assert_allclose(score.slopes.numpy(), slopes * fraction, rtol=1e-4)
     above = (levels.double().numpy() - own.double().numpy().mean()).clip(0, np.sqrt((x**2).mean()))
     rest = normalized.reshape(60, 2) - slopes * fraction * above[:, None]
-    expected = 20 / 120 * np.sqrt((np.maximum((rest + OFFSET) * WEIGHTS, 0) ** 2).sum(1))
+    expected = 20 / 120 * np.maximum((rest + OFFSET) * WEIGHTS, 0).sum(1)
     np.testing.assert_allclose(score(distances, levels).numpy(), expected, rtol=1e-4, atol=1e-6)
 
 

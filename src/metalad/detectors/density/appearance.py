@@ -187,13 +187,13 @@ class AppearanceDensity(nn.Module):
             weights.append((HIGH_PASS_WEIGHT * self.patch_weight * repeated).clamp_max(MAX_HIGH_PASS_WEIGHT))
         return torch.stack(weights)
 
-    def use_composition_weight_of(self, other: "AppearanceDensity") -> None:
+    def use_shrinkage_of(self, other: "AppearanceDensity") -> None:
         """Let the composition have the weight of another model, which was fitted on more images.
 
         The out-of-fold scores of images are to be those of new images by the model of all of them.
         """
-        if self.composition is not None and other.composition is not None and self.composition.score.weight > 0:
-            self.composition.score.weight.copy_(other.composition.score.weight)
+        if self.composition is not None and other.composition is not None and self.composition.score.shrinkage > 0:
+            self.composition.score.shrinkage.copy_(other.composition.score.shrinkage)
 
     def edges(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels down across"]:
         """Return edge strengths by direction at two scales, and the mean color, averaged around each position."""

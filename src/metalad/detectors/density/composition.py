@@ -110,9 +110,9 @@ def joined_score(
 class CompositionScore(nn.Module):
     """The contribution of distances of whole images to the image score: those of a `Composition`, and others.
 
-    Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is the root of the sum of the
-    squares of those that are positive. With n good images, all are multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the
-    subspace of few images is uncertain.
+    Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is a norm of those that are
+    positive. With n good images it is multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the subspace of few images is
+    uncertain.
 
     Compression, noise and contrast raise the residual of the whole map, and the median of the map of all densities,
     too. What they explain is subtracted: perturbed copies of good images give the slope of each normalized log-distance
@@ -120,22 +120,26 @@ class CompositionScore(nn.Module):
     sum of that and the variance between images: where good images differ in level by themselves, a high level is no
     sign of a perturbation. A level above the mean of good images counts, up to the root mean square of what copies add.
 
-    weight: n / (n + HALF_WEIGHT_IMAGES). weights: of the distances. mean_level: of good images. max_rise: the level
+    shrinkage: n / (n + HALF_WEIGHT_IMAGES). weights: of the distances. mean_level: of good images. max_rise: the level
     above it that counts at most. slopes: of the distances.
     """
 
-    weight: Tensor
+    shrinkage: Tensor
     weights: Tensor
     mean_level: Tensor
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self, weights: Sequence[float] = WEIGHTS) -> None:
-        """Construct the score, unfitted. weights: of the distances."""
+    def __init__(self, weights: Sequence[float] = WEIGHTS, order: int = 1) -> None:
+        """Construct the score, unfitted.
+
+        weights: of the distances. order: of the norm; 1: the sum, 2: the root of the sum of squares.
+        """
         super().__init__()
+        self.order = order
         self.log_distance = NormalizedLogDistance(len(weights))
         self.register_buffer("weights", torch.tensor(weights))
-        self.register_buffer("weight", torch.tensor(0.0))
+        self.register_buffer("shrinkage", torch.tensor(0.0))
         self.register_buffer("mean_level", torch.tensor(0.0))
         self.register_buffer("max_rise", torch.tensor(0.0))
         self.register_buffer("slopes", torch.zeros(len(weights)))
@@ -149,7 +153,7 @@ class CompositionScore(nn.Module):
             without copies.
         """
         self.log_distance.fit(distances.unbind(1))
-        self.weight.fill_(images / (images + HALF_WEIGHT_IMAGES))
+        self.shrinkage.fill_(images / (images + HALF_WEIGHT_IMAGES))
         own = levels[:images]
         self.mean_level = own.mean()
         normalized = self._normalized(distances).reshape(-1, images, len(self.weights))
@@ -169,8 +173,8 @@ class CompositionScore(nn.Module):
         """Return the contribution of each image, which is never negative. levels: see `level`."""
         rise = torch.minimum((levels - self.mean_level).clamp_min(0), self.max_rise)
         explained = self.slopes * rise[:, None]
-        squares = (self.weights * (self._normalized(distances) - explained + OFFSET).clamp_min(0)).square()
-        contribution: Tensor = self.weight * squares.sum(1).sqrt()
+        terms = self.weights * (self._normalized(distances) - explained + OFFSET).clamp_min(0)
+        contribution: Tensor = self.shrinkage * torch.linalg.vector_norm(terms, self.order, dim=1)
         return contribution
 
     def _normalized(self, distances: Tensor) -> Float[Tensor, "batch distances"]:

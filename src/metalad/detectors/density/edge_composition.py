@@ -23,7 +23,7 @@ class EdgeComposition(nn.Module):
         """Construct the models, unfitted. grid: positions of the maps, down and across."""
         super().__init__()
         self.channels, self.grid = channels, grid
-        self.density, self.score = Composition(channels, grid), CompositionScore(EDGE_WEIGHTS)
+        self.density, self.score = Composition(channels, grid), CompositionScore(EDGE_WEIGHTS, order=2)
 
     def fit(
         self,
@@ -43,7 +43,7 @@ class EdgeComposition(nn.Module):
         self.density.fit([own, copies[with_copy]])
         images = len(own)
         if images < 2:
-            self.score.weight.zero_()
+            self.score.shrinkage.zero_()
             return
         distances, levels = own.new_empty(2, images, 2), own.new_empty(2, images)
         for held_out in (half, ~half):
