@@ -341,8 +341,8 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
 LEGENDS: Mapping[str, str] = {
     COMPARISON_LEGEND: "*to 0.3*: pixel AUROC up to a false-positive rate of 0.3; *AP*: average precision of pixels. "
     "*found* and *false alarms*: fractions of the defective and of the good test images above the threshold that was "
-    "set for 1 % false alarms. s: seconds of training and evaluation. Means are those of the categories that have the "
-    "metric. Rows: ",
+    "set for 1 % false alarms. s: seconds of training and evaluation. Mean ± standard deviation over seeds; the last "
+    "lines have the means of the categories that have the metric. Rows: ",
     SUMMARY_LEGEND: "Trained on good images only, with defaults; mean ± standard deviation where several seeds were "
     "run. Rows: ",
     "pixel": "*to 0.3*, *full*: pixel AUROC up to a false-positive rate of 0.3, divided by 0.3, and the full pixel "

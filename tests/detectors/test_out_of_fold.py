@@ -233,6 +233,14 @@ def test_a_fitted_method_scores_each_image_by_a_model_of_the_others() -> None:
     assert torch.equal(detector.normal, together.normal)
 
 
+def test_copies_of_one_image_beside_others_are_calibrated() -> None:
+    detector, images = variation_model(), pixels(0, 3, NEW)
+    copies = np.repeat(images[:1], 9, 0)
+    detector.fit(copies, 0)
+    calibrate(detector, copies, images[1:])
+    assert all(np.isfinite(values).all() and (values > 0).all() for values in scores(detector))
+
+
 def test_out_of_fold_fits_use_the_seed_of_the_final_fit() -> None:
     detector = Padim(PadimConfig(image_size=(64, 64), channels=4, grid="s8"))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)

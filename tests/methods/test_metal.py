@@ -475,21 +475,21 @@ def test_training_scores_are_raised_only_without_auxiliary_density(
     assert [new.tolist() for new in masks] == [[True] * 12, raised, raised, raised]  # calibrated and raw
 
 
-def test_out_of_fold_contributions_have_the_weight_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_fold_contributions_have_the_shrinkage_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a model of fewer images would be smaller than those of new images, and the threshold too low."""
     model, _ = with_auxiliary_density()
-    weights: list[float] = []
+    shrinkages: list[float] = []
     original = Metal.residuals_of
 
     def recorded(self: Metal, pixels: Pixels) -> Residuals:
         assert self.appearance is not None
         assert self.appearance.composition is not None
-        weights.append(float(self.appearance.composition.score.shrinkage))
+        shrinkages.append(float(self.appearance.composition.score.shrinkage))
         return original(self, pixels)
 
     monkeypatch.setattr(Metal, "residuals_of", recorded)
     model.out_of_fold_residuals(cookies(12, (32, 48))[:8])
-    assert weights == [pytest.approx(8 / 108)] * 8
+    assert shrinkages == [pytest.approx(8 / 108)] * 8
 
 
 def test_out_of_fold_residuals_use_a_density_fitted_without_the_image() -> None:

@@ -200,8 +200,11 @@ def test_a_page_that_cannot_be_written_is_refused_before_runs_are_evaluated(
     copies = [copied(run, tmp_path / run.name) for run in runs]
     for copy in copies:
         shutil.rmtree(copy / "evaluation")
-    with pytest.raises(RunError, match=r"cannot write .*: a file exists where a folder is needed"):
+    with pytest.raises(RunError, match="it is a folder; choose the name of a file"):
         compare(copies, data=category, out=tmp_path)
+    (copies[-1] / "evaluation").touch()
+    with pytest.raises(RunError, match=r"cannot write .*report\.json: a file exists where a folder is needed"):
+        compare(copies, data=category, out=tmp_path / "page.html")
 
 
 def test_a_damaged_report_or_one_of_another_model_is_an_error(runs: list[Path], tmp_path: Path) -> None:

@@ -76,9 +76,11 @@ def test_os_errors_become_run_errors_with_a_remedy(tmp_path: Path, number: int) 
 def test_file_in_place_of_a_folder_raises_run_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / "full").mkdir(parents=True)
-    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt", tmp_path / "folder"):
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
         with pytest.raises(RunError, match="a file exists where a folder is needed, or the reverse"):
             write_text(path, "x")
+    with pytest.raises(RunError, match="it is a folder; choose the name of a file"):
+        write_text(tmp_path / "folder", "x")
     assert names(tmp_path) == ["file", "folder"]
 
 
@@ -87,9 +89,14 @@ def test_what_cannot_be_written_is_refused_before_the_work_and_nothing_is_create
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt", tmp_path / "folder"):
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
         with pytest.raises(RunError, match=f"cannot write {path}: a file exists where a folder is needed"):
             require_writable(path)
+    with pytest.raises(RunError, match="it is a folder; choose the name of a file"):
+        require_writable(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="it is a named pipe; choose the name of a new file"):
+        require_writable(tmp_path / "pipe")
     require_writable(tmp_path / "file")
     require_writable(tmp_path / "new" / "deep" / "a.txt")
     asked = []
@@ -97,7 +104,7 @@ def test_what_cannot_be_written_is_refused_before_the_work_and_nothing_is_create
     with pytest.raises(RunError, match="no permission; choose a folder that you may write"):
         require_writable(tmp_path / "new" / "deep" / "a.txt")
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
-    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path) == ["file", "folder", "pipe"]
 
 
 def test_other_errors_are_not_converted() -> None:

@@ -63,7 +63,7 @@ class Reading:
         self.notes = NoteCounter()
 
     def __reduce__(self) -> tuple[Callable[[], "Reading"], tuple[()]]:
-        """Pickle without the notes: those of another process cannot join these."""
+        """Pickle and copy without the notes: those of another process cannot join these."""
         return partial(Reading, self.white_level, strict=self.strict), ()
 
 

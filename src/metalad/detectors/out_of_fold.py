@@ -107,7 +107,7 @@ class _Selection:
 def _select(detector: Detector, training: Pixels, held_out: Pixels, old: Residuals, new: Residuals) -> _Selection:
     """Select the calibration's kind and residuals, given those of training images and of held-out ones."""
     both, trained_on = Residuals.concatenate((old, new)), len(old.values)
-    images = subsampled(training, trained_on), subsampled(held_out, len(new.values)) if len(held_out) else held_out
+    images = subsampled(training, trained_on), subsampled(held_out, len(new.values))
     numbers = number_of_each(itertools.chain(*images))
     if detector.self_calibrated:
         return _Selection(CalibrationSummary("own", {}), both, both, numbers, trained_on)
@@ -144,6 +144,8 @@ def _cross_validated_scores(
 
 
 def _folds(numbers: Int[np.ndarray, " images"]) -> Iterator[Bool[Tensor, " images"]]:
+    if (numbers == numbers[0]).all():  # copies of one image, beside which there is no other
+        numbers = np.arange(len(numbers))
     folds = min(CALIBRATION_FOLDS, int(numbers.max()) + 1)
     for fold in range(folds):
         yield torch.from_numpy(numbers % folds == fold)

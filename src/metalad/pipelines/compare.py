@@ -9,7 +9,7 @@ from pathlib import Path
 from metalad.data import Sample, read_category
 from metalad.data.reading import Reading
 from metalad.inference.stream import default_batch_size
-from metalad.pipelines.evaluate import evaluate
+from metalad.pipelines.evaluate import REPORT, evaluate
 from metalad.pipelines.rendering import infer_and_render
 from metalad.pipelines.used_outputs import require_own_comparison
 from metalad.results.comparison import Comparison, compared
@@ -60,6 +60,10 @@ def compare(
     paths = [Path(run) for run in runs]
     names = run_names(paths)
     folder = None if data is None else Path(data)
+    if folder is not None:
+        for path in paths:
+            if not _report_file(path).exists():
+                require_writable(_report_file(path))
     reports = [_report(path, folder, device, progress) for path in paths]
     comparison = compared(names, reports, images)
     folder = folder or _known_folder(comparison)
@@ -88,8 +92,12 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return []
 
 
+def _report_file(run: Path) -> Path:
+    return find_model(run).parent / "evaluation" / REPORT
+
+
 def _report(run: Path, data: Path | None, device: str, progress: bool) -> Report:
-    file = find_model(run).parent / "evaluation" / "report.json"
+    file = _report_file(run)
     if not file.exists():
         if data is None:
             raise RunError(f"{run} was not evaluated yet; give --data, the category's folder, to do it now")

@@ -46,7 +46,7 @@ RATES = tuple(
 )
 """False-alarm rates whose thresholds are reported, so that a page can show the rate of a threshold."""
 
-PAGE = "report.html"
+REPORT, PAGE = "report.json", "report.html"
 Pictures = Mapping[str, EmbeddedPicture | None]
 
 
@@ -98,7 +98,8 @@ def evaluate(
     rate = None if threshold is not None else stored.rate(false_alarms)
     if out is not None:
         require_same_report(Path(out), _run_name(stored), category.root, overwrite=overwrite)
-        require_writable(Path(out) / PAGE)
+        for name in (REPORT, PAGE):
+            require_writable(Path(out) / name)
     folder = None if out is None else PictureFolder(Path(out) / PAGE)
     closing_folder = contextlib.closing(folder) if folder else contextlib.nullcontext()
     reader = CopyReader(Reading(stored.header.white_level, strict=strict), stored.header.image_hashes)
@@ -107,7 +108,7 @@ def evaluate(
         found = _evaluated(worker, category, pictures, strict, progress)
         report = _report(stored, category, found, thresholds, chosen, rate, corruptions)
         if out is not None:
-            write_json(Path(out) / "report.json", report.to_json())
+            write_json(Path(out) / REPORT, report.to_json())
             write_html_report(Path(out) / PAGE, report, pictures.read, folder)
     return report
 

@@ -177,7 +177,7 @@ def _check(path: Path, format: str, precision: str, calibration_data: str | Path
     for each in (path, path.with_suffix(".bin")) if format == "openvino" else (path,):
         if each.exists() and not overwrite:
             raise RunError(f"{each} exists; give another name, or --overwrite to replace it")
-    require_writable(path)
+        require_writable(each)
     require_writer(path.suffix)  # here, because the graph that needs it is ready only after a minute
 
 

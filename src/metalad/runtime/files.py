@@ -26,8 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short, as `path` can have the maximum name length
     with os_errors_as_run_errors(path):
-        if path.exists() and (kind := special_kind(path)) is not None:
-            raise RunError(f"cannot write {path}: it is {kind}; choose the name of a new file")
+        _refuse_special(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -41,9 +40,10 @@ def require_writable(path: Path) -> None:
 
     Raises:
         RunError: the nearest existing folder above `path` cannot be written, a file is in the place of a folder, or
-            `path` is a folder.
+            `path` is a folder, a named pipe or a device.
     """
     with os_errors_as_run_errors(path):
+        _refuse_special(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for folder in path.parents:
@@ -53,6 +53,11 @@ def require_writable(path: Path) -> None:
                 return
             if os.path.lexists(folder):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _refuse_special(path: Path) -> None:
+    if path.exists() and (kind := special_kind(path)) is not None:
+        raise RunError(f"cannot write {path}: it is {kind}; choose the name of a new file")
 
 
 def special_kind(path: Path) -> str | None:
@@ -95,7 +100,9 @@ def _remedy(error: OSError) -> str:
         return "the disk is full; free some space or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "no permission; choose a folder that you may write"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno == errno.EISDIR:
+        return "it is a folder; choose the name of a file"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file exists where a folder is needed, or the reverse; choose another folder"
     return error.strerror or str(error)
 

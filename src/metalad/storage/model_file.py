@@ -104,7 +104,10 @@ def read_model(path: Path, device: str = "cpu") -> StoredModel:
     try:
         load_fitted(detector, tensors)
     except RuntimeError as error:
-        raise ModelFileError(f"{file}: its tensors are not those of {header.method} with its settings") from error
+        raise ModelFileError(
+            f"{file}: its tensors are not those of {header.method} with its settings; a model of a development version "
+            "must be trained again"
+        ) from error
     return StoredModel(detector.to(device).eval(), header, file)
 
 

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ def normalized_by_numpy(distances: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_contribution_is_the_sum_or_the_root_of_the_sum_of_squares(order: int) -> None:
+def test_the_contribution_is_the_sum_or_the_root_of_the_sum_of_squares(order: Literal[1, 2]) -> None:
     score, distances, levels = CompositionScore(order=order), (0.5 * random(40, 2)).exp(), random(40)
     score.fit(distances, levels, 40)
     terms = np.maximum((normalized_by_numpy(distances) + OFFSET) * WEIGHTS, 0)

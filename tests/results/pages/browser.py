@@ -19,7 +19,8 @@ _SCRIPT = """async () => {
     element.dispatchEvent(new Event(type, { bubbles: true }));
   };
   const byId = (id) => document.getElementById(id);
-  SCRIPT
+  const tooLong = async () => { await wait(120_000); throw new Error("the script did not end within 120 s"); };
+  return Promise.race([(async () => { SCRIPT })(), tooLong()]);
 }"""
 
 

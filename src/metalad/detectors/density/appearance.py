@@ -188,7 +188,7 @@ class AppearanceDensity(nn.Module):
         return torch.stack(weights)
 
     def use_shrinkage_of(self, other: "AppearanceDensity") -> None:
-        """Let the composition have the weight of another model, which was fitted on more images.
+        """Let the composition have the shrinkage of another model, which was fitted on more images.
 
         The out-of-fold scores of images are to be those of new images by the model of all of them.
         """

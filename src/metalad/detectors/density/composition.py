@@ -6,6 +6,7 @@ features is usual somewhere. A whole feature map of such an image is not a combi
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -130,7 +131,7 @@ class CompositionScore(nn.Module):
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self, weights: Sequence[float] = WEIGHTS, order: int = 1) -> None:
+    def __init__(self, weights: Sequence[float] = WEIGHTS, order: Literal[1, 2] = 1) -> None:
         """Construct the score, unfitted.
 
         weights: of the distances. order: of the norm; 1: the sum, 2: the root of the sum of squares.

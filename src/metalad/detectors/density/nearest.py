@@ -22,7 +22,7 @@ def nearest(
     """Return the index of each query's nearest bank vector, by |y|² − 2 x·y; |x|² does not depend on y."""
     squared_norms = bank.square().sum(1)
     parts = in_parts(queries, QUERIES_AT_ONCE)
-    if len(bank) <= ONE_PASS_BANK or queries.is_cuda or torch.compiler.is_compiling():
+    if len(bank) <= ONE_PASS_BANK or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.cat(list(each_part(lambda part: _in_one_pass(part, bank, squared_norms), parts)))
     chunks = torch.split(torch.cat([bank, squared_norms[:, None]], 1), BANK_CHUNK)
     return torch.cat(list(each_part(lambda part: _in_two_passes(part, chunks), parts)))

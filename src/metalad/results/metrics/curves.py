@@ -77,7 +77,8 @@ class Counts:
         Raises:
             UndefinedMetric: no positives, or no negatives: precision would be 1 whatever the scores.
         """
-        recall, _ = self._rate(self.positives)[1:], self._rate(self.negatives)
+        recall = self._rate(self.positives)[1:]
+        self._require(self.negatives)
         found = np.cumsum(self.positives)
         return PrCurve(recall, found / (found + np.cumsum(self.negatives)), self.scores)
 
@@ -106,11 +107,14 @@ class Counts:
     def _thresholds(self) -> Float64[np.ndarray, " points"]:
         return np.concatenate([[np.inf], self.scores])
 
-    def _rate(self, counts: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " points"]:
-        reached = np.concatenate([[0.0], np.cumsum(counts)])
-        if reached[-1] <= 0:
+    def _require(self, counts: Float64[np.ndarray, " n"]) -> None:
+        if counts.sum() <= 0:
             which = "normal" if counts is self.negatives else "abnormal"
             raise UndefinedMetric(f"there is nothing {which} among the labels")
+
+    def _rate(self, counts: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " points"]:
+        self._require(counts)
+        reached = np.concatenate([[0.0], np.cumsum(counts)])
         rate: Float64[np.ndarray, " points"] = reached / reached[-1]
         return rate
 

@@ -69,7 +69,11 @@ def average_precision(scores: Scores, labels: Labels) -> float:
 
 
 def f1_max(scores: Scores, labels: Labels) -> tuple[float, float]:
-    """Return the highest F1 over all thresholds, and the lowest score that it flags."""
+    """Return the highest F1 over all thresholds, and the lowest score that it flags.
+
+    Raises:
+        UndefinedMetric: all labels are the same.
+    """
     return _count(scores, labels).f1_max()
 
 
