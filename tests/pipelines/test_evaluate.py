@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_images_are_scored(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("metalad.pipelines.evaluate.infer_stream", None)
-    with pytest.raises(RunError, match=r"cannot write .*report\.html: a file exists where a folder is needed"):
+    with pytest.raises(RunError, match=r"cannot write .*report\.json: a file exists where a folder is needed"):
         evaluate(model, category, out=tmp_path / "file" / "out")
 
 
