@@ -107,10 +107,10 @@ class _Selection:
 def _select(detector: Detector, training: Pixels, held_out: Pixels, old: Residuals, new: Residuals) -> _Selection:
     """Select the calibration's kind and residuals, given those of training images and of held-out ones."""
     both, trained_on = Residuals.concatenate((old, new)), len(old.values)
+    if detector.self_calibrated:  # nothing is fitted, so that copies of an image need not be found
+        return _Selection(CalibrationSummary("own", {}), both, both, np.arange(len(both.values)), trained_on)
     images = subsampled(training, trained_on), subsampled(held_out, len(new.values))
     numbers = number_of_each(itertools.chain(*images))
-    if detector.self_calibrated:
-        return _Selection(CalibrationSummary("own", {}), both, both, numbers, trained_on)
     if isinstance(detector, FittedDetector):
         # Residuals of unusual images are far larger out-of-fold: they would dominate the moments at their positions.
         in_sample = scaled_to(detector.residuals_of(images[0]), old)

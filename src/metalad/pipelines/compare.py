@@ -9,9 +9,9 @@ from pathlib import Path
 from metalad.data import Sample, read_category
 from metalad.data.reading import Reading
 from metalad.inference.stream import default_batch_size
-from metalad.pipelines.evaluate import REPORT, evaluate
+from metalad.pipelines.evaluate import evaluate
 from metalad.pipelines.rendering import infer_and_render
-from metalad.pipelines.used_outputs import require_own_comparison
+from metalad.pipelines.used_outputs import REPORT, require_own_comparison
 from metalad.results.comparison import Comparison, compared
 from metalad.results.pages.comparison_page import ComparedPictures, write_html_comparison
 from metalad.results.report import Report

@@ -27,7 +27,7 @@ from metalad.inference.stream import (
 from metalad.methods import method_named
 from metalad.pipelines.model import Model, stored_model
 from metalad.pipelines.rendering import render
-from metalad.pipelines.used_outputs import require_same_report
+from metalad.pipelines.used_outputs import PAGE, REPORT, require_same_report
 from metalad.results.evaluation import Evaluation, MeasuredImage, measure_pixels, size_index
 from metalad.results.pages.report_page import write_html_report
 from metalad.results.report import EvaluatedImage, Report
@@ -46,7 +46,6 @@ RATES = tuple(
 )
 """False-alarm rates whose thresholds are reported, so that a page can show the rate of a threshold."""
 
-REPORT, PAGE = "report.json", "report.html"
 Pictures = Mapping[str, EmbeddedPicture | None]
 
 

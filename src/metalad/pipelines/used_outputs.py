@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metalad.runtime.errors import RunError
 
+REPORT, PAGE = "report.json", "report.html"
 COMPARISON_MARK = '<meta name="generator" content="metalad compare">'
 
 
@@ -20,8 +21,8 @@ def require_same_report(out: Path, run: str, data: Path, *, overwrite: bool) -> 
     Raises:
         RunError: it has another report, or a file with the name of one.
     """
-    report = out / "report.json"
-    for path in (report, out / "report.html"):
+    report = out / REPORT
+    for path in (report, out / PAGE):
         if path.exists() and not overwrite and not _is_report_of(report, run, str(data.resolve())):
             raise RunError(
                 f"{path} exists, and is not of {run or 'this model'} on {data}; replace it with --overwrite, or choose "

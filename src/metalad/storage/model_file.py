@@ -150,9 +150,9 @@ def _read(file: Path) -> tuple[Header, dict[str, Tensor]]:
 
 def _complete_tensors(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors of any format with those that did not exist when they were written."""
-    if method != "metal_features":
+    if method != "metal_features" or "context_weight" in tensors:
         return dict(tensors)
-    return dict(tensors) if "context_weight" in tensors else _with_separate_context(tensors)
+    return _with_separate_context(tensors)
 
 
 def _with_separate_context(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
