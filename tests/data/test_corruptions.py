@@ -19,6 +19,7 @@ from metalad.data.corruptions import (
     perturbed,
     rotation,
     shift,
+    turned_in_other_light,
 )
 from tests.cookies import cookies
 
@@ -164,3 +165,19 @@ def test_a_perturbed_photograph_is_similar_to_the_original_and_depends_on_the_se
         assert result.shape == photograph.shape
         assert result.dtype == np.uint8
         assert abs(result.mean() / photograph.mean() - 1) < 0.16
+
+
+def test_a_turned_photograph_in_other_light_has_another_brightness_and_angle_and_no_noise() -> None:
+    """Values of a plain image stay plain; those of a photograph that is turned back and scaled are nearly its own."""
+    plain = np.full((32, 48, 3), 128, dtype=np.uint8)
+    changed = [turned_in_other_light(plain, np.random.default_rng(seed)) for seed in range(40)]
+    levels = np.array([image[0, 0, 0] for image in changed]) / 128
+    assert all((image == image[0, 0]).all() for image in changed)
+    assert 0.85 <= levels.min() < 0.88
+    assert 1.12 < levels.max() <= 1.15
+    photograph = cookies(1, (96, 128))[0]
+    turned, numbers = turned_in_other_light(photograph, np.random.default_rng(3)), np.random.default_rng(3)
+    factor, degrees = 1 + numbers.uniform(-0.15, 0.15), numbers.uniform(-3.0, 3.0)
+    back = rotation(turned, -degrees) / factor
+    differences = [np.abs(image - photograph)[16:-16, 16:-16].mean() for image in (back, turned / factor, turned * 1.0)]
+    assert differences[0] < 0.7 * min(differences[1:])  # the rest is interpolation

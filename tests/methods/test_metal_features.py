@@ -15,6 +15,7 @@ from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook, gaussian
 from metalad.detectors.density.feature_densities import IMAGE_WEIGHTS, MAX_CORESET_POINTS, NAMES, Densities, Distances
+from metalad.detectors.density.good_features import good_features
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
@@ -22,6 +23,7 @@ from metalad.methods import metal_features
 from metalad.methods.metal_features import MetalFeatures, MetalFeaturesConfig
 from metalad.nn import backbone_tiles
 from metalad.nn.pixels import to_batch
+from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from tests.cookies import cookies
 
@@ -214,20 +216,24 @@ def test_without_composition_maps_are_equal_and_the_score_is_the_maximum() -> No
     assert one.score > other.score
 
 
-def test_the_subspace_is_fitted_without_copies_and_counts_where_images_do_not_differ_in_level(
+def test_the_subspace_is_fitted_on_images_and_turned_copies_and_counts_where_images_do_not_differ_in_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gaussian, "FULL_VARIATION", 1e9)
-    pixels, size = cookies(8, SIZE), 8 * (SIZE[0] // 8) * (SIZE[1] // 8)
+    pixels = cookies(8, SIZE)
     model = fitted(context_steps=0)
     assert model.composition_score is not None
     assert model.densities.subspace is not None
-    with torch.no_grad():
-        vectors = model.features(to_batch(pixels)).fine.permute(0, 2, 3, 1).reshape(size, -1)
-    centered = (vectors - vectors.mean(0)).double()
-    residual = (centered @ model.densities.subspace.complement.double()).square().sum() / centered.square().sum()
-    assert 0.004 < float(residual) <= 0.005 * (1 + 1e-3)
     assert model.composition_score.weights.tolist() == pytest.approx(IMAGE_WEIGHTS)
+    with torch.no_grad():
+        standardizations = Standardization(176), Standardization(320)
+        good = good_features(pixels, 1, 0, model._maps, standardizations, model.device)
+        rest = good.features.fine[torch.cat(good.for_subspace(good.with_copies))]
+        vectors = rest.permute(0, 2, 3, 1).flatten(0, 2).double()
+    assert len(rest) == 16
+    centered = vectors - vectors.mean(0)
+    residual = (centered @ model.densities.subspace.complement.double()).square().sum() / centered.square().sum()
+    assert 0.008 < float(residual) <= 0.01 * (1 + 1e-3)
 
 
 @pytest.mark.usefixtures("always_with_context")

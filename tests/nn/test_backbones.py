@@ -96,7 +96,7 @@ def test_batch_processed_in_parts_gives_same_maps(monkeypatch: pytest.MonkeyPatc
     stem = backbone.network.get_submodule("conv_stem")
     stem.register_forward_pre_hook(lambda _, inputs: part_sizes.append(len(inputs[0])))
     for whole, in_parts in zip(expected, backbone(images), strict=True):
-        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
     assert part_sizes == [2, 2, 1]
 
 

@@ -13,9 +13,12 @@ from PIL import Image
 
 Rgb = UInt8[np.ndarray, "height width 3"]
 
-
 LEVELS = np.arange(256, dtype=np.float64)
 """All values of a byte: what depends on the value alone is computed once for each."""
+MAX_CHANGE = 0.15
+"""Largest change of brightness and of contrast in copies of good images."""
+MAX_DEGREES = 3.0
+"""Largest angle by which copies of good images are rotated."""
 
 
 def brightness(image: Rgb, change: float) -> Rgb:
@@ -78,13 +81,18 @@ def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
     Compression is always applied: deep features are most sensitive to it, and the original image is the case without.
     Noise is added to half of the images, after compression, which would remove it: many cameras do not compress.
     """
-    image = contrast(brightness(image, rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15))
+    image = contrast(brightness(image, rng.uniform(-MAX_CHANGE, MAX_CHANGE)), rng.uniform(-MAX_CHANGE, MAX_CHANGE))
     image = np.ascontiguousarray(np.flip(shift(np.flip(image, 1), int(rng.integers(4))), 1))
-    image = rotation(shift(image, int(rng.integers(4))), rng.uniform(-3.0, 3.0))
+    image = rotation(shift(image, int(rng.integers(4))), rng.uniform(-MAX_DEGREES, MAX_DEGREES))
     if rng.random() < 0.5:
         image = gaussian_blur(image, rng.uniform(0.0, 0.8))
     image = jpeg(image, int(rng.integers(60, 96)))
     return gaussian_noise(image, rng.uniform(0.0, 4.0), rng) if rng.random() < 0.5 else image
+
+
+def turned_in_other_light(image: Rgb, rng: np.random.Generator) -> Rgb:
+    """Change brightness and angle slightly and randomly, and nothing else: sharp, without compression and noise."""
+    return rotation(brightness(image, rng.uniform(-MAX_CHANGE, MAX_CHANGE)), rng.uniform(-MAX_DEGREES, MAX_DEGREES))
 
 
 def _bytes(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -15,10 +15,8 @@ those around it in the same image, has a part in the map that localizes the anom
 in the score.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,15 +26,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from metalad.data.corruptions import perturbed
 from metalad.data.folds import fold_of_each
 from metalad.data.splitting import subsampled_around, subsampled_indices
 from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import Selection
 from metalad.detectors.density.composition import CompositionScore, joined_score, level
 from metalad.detectors.density.context import COMPONENTS, POOLED, REACH, ContextPrediction
-from metalad.detectors.density.feature_densities import BATCH_SIZE, IMAGE_WEIGHTS, NAMES, Densities, Distances, Features
+from metalad.detectors.density.feature_densities import IMAGE_WEIGHTS, NAMES, Densities, Distances
 from metalad.detectors.density.gaussian import level_variation, variance_explained_by_position
+from metalad.detectors.density.good_features import BATCH_SIZE, Features, GoodFeatures, good_features
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map, tail
 from metalad.detectors.density.positional_mean import PositionalMean
 from metalad.detectors.out_of_fold import MAX_IMAGES as MAX_OUT_OF_FOLD
@@ -44,9 +42,8 @@ from metalad.detectors.residuals import Residuals
 from metalad.nn.backbones import Backbone, neighbourhoods
 from metalad.nn.network import TAPS
 from metalad.nn.networks import channels_of
-from metalad.nn.parts import empty_like
 from metalad.nn.photometric import PhotometricNormalization
-from metalad.nn.pixels import batches, to_batch
+from metalad.nn.pixels import batches
 from metalad.nn.standardization import Standardization
 from metalad.runtime.errors import ConfigError, DataError
 from metalad.runtime.progress import counted
@@ -180,14 +177,15 @@ class MetalFeatures(FittedDetector):
         with torch.no_grad():
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
-            features = self._features_of_all(pixels, seed)
+            standardizations = self.fine_standardization, self.deep_standardization
+            good = good_features(pixels, self.config.copies, seed, self._maps, standardizations, self.device)
             # All copies of an image are in the same half: a density must not be fitted on what its scale is fitted on.
-            every = torch.arange(len(features.fine))
+            every = good.with_copies
             half = torch.from_numpy(fold_of_each(pixels, 2)).repeat(1 + self.config.copies)
-            on_position = features.fine[: len(pixels), : self.densities.position_channels]
+            on_position = good.features.fine[: len(pixels), : self.densities.position_channels]
             self.density_weights = self._weights(variance_explained_by_position(on_position))
             distances = [
-                self._distances_without(features, every[half != side], every[half == side], seed)
+                self._distances_without(good, every[half != side], every[half == side], seed)
                 for side in counted((0, 1), "scales", "half")
             ]
             held_out = Distances.concatenate(distances).select(half.argsort(stable=True).argsort())
@@ -198,9 +196,9 @@ class MetalFeatures(FittedDetector):
                 self.composition_score.weights[-1] = IMAGE_WEIGHTS[-1] * (1 - variation)
             self._fit_scales(held_out, len(pixels))
             if self.context_weight > 0:
-                self._fit_context_scales(features, held_out, half, seed)
-            self.densities = self._fitted_densities(features, every, seed, context=bool(self.context_weight > 0))
-        return self._out_of_fold(pixels, features, np.searchsorted(chosen, scored), seed)
+                self._fit_context_scales(good.features, held_out, half, seed)
+            self.densities = self._fitted_densities(good, every, seed, context=bool(self.context_weight > 0))
+        return self._out_of_fold(pixels, good, np.searchsorted(chosen, scored), seed)
 
     def training_scores_are_out_of_fold(self, scoring: Scoring) -> bool:  # noqa: ARG002 (both are equal)
         """Return True: the densities, which alone can overfit single images, were fitted without the image."""
@@ -231,7 +229,7 @@ class MetalFeatures(FittedDetector):
         return joined_score(super()._image_score(residuals, maps, smoothed, scoring), residuals.contribution)
 
     def _out_of_fold(
-        self, pixels: np.ndarray, features: Features, scored: Int[np.ndarray, " scored"], seed: int
+        self, pixels: np.ndarray, good: GoodFeatures, scored: Int[np.ndarray, " scored"], seed: int
     ) -> Residuals:
         """Return residuals of the chosen images, given the features of all images and their copies."""
         offsets = len(pixels) * np.arange(1 + self.config.copies)[:, None]
@@ -241,7 +239,7 @@ class MetalFeatures(FittedDetector):
             others = torch.from_numpy((offsets + scored[~left_out]).ravel())
             images = torch.from_numpy(scored[left_out])  # not their copies
             with torch.no_grad():
-                return self._residuals_from(self._distances_without(features, others, images, seed, context=in_score))
+                return self._residuals_from(self._distances_without(good, others, images, seed, context=in_score))
 
         return self._residuals_by_folds(pixels[scored], residuals_without)
 
@@ -270,44 +268,6 @@ class MetalFeatures(FittedDetector):
         maps = self.backbone(self.photometric(images))
         grid = (maps[1].shape[-2], maps[1].shape[-1])
         return neighbourhoods(maps[:3], grid), neighbourhoods(maps[3:], (maps[3].shape[-2], maps[3].shape[-1]))
-
-    def _with_copies(self, pixels: np.ndarray, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yield the images in batches, then perturbed copies of all, as many as are set."""
-        parts = list(itertools.product(range(1 + self.config.copies), range(0, len(pixels), BATCH_SIZE)))
-
-        def batch(copy: int, start: int) -> np.ndarray:
-            images = pixels[start : start + BATCH_SIZE]
-            return np.stack([perturbed(image, rng) for image in images]) if copy else images
-
-        # One thread perturbs the next batch, in order, while the backbone works on this one.
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(batch, *parts[0])
-            for number in counted(range(len(parts)), "features", "batch"):
-                images = following.result()
-                if number + 1 < len(parts):
-                    following = ahead.submit(batch, *parts[number + 1])
-                yield to_batch(images, self.device)
-
-    def _features_of_all(self, pixels: np.ndarray, seed: int) -> Features:
-        """Fit the standardization, and return the features of all images and their copies, which are held once."""
-        maps, parts, filled = None, list[Features](), 0
-        for batch in self._with_copies(pixels, np.random.default_rng(seed)):
-            new = self._maps(batch)
-            if maps is None:
-                count = (1 + self.config.copies) * len(pixels)
-                maps = Features(*(empty_like(kind, (count, *kind.shape[1:])) for kind in new))
-            part = Features(*(kind[filled : filled + len(batch)] for kind in maps))
-            for kind, values in zip(part, new, strict=True):
-                kind.copy_(values)
-            parts.append(part)
-            filled += len(batch)
-        assert maps is not None
-        self.fine_standardization.fit(part.fine for part in parts)
-        self.deep_standardization.fit(part.deep for part in parts)
-        for part in parts:  # in place
-            part.fine.copy_(self.fine_standardization(part.fine))
-            part.deep.copy_(self.deep_standardization(part.deep))
-        return maps
 
     def _fit_scales(self, held_out: Distances, images: int) -> None:
         """Fit what depends on the mean; distances of held-out images, then of copies. images: number without copies."""
@@ -359,13 +319,13 @@ class MetalFeatures(FittedDetector):
         )
 
     def _fitted_densities(
-        self, features: Features, images: Int[Tensor, " images"], seed: int, *, context: bool = False
+        self, good: GoodFeatures, images: Int[Tensor, " images"], seed: int, *, context: bool = False
     ) -> Densities:
         """Return densities of the chosen images; a codebook's share of the entries is its weight."""
         share = float(self.density_weights[NAMES.index("per_stride")])
         densities = self._unfitted_densities(share, context=False).to(self.device)
-        densities.fit(features, images, seed, len(features.fine) // (1 + self.config.copies))
-        densities.context = self._fitted_context(features, images, seed) if context else None
+        densities.fit(good, images, seed)
+        densities.context = self._fitted_context(good.features, images, seed) if context else None
         return densities
 
     def _fitted_context(self, features: Features, images: Int[Tensor, " images"], seed: int) -> ContextPrediction:
@@ -381,7 +341,7 @@ class MetalFeatures(FittedDetector):
 
     def _distances_without(
         self,
-        features: Features,
+        good: GoodFeatures,
         fitted_on: Int[Tensor, " images"],
         others: Int[Tensor, " others"],
         seed: int,
@@ -389,8 +349,8 @@ class MetalFeatures(FittedDetector):
         context: bool = False,
     ) -> Distances:
         """Return the distances of other images by densities that are fitted on the first ones."""
-        densities = self._fitted_densities(features, fitted_on, seed, context=context)
-        return Distances.concatenate([densities(batch) for batch in features.batches(others)])
+        densities = self._fitted_densities(good, fitted_on, seed, context=context)
+        return Distances.concatenate([densities(batch) for batch in good.features.batches(others)])
 
 
 def _drop_unused_context(model: MetalFeatures, tensors: Mapping[str, Tensor], prefix: str, *_: object) -> None:

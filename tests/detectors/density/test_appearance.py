@@ -17,7 +17,6 @@ from metalad.detectors.density.appearance import (
     AppearanceDensity,
     grid_of,
 )
-from metalad.detectors.density.composition import CompositionScore
 from metalad.nn.fitted import unfitted
 from metalad.nn.pixels import subsampled, to_batch
 from tests.cookies import cookies
@@ -178,12 +177,6 @@ def test_an_image_whose_halves_are_exchanged_has_a_larger_contribution() -> None
     assert exchanged is not None
     assert (usual >= 0).all()
     assert exchanged.min() > usual.max()
-
-
-def test_composition_has_twice_the_weights_of_that_of_features() -> None:
-    appearance = AppearanceDensity(1, composition_grid=grid_of(SIZE, SIZE))
-    assert appearance.composition is not None
-    torch.testing.assert_close(appearance.composition.score.weights, 2 * CompositionScore().weights)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -24,8 +24,6 @@ COMPONENTS = 128
 MIN_EIGENVALUE = 1e-10
 """Components with a smaller fraction of the sum of squares of all maps are rounding errors and are left out."""
 
-WEIGHTS = (0.5, 1 / 3)
-"""Weights of the residual of the whole map and of that of the cell with the largest one, in `CompositionScore`."""
 OFFSET = 1.5
 """A normalized log-distance below -OFFSET does not contribute to the score."""
 HALF_WEIGHT_IMAGES = 100
@@ -131,7 +129,7 @@ class CompositionScore(nn.Module):
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self, weights: Sequence[float] = WEIGHTS, order: Literal[1, 2] = 1) -> None:
+    def __init__(self, weights: Sequence[float], order: Literal[1, 2] = 1) -> None:
         """Construct the score, unfitted.
 
         weights: of the distances. order: of the norm; 1: the sum, 2: the root of the sum of squares.

@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metalad.detectors.density.composition import WEIGHTS, Composition, CompositionScore, level
+from metalad.detectors.density.composition import Composition, CompositionScore, level
 from metalad.detectors.density.gaussian import PositionalGaussian
 
-EDGE_WEIGHTS = tuple(2 * weight for weight in WEIGHTS)
-"""Weights in `CompositionScore`: beside the map of `metal`, composition tells more than beside that of pretrained
-features."""
+EDGE_WEIGHTS = (1.0, 2 / 3)
+"""Weights in `CompositionScore` of the residual of the whole map and of the cell where it is largest. Beside the map of
+`metal`, composition tells more than beside that of pretrained features."""
 
 
 class EdgeComposition(nn.Module):

@@ -1,7 +1,7 @@
 """Density models of a pretrained network's features, fitted on those of good images."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,42 +10,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
-from metalad.detectors.density.composition import WEIGHTS, Composition, exceeded_by
+from metalad.detectors.density.composition import Composition, exceeded_by
 from metalad.detectors.density.context import ContextPrediction
 from metalad.detectors.density.gaussian import PositionalGaussian
+from metalad.detectors.density.good_features import Features, GoodFeatures
 from metalad.detectors.density.subspace import Subspace
 from metalad.nn.parts import concatenated
 
 NAMES = ("per_stride", "per_channel", "deep", "position")
 """The densities of positions, in the order of their distances; context prediction has a distance of its own."""
-BATCH_SIZE = 16
 MIN_SHARE = 0.1
 """Smallest share of the entries of both codebooks of fine features that either of them gets."""
 DEEP_CODEBOOK_SIZE = 1024
 """Entries of the codebook of deep features at most. They are fitted by k-means: a coreset of deep features is worse."""
 MAX_CORESET_POINTS = 120_000
 """Fine feature vectors that coresets are selected from at most: rare ones must be among them to become entries."""
-SUBSPACE_VARIANCE = 0.995
+SUBSPACE_VARIANCE = 0.99
 """Fraction of the variance of the fine features that their subspace contains."""
 REFERENCE_FRACTION = 0.2
 """The largest residual of an image is divided by the one that this fraction of its positions exceeds."""
-IMAGE_WEIGHTS = (*WEIGHTS, 0.5)
-"""Weights of the distances of whole images in `CompositionScore`; the last is that of the subspace, at most."""
-
-
-class Features(NamedTuple):
-    """Standardized features of a batch.
-
-    fine: strides 4, 8 and 16 on the grid of stride 8. deep: stride 32.
-    """
-
-    fine: Float[Tensor, "batch channels down across"]
-    deep: Float[Tensor, "batch deep_channels down_32 across_32"]
-
-    def batches(self, images: Int[Tensor, " images"]) -> Iterator["Features"]:
-        """Yield the features of the images in batches: a copy of all may need more memory than there is."""
-        for index in torch.split(images, BATCH_SIZE):
-            yield Features(self.fine[index], self.deep[index])
+IMAGE_WEIGHTS = (0.7, 0.5, 0.7)
+"""Weights in `CompositionScore`: of the residual of the whole map, of that of the cell where it is largest, and, at
+most, of the subspace."""
 
 
 class Distances(NamedTuple):
@@ -121,12 +107,13 @@ class Densities(nn.Module):
         self.subspace = Subspace() if composition else None
         self.context = None if context is None else ContextPrediction(sum(widths), grid, *context)
 
-    def fit(self, features: Features, images: Int[Tensor, " images"], seed: int, copies_from: int) -> None:
-        """Fit all models but the context prediction on the features of the chosen images, which are good.
+    def fit(self, good: GoodFeatures, images: Int[Tensor, " images"], seed: int) -> None:
+        """Fit all models but the context prediction on the features of the chosen images and perturbed copies.
 
-        copies_from: the index of the first perturbed copy. The subspace is fitted without copies: in those directions
-        in which only copies vary, many defects do.
+        The subspace is fitted without perturbed copies: in those directions in which compression, noise and blur change
+        features, many defects do. It is fitted on turned copies in other light instead, which defects resemble less.
         """
+        features = good.features
         most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
         sample = sampled_positions(features.fine, seed, images, most)
         self.per_stride.fit(sample, seed, self.stride_weights.flatten())
@@ -135,8 +122,8 @@ class Densities(nn.Module):
         self.position.fit(features.fine[:, : self.position_channels][images])
         if self.composition is not None and self.subspace is not None:
             self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
-            own = sampled_positions(features.fine, seed, images[images < copies_from])
-            self.subspace.fit([own], SUBSPACE_VARIANCE)
+            samples = [sampled_positions(features.fine, seed, each) for each in good.for_subspace(images) if len(each)]
+            self.subspace.fit(samples, SUBSPACE_VARIANCE)
 
     def forward(self, features: Features) -> Distances:
         """Return the distances of the positions and of the whole images."""
