@@ -22,15 +22,20 @@ def fold_of_each(
     pixels: UInt8[np.ndarray, "images height width 3"], folds: int | None = None
 ) -> Int[np.ndarray, " images"]:
     """Return the fold of each image, by default of `number_of_folds`; identical images are in the same fold."""
-    numbers = number_of_each(pixels)
-    return numbers % min(folds or number_of_folds(len(pixels)), int(numbers.max()) + 1)
+    return divided(number_of_each(pixels), folds or number_of_folds(len(pixels)))
+
+
+def divided(numbers: Int[np.ndarray, " images"], folds: int) -> Int[np.ndarray, " images"]:
+    """Return the fold of each image, at most this many, given `number_of_each`.
+
+    If all images are identical, each counts as another: there are no others to fit on.
+    """
+    if (numbers == numbers[:1]).all():
+        numbers = np.arange(len(numbers))
+    return numbers % min(folds, int(numbers.max()) + 1)
 
 
 def number_of_each(pixels: Iterable[UInt8[np.ndarray, "height width 3"]]) -> Int[np.ndarray, " images"]:
-    """Return a number for each image, from 0 in the order of first occurrence; identical images have the same.
-
-    If all images are identical, each has a number of its own: there are no others.
-    """
+    """Return a number for each image, from 0 in the order of first occurrence; identical images have the same."""
     first: dict[bytes, int] = {}
-    numbers = [first.setdefault(hashlib.sha256(image.tobytes()).digest(), len(first)) for image in pixels]
-    return np.arange(len(numbers)) if len(first) == 1 else np.array(numbers, int)
+    return np.array([first.setdefault(hashlib.sha256(image.tobytes()).digest(), len(first)) for image in pixels], int)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from metalad.data.folds import number_of_each, number_of_folds
+from metalad.data.folds import divided, number_of_each, number_of_folds
 from metalad.detectors.base import SCORINGS, Detector, FittedDetector, Scoring
 from metalad.detectors.calibration import Calibration, CalibrationSummary, choose, scaled_to
 from metalad.detectors.residuals import Residuals
@@ -118,7 +118,7 @@ def _select(detector: Detector, training: Pixels, held_out: Pixels, old: Residua
         return _Selection(choose(in_sample, old), fitted_on, both, numbers, trained_on)
     if len(new.values) >= MIN_IMAGES and _overfits(old, new):
         numbers = number_of_each(images[1])
-        half = torch.from_numpy(numbers % 2 == 0)
+        half = torch.from_numpy(divided(numbers, 2) == 0)
         return _Selection(choose(new.select(half), new.select(~half)), new, new, numbers, 0)
     return _Selection(choose(old, new), both, both, numbers, trained_on)
 
@@ -144,11 +144,9 @@ def _cross_validated_scores(
 
 
 def _folds(numbers: Int[np.ndarray, " images"]) -> Iterator[Bool[Tensor, " images"]]:
-    if (numbers == numbers[0]).all():  # copies of one image, beside which there is no other
-        numbers = np.arange(len(numbers))
-    folds = min(CALIBRATION_FOLDS, int(numbers.max()) + 1)
-    for fold in range(folds):
-        yield torch.from_numpy(numbers % folds == fold)
+    fold_of_each = divided(numbers, CALIBRATION_FOLDS)
+    for fold in np.unique(fold_of_each):
+        yield torch.from_numpy(fold_of_each == fold)
 
 
 def _raised_to_held_out_level(scores: Float[np.ndarray, " images"], is_new: np.ndarray) -> Float[Tensor, " images"]:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metalad.data.corruptions import perturbed
-from metalad.data.folds import number_of_each
+from metalad.data.folds import fold_of_each
 from metalad.detectors.density.codebook import MAX_POINTS, Codebook, Selection, sampled_positions
 from metalad.detectors.density.edge_composition import EdgeComposition
 from metalad.detectors.density.gaussian import PositionalGaussian, variance_explained_by_position
@@ -225,7 +225,7 @@ def _half_of(pixels: Pixels) -> Bool[Tensor, " images"]:
 
     Pairs of images, if there are more than two: every second image is fitted on with its perturbed copy.
     """
-    number = torch.from_numpy(number_of_each(pixels))
+    number = torch.from_numpy(fold_of_each(pixels, len(pixels)))
     return number // (PERTURBED_EVERY if number.max() > 1 else 1) % 2 == 0
 
 
