@@ -32,7 +32,13 @@ from metalad.detectors.base import DetectorConfig, FittedDetector, Scoring
 from metalad.detectors.density.codebook import Selection
 from metalad.detectors.density.composition import CompositionScore, joined_score, level
 from metalad.detectors.density.context import COMPONENTS, POOLED, REACH, ContextPrediction
-from metalad.detectors.density.feature_densities import IMAGE_WEIGHTS, NAMES, Densities, Distances
+from metalad.detectors.density.feature_densities import (
+    HALF_WEIGHT_IMAGES,
+    IMAGE_WEIGHTS,
+    NAMES,
+    Densities,
+    Distances,
+)
 from metalad.detectors.density.gaussian import level_variation, variance_explained_by_position
 from metalad.detectors.density.good_features import BATCH_SIZE, Features, GoodFeatures, good_features
 from metalad.detectors.density.log_distance import NormalizedLogDistance, as_map, tail
@@ -139,7 +145,7 @@ class MetalFeatures(FittedDetector):
         self.log_distance = NormalizedLogDistance(len(NAMES))
         self.context_log_distance = NormalizedLogDistance(1)
         self.positional_mean = PositionalMean() if config.positional_mean else None
-        self.composition_score = CompositionScore(IMAGE_WEIGHTS) if config.composition else None
+        self.composition_score = CompositionScore(IMAGE_WEIGHTS, HALF_WEIGHT_IMAGES) if config.composition else None
         self.photometric = PhotometricNormalization(adjust_contrast=False)  # contrast hardly changes the features
         self.register_buffer("density_weights", torch.ones(len(NAMES)))
         self.register_buffer("context_weight", torch.tensor(0.0))

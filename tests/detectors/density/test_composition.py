@@ -8,7 +8,6 @@ from torch import Tensor
 from metalad.detectors.density.composition import (
     CELLS,
     COMPONENTS,
-    HALF_WEIGHT_IMAGES,
     MAX_CHANNELS,
     OFFSET,
     Composition,
@@ -18,6 +17,7 @@ from metalad.detectors.density.composition import (
 )
 
 WEIGHTS = (0.5, 1 / 3)
+HALF_WEIGHT_IMAGES = 100
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -95,7 +95,11 @@ def normalized_by_numpy(distances: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_contribution_is_the_sum_or_the_root_of_the_sum_of_squares(order: Literal[1, 2]) -> None:
-    score, distances, levels = CompositionScore(WEIGHTS, order), (0.5 * random(40, 2)).exp(), random(40)
+    score, distances, levels = (
+        CompositionScore(WEIGHTS, HALF_WEIGHT_IMAGES, order),
+        (0.5 * random(40, 2)).exp(),
+        random(40),
+    )
     score.fit(distances, levels, 40)
     terms = np.maximum((normalized_by_numpy(distances) + OFFSET) * WEIGHTS, 0)
     expected = terms.sum(1) if order == 1 else np.sqrt((terms**2).sum(1))
@@ -104,7 +108,11 @@ def test_the_contribution_is_the_sum_or_the_root_of_the_sum_of_squares(order: Li
 
 
 def test_the_contribution_grows_with_the_number_of_good_images() -> None:
-    few, many, distances = CompositionScore(WEIGHTS), CompositionScore(WEIGHTS), random(20, 2).exp()
+    few, many, distances = (
+        CompositionScore(WEIGHTS, HALF_WEIGHT_IMAGES),
+        CompositionScore(WEIGHTS, HALF_WEIGHT_IMAGES),
+        random(20, 2).exp(),
+    )
     few.fit(distances, torch.zeros(20), 10)
     many.fit(distances.repeat(500, 1), torch.zeros(10_000), 10_000)
     high, level_of_high = torch.full((1, 2), 50.0), torch.zeros(1)
@@ -117,7 +125,7 @@ def test_what_the_level_explains_is_subtracted() -> None:
     own, rise = 0.3 * random(20), random(2, 20, seed=1).abs()
     levels = torch.cat([own, (own + rise).flatten()])
     distances = (0.2 * random(60, 2, seed=2) + torch.tensor([1.0, 0.5]) * levels[:, None]).exp()
-    score = CompositionScore(WEIGHTS)
+    score = CompositionScore(WEIGHTS, HALF_WEIGHT_IMAGES)
     score.fit(distances, levels, 20)
     normalized = normalized_by_numpy(distances).reshape(3, 20, 2)
     x, y = rise.double().numpy(), normalized[1:] - normalized[0]
@@ -131,7 +139,7 @@ def test_what_the_level_explains_is_subtracted() -> None:
 
 
 def test_without_copies_or_where_they_have_lower_distances_nothing_is_subtracted() -> None:
-    score, levels = CompositionScore(WEIGHTS), torch.arange(40.0)
+    score, levels = CompositionScore(WEIGHTS, HALF_WEIGHT_IMAGES), torch.arange(40.0)
     score.fit(random(40, 2).exp(), levels, 40)
     assert score.slopes.tolist() == [0, 0]
     score.fit((-levels[:, None].expand(-1, 2) / 40).exp(), levels, 20)

@@ -26,8 +26,6 @@ MIN_EIGENVALUE = 1e-10
 
 OFFSET = 1.5
 """A normalized log-distance below -OFFSET does not contribute to the score."""
-HALF_WEIGHT_IMAGES = 100
-"""Number of good images with which the contribution is half of what it is with very many."""
 
 
 def averaging_matrix(size: int, cells: int) -> Float[Tensor, "cells size"]:
@@ -110,8 +108,8 @@ class CompositionScore(nn.Module):
     """The contribution of distances of whole images to the image score: those of a `Composition`, and others.
 
     Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is a norm of those that are
-    positive. With n good images it is multiplied by n / (n + `HALF_WEIGHT_IMAGES`): the subspace of few images is
-    uncertain.
+    positive. With n good images it is multiplied by n / (n + m): the subspace of few images is uncertain, and with m
+    images the contribution is half of what it is with very many.
 
     Compression, noise and contrast raise the residual of the whole map, and the median of the map of all densities,
     too. What they explain is subtracted: perturbed copies of good images give the slope of each normalized log-distance
@@ -119,7 +117,7 @@ class CompositionScore(nn.Module):
     sum of that and the variance between images: where good images differ in level by themselves, a high level is no
     sign of a perturbation. A level above the mean of good images counts, up to the root mean square of what copies add.
 
-    shrinkage: n / (n + HALF_WEIGHT_IMAGES). weights: of the distances. mean_level: of good images. max_rise: the level
+    shrinkage: n / (n + m). weights: of the distances. mean_level: of good images. max_rise: the level
     above it that counts at most. slopes: of the distances.
     """
 
@@ -129,13 +127,14 @@ class CompositionScore(nn.Module):
     max_rise: Tensor
     slopes: Tensor
 
-    def __init__(self, weights: Sequence[float], order: Literal[1, 2] = 1) -> None:
+    def __init__(self, weights: Sequence[float], half_weight_images: int, order: Literal[1, 2] = 1) -> None:
         """Construct the score, unfitted.
 
-        weights: of the distances. order: of the norm; 1: the sum, 2: the root of the sum of squares.
+        weights: of the distances. half_weight_images: m. order: of the norm; 1: the sum, 2: the root of the sum of
+            squares.
         """
         super().__init__()
-        self.order = order
+        self.half_weight_images, self.order = half_weight_images, order
         self.log_distance = NormalizedLogDistance(len(weights))
         self.register_buffer("weights", torch.tensor(weights))
         self.register_buffer("shrinkage", torch.tensor(0.0))
@@ -152,7 +151,7 @@ class CompositionScore(nn.Module):
             without copies.
         """
         self.log_distance.fit(distances.unbind(1))
-        self.shrinkage.fill_(images / (images + HALF_WEIGHT_IMAGES))
+        self.shrinkage.fill_(images / (images + self.half_weight_images))
         own = levels[:images]
         self.mean_level = own.mean()
         normalized = self._normalized(distances).reshape(-1, images, len(self.weights))

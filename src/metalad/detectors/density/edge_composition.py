@@ -10,6 +10,8 @@ from metalad.detectors.density.gaussian import PositionalGaussian
 EDGE_WEIGHTS = (1.0, 2 / 3)
 """Weights in `CompositionScore` of the residual of the whole map and of the cell where it is largest. Beside the map of
 `metal`, composition tells more than beside that of pretrained features."""
+HALF_WEIGHT_IMAGES = 100
+"""Number of good images with which the contribution is half of what it is with very many."""
 
 
 class EdgeComposition(nn.Module):
@@ -23,7 +25,10 @@ class EdgeComposition(nn.Module):
         """Construct the models, unfitted. grid: positions of the maps, down and across."""
         super().__init__()
         self.channels, self.grid = channels, grid
-        self.density, self.score = Composition(channels, grid), CompositionScore(EDGE_WEIGHTS, order=2)
+        self.density, self.score = (
+            Composition(channels, grid),
+            CompositionScore(EDGE_WEIGHTS, HALF_WEIGHT_IMAGES, order=2),
+        )
 
     def fit(
         self,

@@ -29,9 +29,11 @@ SUBSPACE_VARIANCE = 0.99
 """Fraction of the variance of the fine features that their subspace contains."""
 REFERENCE_FRACTION = 0.2
 """The largest residual of an image is divided by the one that this fraction of its positions exceeds."""
-IMAGE_WEIGHTS = (0.7, 0.5, 0.7)
+IMAGE_WEIGHTS = (0.8, 0.6, 0.8)
 """Weights in `CompositionScore`: of the residual of the whole map, of that of the cell where it is largest, and, at
 most, of the subspace."""
+HALF_WEIGHT_IMAGES = 200
+"""Number of good images with which the distances of whole images have half the weight that they have with very many."""
 
 
 class Distances(NamedTuple):
