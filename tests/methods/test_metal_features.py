@@ -15,7 +15,7 @@ from metalad.data.corruptions import brightness
 from metalad.detectors.base import SCORINGS
 from metalad.detectors.density import codebook, gaussian
 from metalad.detectors.density.feature_densities import IMAGE_WEIGHTS, MAX_CORESET_POINTS, NAMES, Densities, Distances
-from metalad.detectors.density.good_features import good_features
+from metalad.detectors.density.good_features import GoodFeatures, good_features
 from metalad.detectors.density.log_distance import as_map
 from metalad.detectors.out_of_fold import calibrate
 from metalad.detectors.residuals import Residuals
@@ -227,13 +227,44 @@ def test_the_subspace_is_fitted_on_images_and_turned_copies_and_counts_where_ima
     assert model.composition_score.weights.tolist() == pytest.approx(IMAGE_WEIGHTS)
     with torch.no_grad():
         standardizations = Standardization(176), Standardization(320)
-        good = good_features(pixels, 1, 0, model._maps, standardizations, model.device)
-        rest = good.features.fine[torch.cat(good.for_subspace(good.with_copies))]
+        good = good_features(pixels, 1, True, 0, model._maps, standardizations, model.device)
+        rest = good.features.fine[torch.cat(good.for_subspace(good.with_perturbed))]
         vectors = rest.permute(0, 2, 3, 1).flatten(0, 2).double()
     assert len(rest) == 16
     centered = vectors - vectors.mean(0)
     residual = (centered @ model.densities.subspace.complement.double()).square().sum() / centered.square().sum()
     assert 0.008 < float(residual) <= 0.01 * (1 + 1e-3)
+
+
+def test_densities_do_not_depend_on_an_image_that_is_left_out_nor_on_its_copies() -> None:
+    """NaN in its features, in those of its perturbed copy and of its turned one, changes no tensor."""
+    pixels, model, left_out = cookies(6, SIZE), fitted(6, context_steps=0), 2
+    with torch.no_grad():
+        good = good_features(
+            pixels, 1, True, 0, model._maps, (Standardization(176), Standardization(320)), model.device
+        )
+        others = good.with_perturbed[good.with_perturbed % 6 != left_out]
+        expected = model._fitted_densities(good, others, 0).state_dict()
+        turned = 12 + good.turned.tolist().index(left_out)
+        for kind in good.features:
+            kind[[left_out, 6 + left_out, turned]] = torch.nan
+        found = model._fitted_densities(good, others, 0).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_without_composition_there_are_no_turned_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def recorded(*arguments: object) -> GoodFeatures:
+        asked.append(bool(arguments[2]))
+        return good_features(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(metal_features, "good_features", recorded)
+    for changes in ({}, {"composition": False}, {"copies": 0}):
+        fitted(3, context_steps=0, **changes)
+    assert asked == [True, False, False]
 
 
 @pytest.mark.usefixtures("always_with_context")

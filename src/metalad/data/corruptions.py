@@ -91,7 +91,7 @@ def perturbed(image: Rgb, rng: np.random.Generator) -> Rgb:
 
 
 def turned_in_other_light(image: Rgb, rng: np.random.Generator) -> Rgb:
-    """Change brightness and angle slightly and randomly, and nothing else: sharp, without compression and noise."""
+    """Change brightness and angle slightly and randomly; no compression, no noise, no further blur."""
     return rotation(brightness(image, rng.uniform(-MAX_CHANGE, MAX_CHANGE)), rng.uniform(-MAX_DEGREES, MAX_DEGREES))
 
 

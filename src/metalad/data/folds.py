@@ -28,7 +28,7 @@ def fold_of_each(
 def divided(numbers: Int[np.ndarray, " images"], folds: int) -> Int[np.ndarray, " images"]:
     """Return the fold of each image, at most this many, given `number_of_each`.
 
-    If all images are identical, each counts as another: there are no others to fit on.
+    If all images are identical, each counts as a different image: there are no others to fit on.
     """
     if (numbers == numbers[:1]).all():
         numbers = np.arange(len(numbers))

@@ -63,7 +63,8 @@ MIN_CONTEXT_IMAGES = 8
 """With fewer images there is no context prediction: half of them are too few to train it and to estimate the weight."""
 MAX_CONTEXT_SIGMA = 8.0
 MAX_PIXELS = 1024 * 256**2
-"""Pixels of the images whose features are held at once, copies included: 0.8 gigabytes for Lite0's channels."""
+"""Pixels of the images whose features are held at once, perturbed copies included: 0.8 gigabytes for Lite0's channels.
+Turned copies are held beside them: a sixteenth as many pixels, or 8 images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,10 @@ class MetalFeaturesConfig(DetectorConfig):
     selection: Selection = setting(
         "coreset", "entries of these codebooks: coreset, which keeps rare features, or k-means"
     )
-    copies: int = setting(1, "copies of each good image with small random changes of light, position and focus")
+    copies: int = setting(
+        1,
+        "copies of each good image with small random changes of light, position and focus; 0: no turned copies either",
+    )
     photometric_normalization: bool = setting(True, "scale every image to the mean brightness of the good images")
     positional_mean: bool = setting(
         True, "subtract a part of the mean distance of good images at each position, where it is above average"
@@ -184,9 +188,10 @@ class MetalFeatures(FittedDetector):
             if self.config.photometric_normalization:
                 self.photometric.fit(batches(pixels, self.device))
             standardizations = self.fine_standardization, self.deep_standardization
-            good = good_features(pixels, self.config.copies, seed, self._maps, standardizations, self.device)
+            turns = self.config.copies > 0 and self.config.composition
+            good = good_features(pixels, self.config.copies, turns, seed, self._maps, standardizations, self.device)
             # All copies of an image are in the same half: a density must not be fitted on what its scale is fitted on.
-            every = good.with_copies
+            every = good.with_perturbed
             half = torch.from_numpy(fold_of_each(pixels, 2)).repeat(1 + self.config.copies)
             on_position = good.features.fine[: len(pixels), : self.densities.position_channels]
             self.density_weights = self._weights(variance_explained_by_position(on_position))

@@ -75,7 +75,9 @@ class SameConv(Convolution):
         """Return maps of ceil(size / stride) values per side."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         pads = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in input.shape[-2:]]
-        if torch.compiler.is_compiling() and any(pad % 2 for pad in pads):
+        if all(pad % 2 == 0 for pad in pads):
+            return F.conv2d(input, weight, bias, stride, (pads[0] // 2, pads[1] // 2), 1, self.groups)
+        if torch.compiler.is_compiling():  # an exported graph pads as the network is defined
             down, across = pads
             input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
             return F.conv2d(input, weight, bias, stride, 0, 1, self.groups)

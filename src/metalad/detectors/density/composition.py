@@ -108,8 +108,8 @@ class CompositionScore(nn.Module):
     """The contribution of distances of whole images to the image score: those of a `Composition`, and others.
 
     Each normalized log-distance plus `OFFSET` is multiplied by a weight; the contribution is a norm of those that are
-    positive. With n good images it is multiplied by n / (n + m): the subspace of few images is uncertain, and with m
-    images the contribution is half of what it is with very many.
+    positive. With n good images it is multiplied by n / (n + m), since the subspace of few images is uncertain: with m
+    images it is half of what it is with very many.
 
     Compression, noise and contrast raise the residual of the whole map, and the median of the map of all densities,
     too. What they explain is subtracted: perturbed copies of good images give the slope of each normalized log-distance

@@ -10,7 +10,7 @@ from metalad.detectors.density.gaussian import PositionalGaussian
 EDGE_WEIGHTS = (1.0, 2 / 3)
 """Weights in `CompositionScore` of the residual of the whole map and of the cell where it is largest. Beside the map of
 `metal`, composition tells more than beside that of pretrained features."""
-HALF_WEIGHT_IMAGES = 100
+EDGE_HALF_WEIGHT_IMAGES = 100
 """Number of good images with which the contribution is half of what it is with very many."""
 
 
@@ -27,7 +27,7 @@ class EdgeComposition(nn.Module):
         self.channels, self.grid = channels, grid
         self.density, self.score = (
             Composition(channels, grid),
-            CompositionScore(EDGE_WEIGHTS, HALF_WEIGHT_IMAGES, order=2),
+            CompositionScore(EDGE_WEIGHTS, EDGE_HALF_WEIGHT_IMAGES, order=2),
         )
 
     def fit(

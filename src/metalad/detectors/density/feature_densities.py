@@ -110,10 +110,10 @@ class Densities(nn.Module):
         self.context = None if context is None else ContextPrediction(sum(widths), grid, *context)
 
     def fit(self, good: GoodFeatures, images: Int[Tensor, " images"], seed: int) -> None:
-        """Fit all models but the context prediction on the features of the chosen images and perturbed copies.
+        """Fit all models but the context prediction. images: indices of images and of their perturbed copies.
 
-        The subspace is fitted without perturbed copies: in those directions in which compression, noise and blur change
-        features, many defects do. It is fitted on turned copies in other light instead, which defects resemble less.
+        The subspace is fitted without perturbed copies: in those directions in which compression and noise change
+        features, many defects do. It is fitted on turned copies of these images instead, which defects resemble less.
         """
         features = good.features
         most = MAX_CORESET_POINTS if self.per_channel.selection == "coreset" else MAX_POINTS
@@ -124,8 +124,8 @@ class Densities(nn.Module):
         self.position.fit(features.fine[:, : self.position_channels][images])
         if self.composition is not None and self.subspace is not None:
             self.composition.fit(self._stride_16(batch.fine) for batch in features.batches(images))
-            samples = [sampled_positions(features.fine, seed, each) for each in good.for_subspace(images) if len(each)]
-            self.subspace.fit(samples, SUBSPACE_VARIANCE)
+            parts = [part for part in good.for_subspace(images) if len(part)]
+            self.subspace.fit((sampled_positions(features.fine, seed, part) for part in parts), SUBSPACE_VARIANCE)
 
     def forward(self, features: Features) -> Distances:
         """Return the distances of the positions and of the whole images."""

@@ -53,7 +53,7 @@ class GoodFeatures(NamedTuple):
     turned: Int[Tensor, " turned"]
 
     @property
-    def with_copies(self) -> Int[Tensor, " images_and_copies"]:
+    def with_perturbed(self) -> Int[Tensor, " images_and_copies"]:
         """The indices of all images and their perturbed copies."""
         return torch.arange((1 + self.copies) * self.images)
 
@@ -67,6 +67,7 @@ class GoodFeatures(NamedTuple):
 def good_features(
     pixels: UInt8[np.ndarray, "images height width 3"],
     copies: int,
+    turns: bool,
     seed: int,
     maps_of: Callable[[Tensor], tuple[Tensor, Tensor]],
     standardizations: tuple[Standardization, Standardization],
@@ -74,11 +75,10 @@ def good_features(
 ) -> GoodFeatures:
     """Fit the standardization of fine and deep features, and return the features, which are held once.
 
-    Without copies there are no turned ones either.
-
     Args:
         pixels: of good images.
         copies: perturbed ones of each image.
+        turns: whether there are turned copies.
         seed: of the alterations.
         maps_of: returns the fine and the deep features of a batch of RGB images in [0, 1].
         standardizations: of fine and deep features; fitted on images and perturbed copies.
@@ -86,7 +86,7 @@ def good_features(
     """
     every = np.arange(len(pixels))
     most = max(MIN_TURNED, TURNED_PIXELS // (pixels.shape[1] * pixels.shape[2]))
-    turned = np.sort(np.random.default_rng(seed).permutation(every)[:most]) if copies else every[:0]
+    turned = np.sort(np.random.default_rng(seed).permutation(every)[:most]) if turns else every[:0]
     altered = [(None, every), *[(perturbed, every)] * copies, (turned_in_other_light, turned)]
     count = sum(len(indices) for _, indices in altered)
     maps, filled = None, 0
