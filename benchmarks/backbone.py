@@ -1,4 +1,4 @@
-"""Time a backbone on a CPU: a few images at a time, norms as layers, padded copies; and the search for nearest centers.
+"""Time a backbone on a CPU: a few images at a time, norms as layers of their own; and the search for nearest centers.
 
 python -m benchmarks.backbone [--backbone lite0] [--threads N]
 
@@ -6,7 +6,6 @@ Columns: pixels processed at once. Times are relative to the whole batch, the be
 """
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from metalad.detectors.density.nearest import _in_one_pass, nearest
 from metalad.nn import backbones
 from metalad.nn.backbones import Backbone
-from metalad.nn.networks import Convolution, SameConv
+from metalad.nn.networks import Convolution
 
 BATCHES = ((32, 128), (16, 256), (8, 512))
 PIXELS = tuple(2**power for power in range(15, 20))
@@ -43,10 +42,6 @@ def main() -> None:
     scaled = best(partial(backbone, images))
     with mock.patch.object(Convolution, "forward", norm_as_a_layer):
         print(f"norms in the convolutions, to norms as layers: {scaled / best(partial(backbone, images)):.2f}")
-    image = torch.rand(1, 3, 256, 256)
-    without_copy = best(partial(backbone, image))
-    with mock.patch.object(SameConv, "_conv_forward", with_padded_copy):
-        print(f"odd padding in the convolutions, to padded copies: {without_copy / best(partial(backbone, image)):.2f}")
     points, centers = torch.randn(30_000, 176), torch.randn(1024, 176)
     whole = best(lambda: torch.cdist(points, centers).argmin(1))
     print(f"nearest of 1,024 centers, to cdist: {best(lambda: nearest(points, centers)) / whole:.2f}")
@@ -55,16 +50,6 @@ def main() -> None:
         one_pass = best(partial(_in_one_pass, queries, bank, bank.square().sum(1)))
         ratio = best(partial(nearest, queries, bank)) / one_pass
         print(f"nearest of {count:,} with {channels} channels, two passes to one: {ratio:.2f}")
-
-
-def with_padded_copy(conv: SameConv, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Pad as TensorFlow's "SAME" does, where that is odd, in a copy of the maps, then convolve."""
-    (kernel, _), (stride, _) = conv.kernel_size, conv.stride
-    down, across = (max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in maps.shape[-2:])
-    if down % 2 == across % 2 == 0:
-        return torch.nn.functional.conv2d(maps, weight, bias, stride, (down // 2, across // 2), 1, conv.groups)
-    padded = torch.nn.functional.pad(maps, (across // 2, across - across // 2, down // 2, down - down // 2))
-    return torch.nn.functional.conv2d(padded, weight, bias, stride, 0, 1, conv.groups)
 
 
 def norm_as_a_layer(conv: Convolution, maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -1,18 +1,15 @@
-import itertools
-import math
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import nn
 
 from metalad.nn import backbone_tiles, backbones
 from metalad.nn.backbones import Backbone
-from metalad.nn.networks import LITE, Convolution, EfficientNetLite, SameConv, Tap, create_network
+from metalad.nn.networks import LITE, Convolution, EfficientNetLite, Tap, create_network
 from metalad.nn.pixels import to_batch
 from metalad.runtime.errors import ConfigError
 from tests.cookies import cookies
@@ -90,20 +87,6 @@ def test_convolutions_with_scaled_weights_equal_convolution_and_norm(
             torch.testing.assert_close(scaled[tap], maps, rtol=1e-4, atol=1e-4 * float(maps.abs().max()))
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2), (4, 3), (2, 1)])
-def test_same_padding_without_a_padded_copy_equals_that_with_one(kernel: int, stride: int) -> None:
-    """For all sides from 1 to 7, which may be smaller than the kernel; in double precision, with gradients."""
-    conv = SameConv(2, 4, kernel, stride, groups=2).double()
-    for height, width in itertools.product(range(1, 8), repeat=2):
-        maps = torch.rand(1, 2, height, width, dtype=torch.double, requires_grad=True)
-        pads = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in (width, height)]
-        padded = F.pad(maps, [part for pad in pads for part in (pad // 2, pad - pad // 2)])
-        expected, found = F.conv2d(padded, conv.weight, conv.bias, stride, groups=2), conv(maps)
-        torch.testing.assert_close(found, expected)
-        gradients = [torch.autograd.grad(F.relu6(each).square().sum(), maps)[0] for each in (found, expected)]
-        torch.testing.assert_close(gradients[0], gradients[1])
-
-
 def test_batch_processed_in_parts_gives_same_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = Backbone("lite0", ("s8", "s16"))
     backbone.load()
@@ -113,7 +96,7 @@ def test_batch_processed_in_parts_gives_same_maps(monkeypatch: pytest.MonkeyPatc
     stem = backbone.network.get_submodule("conv_stem")
     stem.register_forward_pre_hook(lambda _, inputs: part_sizes.append(len(inputs[0])))
     for whole, in_parts in zip(expected, backbone(images), strict=True):
-        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5)
     assert part_sizes == [2, 2, 1]
 
 

@@ -77,17 +77,9 @@ class SameConv(Convolution):
         pads = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in input.shape[-2:]]
         if all(pad % 2 == 0 for pad in pads):
             return F.conv2d(input, weight, bias, stride, (pads[0] // 2, pads[1] // 2), 1, self.groups)
-        if torch.compiler.is_compiling():  # an exported graph pads as the network is defined
-            down, across = pads
-            input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
-            return F.conv2d(input, weight, bias, stride, 0, 1, self.groups)
-        # Odd padding is made even by another stride of zeros on both sides, which gives one more map position at the
-        # top or left. Removing it takes less time than a padded copy of the input.
-        odd = [pad % 2 for pad in pads]
-        top, left = (pad // 2 + stride * extra for pad, extra in zip(pads, odd, strict=True))
-        maps = F.conv2d(input, weight, bias, stride, (top, left), 1, self.groups)
-        height, width = (math.ceil(side / stride) for side in input.shape[-2:])
-        return maps[..., odd[0] : odd[0] + height, odd[1] : odd[1] + width]
+        down, across = pads
+        input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
+        return F.conv2d(input, weight, bias, stride, 0, 1, self.groups)
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
