@@ -117,8 +117,8 @@ class CompositionScore(nn.Module):
     sum of that and the variance between images: where good images differ in level by themselves, a high level is no
     sign of a perturbation. A level above the mean of good images counts, up to the root mean square of what copies add.
 
-    shrinkage: n / (n + m). weights: of the distances. mean_level: of good images. max_rise: the level
-    above it that counts at most. slopes: of the distances.
+    shrinkage: n / (n + m). weights: of the distances. mean_level: of good images. max_rise: the level above it that
+    counts at most. slopes: of the distances.
     """
 
     shrinkage: Tensor

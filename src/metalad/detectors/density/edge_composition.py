@@ -25,10 +25,8 @@ class EdgeComposition(nn.Module):
         """Construct the models, unfitted. grid: positions of the maps, down and across."""
         super().__init__()
         self.channels, self.grid = channels, grid
-        self.density, self.score = (
-            Composition(channels, grid),
-            CompositionScore(EDGE_WEIGHTS, EDGE_HALF_WEIGHT_IMAGES, order=2),
-        )
+        self.density = Composition(channels, grid)
+        self.score = CompositionScore(EDGE_WEIGHTS, EDGE_HALF_WEIGHT_IMAGES, order=2)
 
     def fit(
         self,

@@ -61,7 +61,7 @@ class GoodFeatures(NamedTuple):
         """Return the indices of those of the chosen that are images, and of the turned copies of these."""
         images = chosen[chosen < self.images]
         turned = torch.nonzero(torch.isin(self.turned, images))[:, 0]
-        return [images, (1 + self.copies) * self.images + turned]
+        return [images, len(self.with_perturbed) + turned]  # turned copies follow these
 
 
 def good_features(
